@@ -1,0 +1,63 @@
+# shellcheck shell=bash
+# What the build scripts share. Sourced, not run.
+
+set -euo pipefail
+
+# shellcheck disable=SC2034 # read by the scripts that source this
+here=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
+examples=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# Where the modules go.
+out=${SLIPWAY_EXAMPLES_OUT:-$examples/../target/examples}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+
+# Intermediate files: cargo's target directory, wheels, compilers.
+work=$out/build
+mkdir -p "$work"
+
+say() { printf '%s: %s\n' "${here##*/}" "$*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+# need PROGRAM PACKAGE: stops unless PROGRAM is installed.
+need() { command -v "$1" >/dev/null || die "'$1' is missing; install it with: $2"; }
+
+# put FILE NAME: moves the finished FILE to the output directory, in one step, so that nobody ever
+# sees half a module.
+put() {
+    local new="$out/.$2.$$"
+    cp "$1" "$new"
+    chmod 644 "$new"
+    mv "$new" "$out/$2"
+    say "$out/$2 ($(stat -c %s "$out/$2") bytes)"
+}
+
+# build_rust PACKAGE: builds a package of this folder's workspace.
+build_rust() {
+    need cargo 'https://rustup.rs'
+    (cd "$examples" &&
+        cargo build --quiet --locked --release --target-dir "$work" --package "$1")
+    put "$work/wasm32-wasip1/release/$1.wasm" "$1.wasm"
+}
+
+# unpack_wheel REQUIREMENTS: downloads the one wheel that the hashed requirements file names, unpacks
+# it and prints the directory. pip checks the hash; nothing is installed. The directory's name
+# depends on the file, so that a new pin is never served from an old download.
+unpack_wheel() {
+    need python3 'apt-get install python3-pip'
+    local wheel
+    wheel="$work/wheels/$(sha256sum <"$1" | cut -c 1-16)"
+    if [[ ! -d $wheel ]]; then
+        say "fetching $(grep -o '^[^# ]*==[^ ]*' "$1") from PyPI"
+        rm -rf "$wheel.part"
+        python3 -m pip download --quiet --disable-pip-version-check --no-deps \
+            --only-binary :all: --require-hashes --requirement "$1" --dest "$wheel.part" >&2
+        python3 -m zipfile -e "$wheel.part/"*.whl "$wheel.part"
+        rm "$wheel.part/"*.whl
+        mv "$wheel.part" "$wheel"
+    fi
+    printf '%s\n' "$wheel"
+}

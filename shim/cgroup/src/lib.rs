@@ -1,0 +1,451 @@
+//! A container's cgroup on version 1, version 2 and hybrid hosts: make, limit, join, measure, kill, remove.
+//!
+//! Own code, for one reason: the libraries at hand look for the hierarchies in /proc/self/mountinfo for every
+//! container and every controller, so a pod start slows down with the number of mounts on its node. Here the
+//! hierarchies are the directories below `/sys/fs/cgroup`, told by statfs, whatever else is mounted.
+
+mod metrics;
+
+pub use metrics::{Cpu, Memory, Metrics};
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use slipway_spec::{CgroupPath, Resources};
+
+/// statfs(2) `f_type` of cgroup2, linux/magic.h.
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+/// statfs(2) `f_type` of cgroup version 1, linux/magic.h.
+const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
+/// How long processes that were sent SIGKILL may take to leave: uninterruptible I/O can hold one.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A cgroup operation that failed, with its file.
+#[derive(Debug, thiserror::Error)]
+#[error("cgroup {path}: {action}: {source}")]
+pub struct Error {
+    path: String,
+    action: &'static str,
+    source: io::Error,
+}
+
+fn fail(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let path = path.display().to_string();
+    move |source| Error { path, action, source }
+}
+
+/// The host's hierarchies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Layout {
+    /// One unified tree.
+    V2(PathBuf),
+    /// (controller, its mount point); a hybrid host's unified tree is not used.
+    V1(Vec<(&'static str, PathBuf)>),
+}
+
+/// Controllers of version 1 that containers use.
+const V1: [&str; 8] = ["memory", "cpu", "cpuacct", "cpuset", "pids", "freezer", "blkio", "devices"];
+
+fn file_system(path: &Path) -> Option<i64> {
+    rustix::fs::statfs(path).ok().map(|s| s.f_type as i64)
+}
+
+fn layout(root: &Path) -> Layout {
+    if file_system(root) == Some(CGROUP2_SUPER_MAGIC) {
+        return Layout::V2(root.into());
+    }
+    let found = V1
+        .iter()
+        .map(|name| (*name, root.join(name)))
+        .filter(|(_, path)| file_system(path) == Some(CGROUP_SUPER_MAGIC));
+    Layout::V1(found.collect())
+}
+
+/// One cgroup in all hierarchies.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    layout: Layout,
+    /// Below each hierarchy's root, without a leading slash.
+    path: PathBuf,
+}
+
+/// `a-b.slice` lies in `a.slice` (systemd.slice(5)).
+fn expand_slice(slice: &str) -> PathBuf {
+    let mut path = PathBuf::new();
+    let name = slice.strip_suffix(".slice").unwrap_or(slice);
+    if name == "-" || name.is_empty() {
+        return path;
+    }
+    let mut prefix = String::new();
+    for part in name.split('-') {
+        prefix.push_str(part);
+        path.push(format!("{prefix}.slice"));
+        prefix.push('-');
+    }
+    path
+}
+
+impl Cgroup {
+    /// The cgroup of a spec; nothing is made yet.
+    pub fn new(path: &CgroupPath) -> Self {
+        let path = match path {
+            CgroupPath::Cgroupfs(path) => PathBuf::from(path.trim_start_matches('/')),
+            CgroupPath::Systemd { slice, prefix, name } => {
+                let unit = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+                expand_slice(slice).join(unit)
+            }
+        };
+        Self { layout: layout(Path::new("/sys/fs/cgroup")), path }
+    }
+
+    /// True on a host with one unified hierarchy.
+    pub fn is_v2(&self) -> bool {
+        matches!(self.layout, Layout::V2(_))
+    }
+
+    /// Path below the hierarchies' roots, with a leading slash.
+    pub fn path(&self) -> String {
+        format!("/{}", self.path.display())
+    }
+
+    fn directories(&self) -> Vec<PathBuf> {
+        match &self.layout {
+            Layout::V2(root) => vec![root.join(&self.path)],
+            Layout::V1(controllers) => controllers.iter().map(|(_, root)| root.join(&self.path)).collect(),
+        }
+    }
+
+    fn controller(&self, name: &str) -> Option<PathBuf> {
+        match &self.layout {
+            Layout::V2(root) => Some(root.join(&self.path)),
+            Layout::V1(controllers) => {
+                controllers.iter().find(|(c, _)| *c == name).map(|(_, root)| root.join(&self.path))
+            }
+        }
+    }
+
+    /// Makes the directories with their parents, and writes the limits.
+    ///
+    /// # Errors
+    /// The first write that fails, with its file.
+    pub fn create(&self, resources: &Resources) -> Result<(), Error> {
+        match &self.layout {
+            Layout::V2(root) => self.make_v2(root)?,
+            Layout::V1(controllers) => {
+                for (name, root) in controllers {
+                    let directory = root.join(&self.path);
+                    fs::create_dir_all(&directory).map_err(fail(&directory, "create"))?;
+                    if *name == "cpuset" {
+                        inherit_cpuset(root, &self.path)?;
+                    }
+                }
+            }
+        }
+        self.apply(resources)
+    }
+
+    /// Enables in every ancestor what its children need; a controller that is not there is left out.
+    fn make_v2(&self, root: &Path) -> Result<(), Error> {
+        let mut directory = root.to_path_buf();
+        for part in &self.path {
+            let available = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+            for controller in ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"] {
+                if available.split_whitespace().any(|c| c == controller) {
+                    // Refused where processes sit in an inner node: then the limit below fails, by name.
+                    let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
+                }
+            }
+            directory.push(part);
+            match fs::create_dir(&directory) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(fail(&directory, "create")(e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes limits; those that are not given stay as they are.
+    ///
+    /// # Errors
+    /// The first write that fails, with its file and value.
+    pub fn apply(&self, r: &Resources) -> Result<(), Error> {
+        match &self.layout {
+            Layout::V2(_) => self.apply_v2(r),
+            Layout::V1(_) => self.apply_v1(r),
+        }
+    }
+
+    fn set(&self, controller: &str, file: &str, value: impl ToString) -> Result<(), Error> {
+        let Some(directory) = self.controller(controller) else {
+            return Ok(());
+        };
+        let path = directory.join(file);
+        fs::write(&path, value.to_string()).map_err(fail(&path, "write limit"))
+    }
+
+    fn apply_v1(&self, r: &Resources) -> Result<(), Error> {
+        if let Some(limit) = r.memory_limit.filter(|l| *l != 0) {
+            self.set_v1_memory(limit, r.memory_swap)?;
+        }
+        if let Some(soft) = r.memory_reservation.filter(|l| *l != 0) {
+            self.set("memory", "memory.soft_limit_in_bytes", soft)?;
+        }
+        if let Some(shares) = r.cpu_shares.filter(|s| *s != 0) {
+            self.set("cpu", "cpu.shares", shares)?;
+        }
+        if let Some(period) = r.cpu_period.filter(|p| *p != 0) {
+            self.set("cpu", "cpu.cfs_period_us", period)?;
+        }
+        if let Some(quota) = r.cpu_quota.filter(|q| *q != 0) {
+            self.set("cpu", "cpu.cfs_quota_us", quota)?;
+        }
+        if let Some(cpus) = &r.cpuset_cpus {
+            self.set("cpuset", "cpuset.cpus", cpus)?;
+        }
+        if let Some(mems) = &r.cpuset_mems {
+            self.set("cpuset", "cpuset.mems", mems)?;
+        }
+        if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
+            self.set("pids", "pids.max", if limit < 0 { "max".into() } else { limit.to_string() })?;
+        }
+        Ok(())
+    }
+
+    /// memory and memory+swap must never cross on their way: raise the outer first, lower the inner first.
+    fn set_v1_memory(&self, limit: i64, swap: Option<i64>) -> Result<(), Error> {
+        let Some(directory) = self.controller("memory") else {
+            return Ok(());
+        };
+        let swap = swap.filter(|s| *s != 0 && directory.join("memory.memsw.limit_in_bytes").exists());
+        let Some(swap) = swap else {
+            return self.set("memory", "memory.limit_in_bytes", limit);
+        };
+        let now = fs::read_to_string(directory.join("memory.memsw.limit_in_bytes")).ok();
+        let now: i64 = now.and_then(|s| s.trim().parse().ok()).unwrap_or(i64::MAX);
+        if swap < 0 || swap > now {
+            self.set("memory", "memory.memsw.limit_in_bytes", swap)?;
+            self.set("memory", "memory.limit_in_bytes", limit)
+        } else {
+            self.set("memory", "memory.limit_in_bytes", limit)?;
+            self.set("memory", "memory.memsw.limit_in_bytes", swap)
+        }
+    }
+
+    fn apply_v2(&self, r: &Resources) -> Result<(), Error> {
+        let or_max = |n: i64| if n < 0 { "max".to_string() } else { n.to_string() };
+        if let Some(limit) = r.memory_limit.filter(|l| *l != 0) {
+            self.set("memory", "memory.max", or_max(limit))?;
+            if let Some(swap) = r.memory_swap.filter(|s| *s != 0) {
+                // Version 2 counts swap alone.
+                let swap = if swap < 0 { -1 } else { (swap - limit).max(0) };
+                if self.controller("memory").is_some_and(|d| d.join("memory.swap.max").exists()) {
+                    self.set("memory", "memory.swap.max", or_max(swap))?;
+                }
+            }
+        }
+        if let Some(low) = r.memory_reservation.filter(|l| *l != 0) {
+            self.set("memory", "memory.low", or_max(low))?;
+        }
+        if let Some(shares) = r.cpu_shares.filter(|s| *s != 0) {
+            self.set("cpu", "cpu.weight", weight(shares))?;
+        }
+        if let Some(quota) = r.cpu_quota.filter(|q| *q != 0) {
+            self.set("cpu", "cpu.max", format!("{} {}", or_max(quota), r.cpu_period.filter(|p| *p != 0).unwrap_or(100_000)))?;
+        }
+        if let Some(cpus) = &r.cpuset_cpus {
+            self.set("cpuset", "cpuset.cpus", cpus)?;
+        }
+        if let Some(mems) = &r.cpuset_mems {
+            self.set("cpuset", "cpuset.mems", mems)?;
+        }
+        if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
+            self.set("pids", "pids.max", or_max(limit))?;
+        }
+        for (file, value) in &r.unified {
+            if !file.contains('/') {
+                self.set("unified", file, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory to clone into with CLONE_INTO_CGROUP; `None` on version 1.
+    ///
+    /// # Errors
+    /// open's.
+    pub fn open_v2(&self) -> Result<Option<OwnedFd>, Error> {
+        let Layout::V2(root) = &self.layout else {
+            return Ok(None);
+        };
+        let path = root.join(&self.path);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(|e| fail(&path, "open")(e.into()))?;
+        Ok(Some(fd))
+    }
+
+    /// Moves a process into the cgroup, in every hierarchy.
+    ///
+    /// # Errors
+    /// The first write that fails.
+    pub fn join(&self, pid: i32) -> Result<(), Error> {
+        for directory in self.directories() {
+            let path = directory.join("cgroup.procs");
+            fs::write(&path, pid.to_string()).map_err(fail(&path, "join"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets a process share the container's CPU time and limits, without its memory being charged here: a compiler
+    /// needs hundreds of megabytes for a container that may have sixteen. Only version 1 can tell the two apart; on
+    /// version 2 this does nothing.
+    ///
+    /// # Errors
+    /// The first write that fails.
+    pub fn join_cpu(&self, pid: i32) -> Result<(), Error> {
+        let Layout::V1(controllers) = &self.layout else {
+            return Ok(());
+        };
+        for (_, root) in controllers.iter().filter(|(name, _)| name.starts_with("cpu")) {
+            let path = root.join(&self.path).join("cgroup.procs");
+            fs::write(&path, pid.to_string()).map_err(fail(&path, "join"))?;
+        }
+        Ok(())
+    }
+
+    /// Processes in the cgroup itself, not below it.
+    pub fn pids(&self) -> Vec<i32> {
+        let Some(directory) = self.directories().into_iter().next() else {
+            return Vec::new();
+        };
+        let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|l| l.parse().ok()).collect()
+    }
+
+    /// What the cgroup has used so far.
+    pub fn metrics(&self) -> Metrics {
+        match &self.layout {
+            Layout::V2(root) => metrics::read_v2(&root.join(&self.path)),
+            Layout::V1(_) => metrics::read_v1(&|name| self.controller(name)),
+        }
+    }
+
+    /// Times that the kernel's OOM killer has killed in this cgroup.
+    pub fn oom_kills(&self) -> u64 {
+        let Some(directory) = self.controller("memory") else {
+            return 0;
+        };
+        let file = if self.is_v2() { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+        metrics::keyed(&text, "oom_kill")
+    }
+
+    /// Kills whatever is in the cgroup and removes it. Nothing left to remove is success.
+    ///
+    /// # Errors
+    /// A directory that stays, for example because a process in uninterruptible I/O does not go.
+    pub fn remove(&self) -> Result<(), Error> {
+        if self.path.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        for directory in self.directories() {
+            loop {
+                match fs::remove_dir(&directory) {
+                    Ok(()) => break,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+                    Err(e) if started.elapsed() > KILL_PATIENCE => return Err(fail(&directory, "remove")(e)),
+                    Err(_) => empty(&directory),
+                }
+                // A killed process leaves its cgroup a moment after it can be waited for; no event tells of it on v1.
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes cgroups that somebody made below, and kills what is in the directory.
+fn empty(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            empty(&entry.path());
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+    let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    for pid in text.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// A new cpuset of version 1 has no CPUs and takes no process until it has.
+fn inherit_cpuset(root: &Path, path: &Path) -> Result<(), Error> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let mut directory = root.to_path_buf();
+        let mut value = fs::read_to_string(directory.join(file)).map_err(fail(&directory, "read"))?;
+        for part in path {
+            directory.push(part);
+            let target = directory.join(file);
+            let own = fs::read_to_string(&target).map_err(fail(&target, "read"))?;
+            if own.trim().is_empty() {
+                fs::write(&target, value.trim()).map_err(fail(&target, "write"))?;
+            } else {
+                value = own;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// cpu.shares (2 to 262144) as cpu.weight (1 to 10000), by the formula of the OCI runtimes and the kubelet
+/// (kubernetes/enhancements 2254).
+fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_nest_as_systemd_nests_them() {
+        assert_eq!(expand_slice("kubepods-besteffort-podx.slice"), Path::new("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podx.slice"));
+        assert_eq!(expand_slice("-.slice"), Path::new(""));
+        let path = CgroupPath::Systemd { slice: "a.slice".into(), prefix: "cri-containerd".into(), name: "id".into() };
+        assert_eq!(Cgroup::new(&path).path(), "/a.slice/cri-containerd-id.scope");
+    }
+
+    #[test]
+    fn shares_map_to_the_ends_of_the_weight_scale() {
+        assert_eq!((weight(0), weight(2), weight(1024), weight(262_144)), (1, 1, 39, 10_000));
+    }
+
+    #[test]
+    fn a_cgroup_holds_its_processes_and_goes_with_them() {
+        let cgroup = Cgroup::new(&CgroupPath::Cgroupfs(format!("/slipway-test-{}/c", std::process::id())));
+        let resources = Resources { memory_limit: Some(64 << 20), pids_limit: Some(10), cpu_shares: Some(2), ..Resources::default() };
+        if let Err(e) = cgroup.create(&resources) {
+            eprintln!("skipped: {e}");
+            return;
+        }
+        let child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        cgroup.join(child.id() as i32).unwrap();
+        assert_eq!(cgroup.pids(), [child.id() as i32]);
+        let metrics = cgroup.metrics();
+        assert_eq!((metrics.pids_current, metrics.memory.limit), (1, 64 << 20));
+        let mut child = child;
+        let reaper = std::thread::spawn(move || child.wait());
+        cgroup.remove().unwrap();
+        reaper.join().unwrap().unwrap();
+        assert!(cgroup.directories().iter().all(|d| !d.exists()));
+        cgroup.remove().unwrap();
+        let parent = Cgroup { path: cgroup.path.parent().unwrap().into(), ..cgroup };
+        parent.remove().unwrap();
+    }
+}

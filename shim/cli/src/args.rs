@@ -1,0 +1,229 @@
+//! The command line. Shell completions and man pages are made from these definitions.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// WebAssembly containers: run, compile and inspect modules, build images, look after the node
+#[derive(Parser)]
+#[command(name = "slipway", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a module or an image in the sandbox and under the budgets of a pod, without containerd
+    Run(Run),
+    /// Compile a module into the artefact cache, so that its first pod starts at once
+    Compile(Compile),
+    /// Tell what a module is, and whether it would run here
+    Inspect(Inspect),
+    /// Make images
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// Look into the artefact cache
+    Cache {
+        #[command(subcommand)]
+        command: CacheCommand,
+    },
+    /// Check this node, and tell how to mend what is wrong
+    Doctor(Doctor),
+    /// Write a completion script for a shell to stdout
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    Man {
+        /// The directory
+        dir: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct Store {
+    /// The artefact cache
+    #[arg(long, env = "SLIPWAY_CACHE_DIR", default_value = "/var/lib/slipway/cache", value_name = "DIR")]
+    pub cache_dir: String,
+    /// Bound of the artefact cache, for example 10Gi
+    #[arg(long, env = "SLIPWAY_CACHE_BYTES", default_value = "10Gi", value_name = "SIZE", value_parser = size)]
+    pub cache_bytes: u64,
+}
+
+#[derive(Args)]
+pub struct Run {
+    /// A module (.wasm, .wat) or an image archive (.tar)
+    pub file: PathBuf,
+    /// Arguments of the program
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+    /// Environment variable of the program; without =VALUE this shell's own
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Directory of this machine for the program
+    #[arg(short, long = "dir", value_name = "HOST[:GUEST[:ro]]")]
+    pub dirs: Vec<String>,
+    /// Memory budget, for example 64Mi
+    #[arg(short, long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// CPU time after which the program is ended (status 152)
+    #[arg(long, value_name = "SECONDS")]
+    pub cpu_time: Option<u64>,
+    /// Call this exported function with the arguments, and print what it returns
+    #[arg(long, value_name = "FUNCTION")]
+    pub invoke: Option<String>,
+    /// Working directory of the program
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User and group of the program
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub user: Option<String>,
+    /// Optimisation of the artefact
+    #[arg(long, value_enum, default_value_t)]
+    pub tier: Tier,
+    #[command(flatten)]
+    pub store: Store,
+}
+
+#[derive(Args)]
+pub struct Compile {
+    /// A module (.wasm, .wat) or an image archive (.tar)
+    pub file: PathBuf,
+    /// Optimisation of the artefact
+    #[arg(long, value_enum, default_value_t)]
+    pub tier: Tier,
+    #[command(flatten)]
+    pub store: Store,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub enum Tier {
+    /// Full for small modules, quick for big ones
+    #[default]
+    Auto,
+    /// Compiled in a moment, runs slower
+    Quick,
+    /// Fully optimised; minutes for a module of many megabytes
+    Full,
+}
+
+#[derive(Args)]
+pub struct Inspect {
+    /// A module (.wasm, .wat) or an image archive (.tar)
+    pub file: PathBuf,
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum ImageCommand {
+    /// Make an OCI archive of a module, for `ctr images import`, `docker load`, skopeo
+    Build(Build),
+}
+
+#[derive(Args)]
+pub struct Build {
+    /// The module
+    pub file: PathBuf,
+    /// Name of the image
+    #[arg(short, long, value_name = "NAME")]
+    pub tag: String,
+    /// The archive to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// A Wasm artefact (CNCF's format) instead of an ordinary image for linux/amd64 and linux/arm64
+    #[arg(long)]
+    pub artifact: bool,
+    /// Path of the module in the image, #FUNCTION allowed; the file's name in / by default
+    #[arg(long, value_name = "PATH")]
+    pub entrypoint: Option<String>,
+    /// Default argument of the program
+    #[arg(long = "arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub args: Vec<String>,
+    /// Default environment variable
+    #[arg(short, long = "env", value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Default working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+}
+
+#[derive(Subcommand)]
+pub enum CacheCommand {
+    /// List the artefacts
+    Ls {
+        /// JSON instead of text
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        store: Store,
+    },
+    /// Remove artefacts that no guest runs
+    Rm {
+        /// Beginnings of artefact or module digests
+        #[arg(required_unless_present = "all", value_name = "DIGEST")]
+        digests: Vec<String>,
+        /// All of them
+        #[arg(long, conflicts_with = "digests")]
+        all: bool,
+        #[command(flatten)]
+        store: Store,
+    },
+}
+
+#[derive(Args)]
+pub struct Doctor {
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// containerd's socket
+    #[arg(long, env = "CONTAINERD_ADDRESS", default_value = "/run/containerd/containerd.sock", value_name = "PATH")]
+    pub address: PathBuf,
+    /// containerd's configuration
+    #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub store: Store,
+}
+
+/// Bytes as Kubernetes writes quantities: 64Mi, 1G, 1048576.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30), ("Ti", 1 << 40), ("k", 1000), ("M", 1_000_000), ("G", 1_000_000_000), ("", 1),
+    ];
+    UNITS
+        .iter()
+        .find_map(|(unit, bytes)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*bytes))
+        .ok_or_else(|| format!("{text:?} is no size; examples: 64Mi, 1G, 1048576"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_kubernetes_quantities() {
+        assert_eq!((size("64Mi"), size("1G"), size("7")), (Ok(64 << 20), Ok(1_000_000_000), Ok(7)));
+        for bad in ["", "Mi", "1Xi", "-1", "99999999999Ti"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_programs_own_flags_are_not_slipways() {
+        let cli = Cli::parse_from(["slipway", "run", "-e", "A=1", "app.wasm", "--env", "x"]);
+        let Command::Run(run) = cli.command else { panic!("run") };
+        assert_eq!((run.env.as_slice(), run.args.as_slice()), (&["A=1".to_string()][..], &["--env".to_string(), "x".to_string()][..]));
+    }
+}

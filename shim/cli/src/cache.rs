@@ -1,0 +1,90 @@
+//! `slipway cache`.
+
+use std::process::ExitCode;
+use std::time::UNIX_EPOCH;
+
+use slipway_cache::{Entry, Kind, Options, Removed, Store};
+
+use crate::args::{self, CacheCommand};
+use crate::terminal::bytes;
+
+/// Digits of a digest that people read.
+const SHORT: usize = 16;
+
+pub fn cache(command: &CacheCommand) -> Result<ExitCode, String> {
+    match command {
+        CacheCommand::Ls { json, store } => list(&open(store)?, *json),
+        CacheCommand::Rm { digests, all, store } => remove(&open(store)?, digests, *all),
+    }
+}
+
+fn open(store: &args::Store) -> Result<Store, String> {
+    Store::open(&store.cache_dir, Options { max_bytes: store.cache_bytes }).map_err(|e| e.to_string())
+}
+
+#[derive(serde::Serialize)]
+struct Row {
+    artefact: String,
+    kind: &'static str,
+    module: Option<String>,
+    origin: Option<String>,
+    tier: Option<String>,
+    bytes: u64,
+    last_used: u64,
+    in_use: bool,
+}
+
+impl From<&Entry> for Row {
+    fn from(e: &Entry) -> Self {
+        Self {
+            artefact: e.name.clone(),
+            kind: match e.kind {
+                Kind::Artefact => "artefact",
+                Kind::Refusal => "refusal",
+            },
+            module: e.meta.as_ref().map(|m| m.module()),
+            origin: e.meta.as_ref().map(|m| m.origin.clone()),
+            tier: e.meta.as_ref().map(|m| m.key.tier.to_string()),
+            bytes: e.bytes,
+            last_used: e.last_used.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            in_use: e.in_use,
+        }
+    }
+}
+
+fn list(store: &Store, json: bool) -> Result<ExitCode, String> {
+    let rows: Vec<Row> = store.list().map_err(|e| e.to_string())?.iter().map(Row::from).collect();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&rows).map_err(|e| e.to_string())?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{:SHORT$}  {:SHORT$}  {:5}  {:>10}  {:6}  FROM", "ARTEFACT", "MODULE", "TIER", "SIZE", "IN USE");
+    for row in rows {
+        let short = |s: &str| s.chars().take(SHORT).collect::<String>();
+        let tier = if row.kind == "refusal" { "-".into() } else { row.tier.unwrap_or_default() };
+        println!(
+            "{:SHORT$}  {:SHORT$}  {tier:5}  {:>10}  {:6}  {}",
+            short(&row.artefact), short(&row.module.unwrap_or_default()), bytes(row.bytes), if row.in_use { "yes" } else { "no" }, row.origin.unwrap_or_default()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn remove(store: &Store, digests: &[String], all: bool) -> Result<ExitCode, String> {
+    let mut removed = Removed::default();
+    let mut add = |r: Removed| {
+        removed.removed.extend(r.removed);
+        removed.in_use.extend(r.in_use);
+    };
+    if all {
+        add(store.remove_all().map_err(|e| e.to_string())?);
+    }
+    for digest in digests {
+        add(store.remove(digest).map_err(|e| e.to_string())?);
+    }
+    println!("removed {}, {}", removed.removed.len(), bytes(removed.removed.iter().map(|e| e.bytes).sum()));
+    for entry in &removed.in_use {
+        println!("in use, kept: {}", entry.name);
+    }
+    Ok(if removed.in_use.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,43 @@
+//! `slipway`: Wasm containers without containerd, and everything about modules, images, the cache and this node.
+
+mod args;
+mod cache;
+mod compile;
+mod doctor;
+mod image;
+mod inspect;
+mod run;
+mod source;
+mod terminal;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command, ImageCommand};
+use clap::{CommandFactory, Parser};
+
+/// Status of a failure of Slipway itself, as docker and podman have it: a program's own are below.
+const OWN_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(run) => run::run(&run),
+        Command::Compile(compile) => compile::compile(&compile),
+        Command::Inspect(inspect) => inspect::inspect(&inspect),
+        Command::Image { command: ImageCommand::Build(build) } => image::build(&build),
+        Command::Cache { command } => cache::cache(&command),
+        Command::Doctor(doctor) => doctor::doctor(&doctor),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "slipway", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir } => match clap_mangen::generate_to(Cli::command(), &dir) {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(e) => Err(format!("{}: {e}", dir.display())),
+        },
+    };
+    result.unwrap_or_else(|message| {
+        terminal::error(&message);
+        ExitCode::from(OWN_FAILURE)
+    })
+}

@@ -1,0 +1,196 @@
+//! `slipway run`: the plan that a pod's spec would give, then the same launch as in the shim.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use slipway_cgroup::Cgroup;
+use slipway_launch::{Compiler, Guest, Install, StartError, Surroundings};
+use slipway_protocol::{Budget, End, ToGuest};
+use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{self, Run};
+use crate::source::{self, Source};
+use crate::terminal::Progress;
+
+pub fn run(args: &Run) -> Result<ExitCode, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("run needs root: it makes namespaces, mounts and cgroups, as a pod's runtime does. Try sudo".into());
+    }
+    let source = source::open(&args.file)?;
+    let plan = plan(args, &source)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let end = runtime.block_on(run_plan(args, &source, &plan))?;
+    Ok(ExitCode::from(end.status))
+}
+
+/// What the flags mean, in the words of a spec.
+fn plan(args: &Run, source: &Source) -> Result<Plan, String> {
+    let mut argv = source.args.clone();
+    if !args.args.is_empty() {
+        argv.truncate(1);
+        argv.extend(args.args.iter().cloned());
+    }
+    if let (Some(function), Some(entry)) = (&args.invoke, argv.first_mut()) {
+        let path = entry.split('#').next().unwrap_or_default();
+        *entry = format!("{path}#{function}");
+    }
+    let mut env = source.env.clone();
+    for variable in &args.env {
+        match variable.contains('=') {
+            true => env.push(variable.clone()),
+            false => env.extend(std::env::var(variable).ok().map(|value| format!("{variable}={value}"))),
+        }
+    }
+    let (uid, gid) = user(args.user.as_deref().unwrap_or(&source.user))?;
+    let mut rlimits = Vec::new();
+    if let Some(seconds) = args.cpu_time {
+        // SIGXCPU at the soft limit ends the program with 152; the hard one is for a program that is in the kernel.
+        rlimits.push((libc::RLIMIT_CPU as i32, seconds, seconds + 1));
+    }
+    Ok(Plan {
+        args: argv,
+        env,
+        cwd: args.workdir.clone().unwrap_or_else(|| source.workdir.clone()),
+        uid,
+        gid,
+        rlimits,
+        root_path: source.root.path().display().to_string(),
+        mounts: args.dirs.iter().map(|d| volume(d)).collect::<Result<_, _>>()?,
+        pid: Namespace::New,
+        ipc: Namespace::New,
+        cgroup: args.memory.map(|_| CgroupPath::Cgroupfs(format!("/slipway-run-{}", std::process::id()))),
+        resources: Resources { memory_limit: args.memory.map(|m| i64::try_from(m).unwrap_or(i64::MAX)), ..Resources::default() },
+        tier: tier(args.tier),
+        ..Plan::default()
+    })
+}
+
+pub fn tier(tier: args::Tier) -> slipway_protocol::Tier {
+    match tier {
+        args::Tier::Auto => slipway_protocol::Tier::Auto,
+        args::Tier::Quick => slipway_protocol::Tier::Quick,
+        args::Tier::Full => slipway_protocol::Tier::Full,
+    }
+}
+
+fn user(text: &str) -> Result<(u32, u32), String> {
+    if text.is_empty() {
+        return Ok((0, 0));
+    }
+    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
+    let number = |s: &str| s.parse().map_err(|_| format!("user {text:?}: only numbers are possible: --user UID[:GID]"));
+    Ok((number(uid)?, number(gid)?))
+}
+
+/// HOST[:GUEST[:ro]]
+fn volume(text: &str) -> Result<slipway_protocol::Mount, String> {
+    let mut parts = text.split(':');
+    let host = parts.next().unwrap_or_default();
+    let source = std::path::absolute(host).map_err(|e| format!("--dir {text}: {e}"))?;
+    let source = source.display().to_string();
+    let guest = parts.next().unwrap_or(&source);
+    if !guest.starts_with('/') {
+        return Err(format!("--dir {text}: the program's path must be absolute"));
+    }
+    let mut options = vec!["rbind".to_string(), "rprivate".to_string()];
+    match (parts.next(), parts.next()) {
+        (None, _) => {}
+        (Some("ro"), None) => options.push("ro".into()),
+        _ => return Err(format!("--dir {text}: expected HOST[:GUEST[:ro]]")),
+    }
+    Ok(slipway_spec::parse_options("bind", &source, guest, &options))
+}
+
+/// A cgroup that goes with this value.
+struct Owned(Option<Cgroup>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Some(cgroup) = &self.0 {
+            let _ = cgroup.remove();
+        }
+    }
+}
+
+async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, String> {
+    let install = Install::locate();
+    let cgroup = Owned(plan.cgroup.as_ref().map(Cgroup::new));
+    if let Some(cgroup) = &cgroup.0 {
+        cgroup.create(&plan.resources).map_err(|e| e.to_string())?;
+    }
+    let guest = slipway_launch::spawn(&install, &plan.pid, None).map_err(|e| e.to_string())?;
+    if let Some(cgroup) = &cgroup.0 {
+        cgroup.join(guest.pid()).map_err(|e| e.to_string())?;
+    }
+    let progress = Arc::new(Progress::new());
+    let compiler = Compiler {
+        install: install.clone(),
+        cache_dir: args.store.cache_dir.clone(),
+        cache_bytes: args.store.cache_bytes,
+        cgroup: None,
+        progress: { let progress = progress.clone(); Arc::new(move |text: &str| progress.say(text)) },
+    };
+    let launch = slipway_launch::launch(
+        &install,
+        plan,
+        Surroundings {
+            bundle: Path::new("/"),
+            root_mounts: Vec::new(),
+            cache_dir: &args.store.cache_dir,
+            cache_bytes: args.store.cache_bytes,
+            module: source.module.as_ref().map(|m| m.display().to_string()),
+        },
+    );
+    let budget = Budget::new(args.memory).map_err(|e| format!("memory budget: {e}"))?;
+    let ended = tokio::select! {
+        ready = slipway_launch::make_ready(&guest, &launch, streams()?, &budget, &compiler) => {
+            progress.done();
+            ready.map_err(explain)?;
+            guest.send(&ToGuest::Start, &[]).map_err(|e| e.to_string())?;
+            None
+        }
+        end = interrupted(&guest) => Some(end),
+    };
+    if ended.is_some() {
+        progress.done();
+    }
+    let end = guest.wait();
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            end = &mut end => return Ok(end),
+            () = forward_signal(&guest) => {}
+        }
+    }
+}
+
+fn explain(e: StartError) -> String {
+    e.to_string()
+}
+
+fn streams() -> Result<[OwnedFd; 3], String> {
+    let own = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(|e| format!("standard streams: {e}"));
+    Ok([own(&std::io::stdin())?, own(&std::io::stdout())?, own(&std::io::stderr())?])
+}
+
+async fn interrupted(guest: &Guest) {
+    forward_signal(guest).await;
+}
+
+/// Ctrl-C and a polite end reach this process alone, for the guest has a session of its own.
+async fn forward_signal(guest: &Guest) {
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+    else {
+        return std::future::pending().await;
+    };
+    let number = tokio::select! {
+        _ = interrupt.recv() => libc::SIGINT,
+        _ = terminate.recv() => libc::SIGTERM,
+        _ = hangup.recv() => libc::SIGHUP,
+    };
+    let _ = guest.kill(number);
+}

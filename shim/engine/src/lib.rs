@@ -1,0 +1,398 @@
+//! WasmEdge behind a small safe face: compile a module to native code, load an artefact, run it with WASI.
+//!
+//! Written on the C API, not on the crates `wasmedge-sdk`/`wasmedge-sys`, for what they cost a guest: their executor
+//! wraps every host call into two `sigprocmask` system calls, and they need libclang at build time.
+
+mod ffi;
+
+use std::ffi::{CStr, CString};
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::Mutex;
+
+/// What the engine says about a failure, with the details it logged (function, offset).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error(pub String);
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Lines that the engine logged since the last failure; bounded, for a module may provoke any number of them.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+const MAX_LOG_LINES: usize = 16;
+
+unsafe extern "C" fn on_log(message: *const ffi::LogMessage) {
+    // SAFETY: the engine passes a message that lives during the call.
+    let text = unsafe { text_of((*message).message) };
+    if let Ok(mut log) = LOG.lock()
+        && log.len() < MAX_LOG_LINES
+    {
+        log.push(text.trim().to_string());
+    }
+}
+
+/// # Safety
+/// `s` is a string of the engine that is still alive.
+unsafe fn text_of(s: ffi::Str) -> String {
+    if s.buf.is_null() {
+        return String::new();
+    }
+    // SAFETY: length bytes are readable by the caller's promise.
+    let bytes = unsafe { std::slice::from_raw_parts(s.buf.cast::<u8>(), s.length as usize) };
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn check(result: ffi::Res) -> Result<(), Error> {
+    // SAFETY: plain value in, plain value out; the message is a constant of the library.
+    unsafe {
+        if ffi::WasmEdge_ResultOK(result) {
+            return Ok(());
+        }
+        let message = CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result)).to_string_lossy().into_owned();
+        let details = LOG.lock().map(|mut log| std::mem::take(&mut *log)).unwrap_or_default();
+        // The first logged line repeats the message with its code.
+        let details: Vec<String> = details.into_iter().filter(|l| !l.contains(&message)).collect();
+        Err(Error(if details.is_empty() { message } else { format!("{message} ({})", details.join("; ")) }))
+    }
+}
+
+/// Name and version of the loaded library, as artefacts are keyed by it.
+pub fn version() -> String {
+    // SAFETY: a constant string of the library.
+    let version = unsafe { CStr::from_ptr(ffi::WasmEdge_VersionGet()) };
+    format!("wasmedge-{}", version.to_string_lossy())
+}
+
+/// Optimisation of native code. There is no O1: it crashes LLVM 19 and 21.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Optimisation {
+    /// O0.
+    None,
+    /// O2.
+    Full,
+}
+
+/// Settings shared by everything that follows.
+struct Configure(*mut ffi::Configure);
+
+impl Configure {
+    fn new() -> Self {
+        // SAFETY: a fresh context, owned by this value; the setters take plain integers.
+        unsafe {
+            let c = ffi::WasmEdge_ConfigureCreate();
+            // memory64 has no bounds checks under AOT, exception handling writes out of bounds in the interpreter;
+            // the other two lean on them or have no user yet. The module checker refuses the same ones.
+            for proposal in [
+                ffi::PROPOSAL_MEMORY64,
+                ffi::PROPOSAL_EXCEPTION_HANDLING,
+                ffi::PROPOSAL_FUNCTION_REFERENCES,
+                ffi::PROPOSAL_GC,
+                ffi::PROPOSAL_COMPONENT,
+            ] {
+                ffi::WasmEdge_ConfigureRemoveProposal(c, proposal);
+            }
+            ffi::WasmEdge_ConfigureSetRunMode(c, ffi::RUN_MODE_AOT);
+            Self(c)
+        }
+    }
+}
+
+impl Drop for Configure {
+    fn drop(&mut self) {
+        // SAFETY: owned, deleted once.
+        unsafe { ffi::WasmEdge_ConfigureDelete(self.0) }
+    }
+}
+
+/// Compiles a module's bytes into a native shared object at `out`.
+///
+/// # Errors
+/// The engine's, for example that the output cannot be written.
+pub fn compile(module: &[u8], out: &CStr, optimisation: Optimisation) -> Result<(), Error> {
+    capture_log();
+    let configure = Configure::new();
+    let level = match optimisation {
+        Optimisation::None => 0,
+        Optimisation::Full => 2,
+    };
+    // SAFETY: contexts are owned here and deleted once; the buffer and path outlive the call.
+    unsafe {
+        ffi::WasmEdge_ConfigureCompilerSetOptimizationLevel(configure.0, level);
+        ffi::WasmEdge_ConfigureCompilerSetOutputFormat(configure.0, 0);
+        let compiler = ffi::WasmEdge_CompilerCreate(configure.0);
+        if compiler.is_null() {
+            return Err(Error("this libwasmedge has no compiler".into()));
+        }
+        let result = ffi::WasmEdge_CompilerCompileFromBuffer(compiler, module.as_ptr(), module.len() as u64, out.as_ptr());
+        ffi::WasmEdge_CompilerDelete(compiler);
+        check(result)
+    }
+}
+
+fn capture_log() {
+    // SAFETY: the callback is a function of this library and lives for ever.
+    unsafe {
+        ffi::WasmEdge_LogSetLevel(ffi::LOG_ERROR);
+        ffi::WasmEdge_LogSetCallback(Some(on_log));
+    }
+}
+
+/// The engine, ready to load one artefact. Nothing of a module has been seen yet.
+pub struct Engine {
+    configure: Configure,
+}
+
+impl Engine {
+    /// Starts the engine in AOT mode; without it, it would quietly interpret.
+    pub fn new() -> Self {
+        capture_log();
+        Self { configure: Configure::new() }
+    }
+
+    /// Loads an artefact (dlopen) and validates it. Call it only with privileges dropped: an artefact is as hostile
+    /// as the module it was compiled from.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn load(&self, path: &CStr) -> Result<Loaded<'_>, Error> {
+        // SAFETY: contexts are owned here and deleted once; `ast` is set where the result is good.
+        unsafe {
+            let loader = ffi::WasmEdge_LoaderCreate(self.configure.0);
+            let mut ast = ptr::null_mut();
+            let parsed = check(ffi::WasmEdge_LoaderParseFromFile(loader, &raw mut ast, path.as_ptr()));
+            ffi::WasmEdge_LoaderDelete(loader);
+            parsed?;
+            let loaded = Loaded { ast, engine: PhantomData, configure: self.configure.0 };
+            let validator = ffi::WasmEdge_ValidatorCreate(self.configure.0);
+            let valid = check(ffi::WasmEdge_ValidatorValidate(validator, ast));
+            ffi::WasmEdge_ValidatorDelete(validator);
+            valid.map(|()| loaded)
+        }
+    }
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A loaded module of which nothing has run.
+pub struct Loaded<'e> {
+    ast: *mut ffi::AstModule,
+    configure: *const ffi::Configure,
+    engine: PhantomData<&'e Engine>,
+}
+
+/// A value type that a command line can give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Number {
+    I32,
+    I64,
+    F32,
+    F64,
+}
+
+impl Loaded<'_> {
+    fn exports(&self) -> Vec<*const ffi::ExportType> {
+        // SAFETY: the array has room for as many as the engine says there are.
+        unsafe {
+            let n = ffi::WasmEdge_ASTModuleListExportsLength(self.ast);
+            let mut list = vec![ptr::null(); n as usize];
+            ffi::WasmEdge_ASTModuleListExports(self.ast, list.as_mut_ptr(), n);
+            list
+        }
+    }
+
+    /// Minimum of the exported memories together, in pages of 64 KiB.
+    pub fn minimum_pages(&self) -> u64 {
+        // SAFETY: export types live as long as the module.
+        let minimum = |e: *const ffi::ExportType| unsafe {
+            if ffi::WasmEdge_ExportTypeGetExternalType(e) != ffi::EXTERNAL_MEMORY {
+                return 0;
+            }
+            let memory = ffi::WasmEdge_ExportTypeGetMemoryType(self.ast, e);
+            if memory.is_null() { 0 } else { ffi::WasmEdge_LimitGetMin(ffi::WasmEdge_MemoryTypeGetLimit(memory)) }
+        };
+        self.exports().into_iter().map(minimum).sum()
+    }
+
+    fn function(&self, name: &str) -> Option<*const ffi::FunctionType> {
+        // SAFETY: export types and their names live as long as the module.
+        self.exports().into_iter().find_map(|e| unsafe {
+            if text_of(ffi::WasmEdge_ExportTypeGetExternalName(e)) != name {
+                return None;
+            }
+            let t = ffi::WasmEdge_ExportTypeGetFunctionType(self.ast, e);
+            (!t.is_null()).then_some(t)
+        })
+    }
+
+    /// Checks that `function` is exported and takes `arguments`, and turns them into a call.
+    ///
+    /// # Errors
+    /// A text that names the function and the argument.
+    pub fn call(&self, function: &str, arguments: &[String]) -> Result<Call, Error> {
+        let kind = self.function(function).ok_or_else(|| {
+            Error(format!("the module exports no function {function:?}; `slipway inspect` lists its exports"))
+        })?;
+        // SAFETY: the type lives as long as the module; the array has room for what the engine says there is.
+        let kinds = unsafe {
+            let n = ffi::WasmEdge_FunctionTypeGetParametersLength(kind);
+            let mut list = vec![ffi::ValType { data: [0; 8] }; n as usize];
+            ffi::WasmEdge_FunctionTypeGetParameters(kind, list.as_mut_ptr(), n);
+            list
+        };
+        if kinds.len() != arguments.len() {
+            return Err(Error(format!("function {function:?} takes {} arguments, {} given", kinds.len(), arguments.len())));
+        }
+        let params = kinds.iter().zip(arguments).map(|(kind, text)| parse(*kind, text)).collect::<Result<_, _>>()?;
+        // SAFETY: as above.
+        let returns = unsafe { ffi::WasmEdge_FunctionTypeGetReturnsLength(kind) };
+        Ok(Call { function: function.to_string(), params, returns })
+    }
+
+    /// Instantiates the module (its start section runs) and makes the call. Never returns to Wasm afterwards.
+    pub fn run(self, wasi: &Wasi, call: &Call) -> Outcome {
+        // SAFETY: contexts are made here and deliberately never deleted: the process ends after the run.
+        unsafe {
+            let executor = ffi::WasmEdge_ExecutorCreate(self.configure, ptr::null_mut());
+            let store = ffi::WasmEdge_StoreCreate();
+            let host = wasi.create();
+            let ended = |e: ffi::Res| {
+                if ffi::WasmEdge_ResultGetCode(e) == ffi::ERR_TERMINATED {
+                    return Outcome::Exited(ffi::WasmEdge_ModuleInstanceWASIGetExitCode(host));
+                }
+                match check(e) {
+                    Ok(()) => Outcome::Returned(Vec::new()),
+                    Err(e) => Outcome::Trapped(e.0),
+                }
+            };
+            if let Err(e) = check(ffi::WasmEdge_ExecutorRegisterImport(executor, store, host)) {
+                return Outcome::Trapped(e.0);
+            }
+            let mut instance = ptr::null_mut();
+            let made = ffi::WasmEdge_ExecutorInstantiate(executor, &raw mut instance, store, self.ast);
+            if instance.is_null() || !ffi::WasmEdge_ResultOK(made) {
+                return ended(made);
+            }
+            let name = ffi::Str { length: call.function.len() as u32, buf: call.function.as_ptr().cast() };
+            let function = ffi::WasmEdge_ModuleInstanceFindFunction(instance, name);
+            if function.is_null() {
+                return Outcome::Trapped(format!("function {:?} is gone", call.function));
+            }
+            let mut returns = vec![ffi::WasmEdge_ValueGenI32(0); call.returns as usize];
+            let result = ffi::WasmEdge_ExecutorInvoke(
+                executor, function, call.params.as_ptr(), call.params.len() as u32, returns.as_mut_ptr(), call.returns,
+            );
+            match ended(result) {
+                Outcome::Returned(_) => Outcome::Returned(returns.into_iter().map(show).collect()),
+                other => other,
+            }
+        }
+    }
+}
+
+impl Drop for Loaded<'_> {
+    fn drop(&mut self) {
+        // SAFETY: owned, deleted once.
+        unsafe { ffi::WasmEdge_ASTModuleDelete(self.ast) }
+    }
+}
+
+/// A checked call.
+pub struct Call {
+    function: String,
+    params: Vec<ffi::Value>,
+    returns: u32,
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The function returned these values, as text.
+    Returned(Vec<String>),
+    /// `proc_exit` with this status.
+    Exited(u32),
+    /// A trap, or a failed instantiation.
+    Trapped(String),
+}
+
+fn number(kind: ffi::ValType) -> Option<Number> {
+    // SAFETY: plain values.
+    unsafe {
+        [
+            (ffi::WasmEdge_ValTypeIsI32(kind), Number::I32),
+            (ffi::WasmEdge_ValTypeIsI64(kind), Number::I64),
+            (ffi::WasmEdge_ValTypeIsF32(kind), Number::F32),
+            (ffi::WasmEdge_ValTypeIsF64(kind), Number::F64),
+        ]
+    }
+    .into_iter()
+    .find_map(|(is, number)| is.then_some(number))
+}
+
+fn parse(kind: ffi::ValType, text: &str) -> Result<ffi::Value, Error> {
+    let bad = |what: &str| Error(format!("argument {text:?} is not {what}"));
+    // SAFETY: plain values.
+    unsafe {
+        match number(kind) {
+            Some(Number::I32) => text.parse().map(|v| ffi::WasmEdge_ValueGenI32(v)).map_err(|_| bad("an i32")),
+            Some(Number::I64) => text.parse().map(|v| ffi::WasmEdge_ValueGenI64(v)).map_err(|_| bad("an i64")),
+            Some(Number::F32) => text.parse().map(|v| ffi::WasmEdge_ValueGenF32(v)).map_err(|_| bad("an f32")),
+            Some(Number::F64) => text.parse().map(|v| ffi::WasmEdge_ValueGenF64(v)).map_err(|_| bad("an f64")),
+            None => Err(bad("possible: the function takes a vector or a reference, which a command line cannot give")),
+        }
+    }
+}
+
+fn show(value: ffi::Value) -> String {
+    // SAFETY: plain values.
+    unsafe {
+        match number(value.kind) {
+            Some(Number::I32) => ffi::WasmEdge_ValueGetI32(value).to_string(),
+            Some(Number::I64) => ffi::WasmEdge_ValueGetI64(value).to_string(),
+            Some(Number::F32) => ffi::WasmEdge_ValueGetF32(value).to_string(),
+            Some(Number::F64) => ffi::WasmEdge_ValueGetF64(value).to_string(),
+            None => "?".into(),
+        }
+    }
+}
+
+/// What a program finds through WASI. Standard descriptors are the process's own 0, 1, 2.
+pub struct Wasi {
+    args: Vec<CString>,
+    env: Vec<CString>,
+    preopens: Vec<CString>,
+}
+
+impl Wasi {
+    /// Arguments, `NAME=value` environment, and preopens as `guest:host` directories.
+    ///
+    /// # Errors
+    /// A string with a NUL byte.
+    pub fn new(args: &[String], env: &[String], preopens: &[String]) -> Result<Self, Error> {
+        let all = |list: &[String]| {
+            list.iter()
+                .map(|s| CString::new(s.as_str()).map_err(|_| Error(format!("{s:?} contains a NUL byte"))))
+                .collect::<Result<_, _>>()
+        };
+        Ok(Self { args: all(args)?, env: all(env)?, preopens: all(preopens)? })
+    }
+
+    fn create(&self) -> *mut ffi::Module {
+        let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
+        let (args, env, preopens) = (pointers(&self.args), pointers(&self.env), pointers(&self.preopens));
+        // SAFETY: the engine copies the strings during the call.
+        unsafe {
+            ffi::WasmEdge_ModuleInstanceCreateWASI(
+                args.as_ptr(), args.len() as u32, env.as_ptr(), env.len() as u32, preopens.as_ptr(), preopens.len() as u32,
+            )
+        }
+    }
+}

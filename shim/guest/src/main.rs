@@ -1,0 +1,211 @@
+//! `slipway-guest`: the process that is a Wasm container.
+//!
+//! It is started with nothing but a control socket (descriptor 3) and an engine; everything else arrives in a
+//! [`Launch`]. The functions below are in the order in which things happen; `slipway_protocol` draws the handshake.
+
+mod devices;
+mod mounts;
+mod resolve;
+mod sys;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use slipway_cache::{Lookup, Store};
+use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
+use slipway_protocol::{CONTROL_FD, End, FromGuest, Launch, PAGE_BYTES, ToGuest};
+
+/// Why this guest does not become a container; told to the host in place of `Ready`.
+enum Stop {
+    /// A message for the host, which ends the guest.
+    Tell(FromGuest),
+    /// The host is gone: nobody to tell.
+    Silent,
+}
+
+impl From<slipway_protocol::Error> for Stop {
+    fn from(e: slipway_protocol::Error) -> Self {
+        match e {
+            slipway_protocol::Error::Closed => Self::Silent,
+            other => Self::Tell(FromGuest::Failed(other.to_string())),
+        }
+    }
+}
+
+impl From<String> for Stop {
+    fn from(message: String) -> Self {
+        Self::Tell(FromGuest::Failed(message))
+    }
+}
+
+fn main() {
+    // First: a guest that is pid 1 of its namespace would ignore SIGTERM without a handler.
+    sys::name_process();
+    sys::report_signals();
+    let engine = Engine::new();
+    let control = slipway_sys::inherited(CONTROL_FD);
+    match become_container(&engine, control) {
+        Ok(end) => {
+            let _ = slipway_protocol::send(control, &FromGuest::Ended(end.clone()), &[]);
+            sys::exit(i32::from(end.status))
+        }
+        Err(Stop::Tell(message)) => {
+            let _ = slipway_protocol::send(control, &message, &[]);
+            sys::exit(1)
+        }
+        Err(Stop::Silent) => sys::exit(1),
+    }
+}
+
+fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
+    let launch = receive_launch(control)?;
+    // What lies in the host's tree is opened before the skeleton covers a part of it.
+    let store = Store::open(&launch.cache_dir, slipway_cache::Options { max_bytes: launch.cache_bytes }).map_err(|e| e.to_string())?;
+    let layer = resolve::open_layer(&launch)?;
+    mounts::enter_namespaces(&launch)?;
+    let rootfs = mounts::mount_rootfs(&launch)?;
+    let (module, entry) = resolve::module(&launch, layer, rootfs.as_fd()).map_err(|refusal| Stop::Tell(refusal.into()))?;
+    let artefact = find_artefact(control, &store, &launch, &module)?;
+    drop(store);
+    mounts::enter_skeleton(&launch, &artefact)?;
+    drop_privileges(&launch)?;
+    let loaded = engine.load(mounts::ARTEFACT).map_err(|e| format!("{}: {e}", module.path))?;
+    check_minimum(&loaded, &module.path)?;
+    let call = entry_call(&loaded, &launch, entry)?;
+    let wasi = wasi(&launch)?;
+    slipway_protocol::send(control, &FromGuest::Ready, &[])?;
+    match slipway_protocol::recv::<ToGuest>(control)? {
+        (ToGuest::Start, _) => Ok(run(loaded, &wasi, &call)),
+        _ => Err(Stop::from("expected Start".to_string())),
+    }
+}
+
+/// Takes the launch, the standard streams and the budget.
+fn receive_launch(control: BorrowedFd<'_>) -> Result<Launch, Stop> {
+    let (message, fds) = slipway_protocol::recv::<ToGuest>(control)?;
+    let fds: Result<[OwnedFd; 5], _> = fds.try_into();
+    let (ToGuest::Launch, Ok([stdin, stdout, stderr, budget, body])) = (message, fds) else {
+        return Err("expected Launch with five descriptors".to_string().into());
+    };
+    sys::set_standard_streams(&[stdin, stdout, stderr]).map_err(|e| format!("standard streams: {e}"))?;
+    sys::obey_budget(&budget).map_err(|e| format!("memory budget: {e}"))?;
+    Ok(slipway_protocol::read_launch(body)?)
+}
+
+/// The artefact from the cache, or, where the cache has none, after the host has compiled it.
+fn find_artefact(
+    control: BorrowedFd<'_>,
+    store: &Store,
+    launch: &Launch,
+    module: &resolve::Module,
+) -> Result<slipway_cache::Artefact, Stop> {
+    let lookup = || module.lookup(store, launch.tier).map_err(|e| format!("{}: {e}", module.path));
+    let damaged = match lookup()? {
+        Lookup::Hit(artefact) => return Ok(artefact),
+        Lookup::Refused(reason) => return Err(format!("{}: {reason}", module.path).into()),
+        Lookup::Miss { damaged } => damaged,
+    };
+    let need = FromGuest::NeedArtefact {
+        digest: module.digest,
+        size: module.size,
+        path: module.path.clone(),
+        engine: slipway_engine::version(),
+        damaged,
+    };
+    slipway_protocol::send(control, &need, &[module.file.as_fd()])?;
+    match slipway_protocol::recv::<ToGuest>(control)?.0 {
+        ToGuest::Artefact => {}
+        ToGuest::NoArtefact(reason) => return Err(format!("{}: {reason}", module.path).into()),
+        _ => return Err("expected Artefact".to_string().into()),
+    }
+    match lookup()? {
+        Lookup::Hit(artefact) => Ok(artefact),
+        Lookup::Refused(reason) => Err(format!("{}: {reason}", module.path).into()),
+        Lookup::Miss { damaged } => Err(format!(
+            "{}: the artefact was compiled but is gone again ({}); is the cache in {} too small?",
+            module.path,
+            damaged.unwrap_or_else(|| "evicted".into()),
+            launch.cache_dir
+        )
+        .into()),
+    }
+}
+
+/// Limits, then the user: after this call the process is what the spec's user may be, without any capability.
+fn drop_privileges(launch: &Launch) -> Result<(), String> {
+    for &(resource, soft, hard) in &launch.rlimits {
+        slipway_sys::set_rlimit(resource, soft, hard)
+            .map_err(|e| format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}"))?;
+    }
+    slipway_sys::become_user(launch.uid, launch.gid, &launch.groups).map_err(|e| format!("process.user: {e}"))
+}
+
+/// A module that can never start under its budget is refused before it starts.
+fn check_minimum(loaded: &Loaded<'_>, path: &str) -> Result<(), String> {
+    let minimum = loaded.minimum_pages() * PAGE_BYTES;
+    let limit = sys::budget_limit();
+    if minimum > limit {
+        return Err(format!(
+            "{path}: the module needs at least {minimum} bytes of memory, the container's limit is {limit} bytes; raise resources.limits.memory or build the module with a smaller initial memory"
+        ));
+    }
+    Ok(())
+}
+
+/// The call that the entrypoint means: `_start` without arguments, or the named function with those of the command.
+fn entry_call(loaded: &Loaded<'_>, launch: &Launch, entry: Option<String>) -> Result<Call, String> {
+    let call = match entry {
+        None => loaded.call("_start", &[]),
+        Some(function) => loaded.call(&function, launch.args.get(1..).unwrap_or_default()),
+    };
+    call.map_err(|e| format!("entrypoint {:?}: {e}", launch.args.first().map_or("", String::as_str)))
+}
+
+fn wasi(launch: &Launch) -> Result<Wasi, String> {
+    let mut env = launch.env.clone();
+    let mut preopens = Vec::new();
+    if launch.cwd != "/" {
+        // WASI has no working directory. Libraries that know one take it from PWD (Go) or a preopen named ".";
+        // "/" comes last, for wasi-libc takes the last of equal length and ignores a leading slash.
+        preopens.push(format!(".:/rootfs/{}", launch.cwd.trim_start_matches('/')));
+        if !env.iter().any(|e| e.starts_with("PWD=")) {
+            env.push(format!("PWD={}", launch.cwd));
+        }
+    }
+    preopens.push("/:/rootfs".to_string());
+    Wasi::new(&launch.args, &env, &preopens).map_err(|e| e.to_string())
+}
+
+fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {
+    match loaded.run(wasi, call) {
+        Outcome::Returned(values) => {
+            for value in values {
+                sys::write_line(1, &value);
+            }
+            End { status: 0, reason: String::new(), out_of_memory: false }
+        }
+        Outcome::Exited(status) => abnormal(status as u8, None),
+        Outcome::Trapped(message) => abnormal(134, Some(message)),
+    }
+}
+
+/// An end that was not asked for: says why on stderr, and whether the memory budget had a part in it.
+fn abnormal(status: u8, trap: Option<String>) -> End {
+    let refused = sys::refused_growth().filter(|_| status != 0);
+    let reason = match (&refused, trap) {
+        (Some((wanted, limit)), _) => format!(
+            "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes"
+        ),
+        (None, Some(trap)) => format!("trap: {trap}"),
+        (None, None) => String::new(),
+    };
+    if !reason.is_empty() {
+        sys::write_line(2, &format!("slipway: {reason}"));
+    }
+    End { status: if refused.is_some() { 137 } else { status }, reason, out_of_memory: refused.is_some() }
+}
+
+/// Text with a NUL byte can be no path; names the field in the error.
+fn path(text: &str, field: &str) -> Result<CString, String> {
+    CString::new(text).map_err(|_| format!("{field}: {text:?} contains a NUL byte"))
+}

@@ -1,0 +1,223 @@
+//! The file systems that a Wasm container sees, in the guest's own mount namespace: the node's never changes.
+//!
+//! ```text
+//! /                 skeleton: a read-only tmpfs, the root of the guest process itself
+//! ├── rootfs/       the container's root with its volumes; all that WASI gets, as the preopen "/"
+//! ├── artefact.so   read-only bind of the cache's entry
+//! └── etc/          resolv.conf and hosts of the pod, for name resolution in an image that holds nothing but a module
+//! ```
+//! Every path of the container is resolved below its root by openat2(2) with RESOLVE_IN_ROOT: a symlink of an image
+//! cannot lead a mount anywhere else.
+
+use std::ffi::CStr;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount,
+};
+use slipway_cache::Artefact;
+use slipway_protocol::{Launch, Mount};
+
+use crate::{devices, path};
+
+/// The artefact as the guest sees it after [`enter_skeleton`].
+pub const ARTEFACT: &CStr = c"/artefact.so";
+/// Bound of the skeleton's tmpfs: directories and empty files.
+const SKELETON_OPTIONS: &CStr = c"size=64k,nr_inodes=64,mode=755";
+/// Bound of the container's /dev: devices, mount points and what programs put there.
+const DEV_OPTIONS: &CStr = c"size=64k,nr_inodes=256,mode=755";
+
+/// Joins and makes the namespaces of the plan; pid and mount came with the process.
+pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
+    for (ns, kind) in &launch.join {
+        let file = fs::File::open(ns).map_err(|e| format!("linux.namespaces: {ns}: {e}"))?;
+        slipway_sys::setns(file.as_fd(), *kind).map_err(|e| format!("linux.namespaces: join {ns}: {e}"))?;
+    }
+    if launch.unshare != 0 {
+        slipway_sys::unshare(launch.unshare).map_err(|e| format!("linux.namespaces: make {:#x}: {e}", launch.unshare))?;
+    }
+    if launch.unshare & libc::CLONE_NEWUTS != 0 && !launch.hostname.is_empty() {
+        rustix::system::sethostname(launch.hostname.as_bytes()).map_err(|e| format!("hostname {:?}: {e}", launch.hostname))?;
+    }
+    // Slave, not private: a volume with mountPropagation HostToContainer gets the host's later mounts.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).map_err(|e| format!("mount propagation: {e}"))
+}
+
+/// Mounts the root file system and the volumes; returns the root.
+pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
+    // Resolved before the skeleton covers anything: a root below /tmp must still be found.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let given = match launch.root_mounts.is_empty() {
+        true => Some(
+            rustix::fs::openat(CWD, launch.root_path.as_str(), flags, Mode::empty())
+                .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
+        ),
+        false => None,
+    };
+    let volumes = launch.mounts.iter().map(open_source).collect::<Result<Vec<_>, _>>()?;
+    let skeleton = launch.skeleton.as_str();
+    let rootfs = rootfs(launch);
+    mount("tmpfs", skeleton, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(SKELETON_OPTIONS))
+        .map_err(|e| format!("skeleton {skeleton}: {e}"))?;
+    fs::create_dir(&rootfs).map_err(|e| format!("skeleton: {e}"))?;
+    match given {
+        Some(root) => mount_bind_recursive(magic(&root), &rootfs).map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
+        None => {
+            for m in &launch.root_mounts {
+                mount_root(m, &rootfs)?;
+            }
+        }
+    }
+    mount_change(&rootfs, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .map_err(|e| format!("rootfs propagation: {e}"))?;
+    let root = rustix::fs::openat(CWD, rootfs.as_str(), flags, Mode::empty()).map_err(|e| format!("rootfs: {e}"))?;
+    mount_dev(root.as_fd())?;
+    for (m, source) in launch.mounts.iter().zip(volumes) {
+        mount_volume(root.as_fd(), m, source)?;
+    }
+    if !launch.cwd.is_empty() && launch.cwd != "/" {
+        // Like runc: a working directory that the image lacks is made.
+        let _ = make_target(root.as_fd(), &launch.cwd, true);
+    }
+    if launch.root_readonly {
+        mount_remount(&rootfs, MountFlags::BIND | MountFlags::RDONLY, c"").map_err(|e| format!("root.readonly: {e}"))?;
+    }
+    Ok(root)
+}
+
+/// One of the snapshotter's mounts, as containerd's mount package does it.
+fn mount_root(m: &Mount, rootfs: &str) -> Result<(), String> {
+    let error = |e: rustix::io::Errno| format!("rootfs: mount {} from {:?} ({}): {e}", m.kind, m.source, m.data);
+    let flags = MountFlags::from_bits_retain(m.flags as u32);
+    if m.flags & libc::MS_BIND != 0 {
+        mount_bind_recursive(m.source.as_str(), rootfs).map_err(error)?;
+        let attributes = flags - MountFlags::BIND;
+        if !attributes.is_empty() {
+            mount_remount(rootfs, flags | MountFlags::BIND, c"").map_err(error)?;
+        }
+        return Ok(());
+    }
+    let data = path(&m.data, "rootfs options")?;
+    mount(m.source.as_str(), rootfs, m.kind.as_str(), flags, Some(data.as_c_str())).map_err(error)
+}
+
+/// A bind mount's source, opened from the host's tree; tmpfs has none.
+fn open_source(m: &Mount) -> Result<Option<OwnedFd>, String> {
+    if m.flags & libc::MS_BIND == 0 {
+        return Ok(None);
+    }
+    rustix::fs::openat(CWD, m.source.as_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map(Some)
+        .map_err(|e| format!("mounts: source {} of {}: {e}", m.source, m.destination))
+}
+
+fn mount_dev(root: BorrowedFd<'_>) -> Result<(), String> {
+    // An image that is read-only and has no /dev gets none; a volume below it fails by its own name.
+    let Ok(dev) = make_target(root, "/dev", true) else {
+        return Ok(());
+    };
+    mount("tmpfs", magic(&dev), "tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, Some(DEV_OPTIONS)).map_err(|e| format!("/dev: {e}"))?;
+    let dev = resolve(root, "/dev").map_err(|e| format!("/dev: {e}"))?;
+    devices::populate(dev.as_fd()).map_err(|e| format!("/dev: {e}"))
+}
+
+fn mount_volume(root: BorrowedFd<'_>, m: &Mount, source: Option<OwnedFd>) -> Result<(), String> {
+    let at = &m.destination;
+    let error = |e: rustix::io::Errno| format!("mounts: {} at {at}: {e}", m.source);
+    let directory = match &source {
+        Some(fd) => rustix::fs::fstat(fd).map_err(error)?.st_mode & libc::S_IFMT == libc::S_IFDIR,
+        None => true,
+    };
+    let target = make_target(root, at, directory)?;
+    let flags = MountFlags::from_bits_retain(m.flags as u32);
+    match &source {
+        Some(fd) if m.flags & libc::MS_REC != 0 => mount_bind_recursive(magic(fd), magic(&target)).map_err(error)?,
+        Some(fd) => mount_bind(magic(fd), magic(&target)).map_err(error)?,
+        None => {
+            let data = path(&m.data, "mounts.options")?;
+            mount("tmpfs", magic(&target), "tmpfs", flags, Some(data.as_c_str())).map_err(error)?;
+        }
+    }
+    // The descriptor still means what lies below the new mount.
+    let mounted = resolve(root, at).map_err(error)?;
+    let wanted = if m.propagation == 0 { libc::MS_PRIVATE | libc::MS_REC } else { m.propagation };
+    mount_change(magic(&mounted), MountPropagationFlags::from_bits_retain(wanted as u32)).map_err(error)?;
+    let attributes = flags - MountFlags::BIND - MountFlags::from_bits_retain(libc::MS_REC as u32);
+    if source.is_some() && !attributes.is_empty() {
+        mount_remount(magic(&mounted), attributes | MountFlags::BIND, c"").map_err(error)?;
+    }
+    if m.recursive_readonly {
+        slipway_sys::set_readonly_recursive(mounted.as_fd()).map_err(|e| format!("mounts: rro at {at}: {e}"))?;
+    }
+    Ok(())
+}
+
+/// A path below the container's root, symlinks followed as if the root were `/`.
+pub fn resolve(root: BorrowedFd<'_>, at: &str) -> rustix::io::Result<OwnedFd> {
+    openat2(root, at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// A mount point below the container's root, made with its parents where it is missing.
+fn make_target(root: BorrowedFd<'_>, at: &str, directory: bool) -> Result<OwnedFd, String> {
+    let mut so_far = String::from("/");
+    let mut parent = resolve(root, "/").map_err(|e| format!("mounts: {at}: {e}"))?;
+    let mut parts = at.split('/').filter(|p| !p.is_empty() && *p != ".").peekable();
+    while let Some(part) = parts.next() {
+        so_far.push_str(part);
+        let is_file = parts.peek().is_none() && !directory;
+        let error = |e: rustix::io::Errno| format!("mounts: make {so_far} for {at}: {e}");
+        parent = match resolve(root, &so_far) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::NOENT) => {
+                if is_file {
+                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                    rustix::fs::openat(&parent, part, flags, Mode::from_raw_mode(0o644)).map(drop).map_err(error)?;
+                } else {
+                    rustix::fs::mkdirat(&parent, part, Mode::from_raw_mode(0o755)).map_err(error)?;
+                }
+                resolve(root, &so_far).map_err(error)?
+            }
+            Err(e) => return Err(error(e)),
+        };
+        so_far.push('/');
+    }
+    Ok(parent)
+}
+
+/// A descriptor as a path for the calls that take only paths.
+fn magic(fd: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Binds the artefact and the pod's resolver files, and makes the skeleton the root of this process.
+pub fn enter_skeleton(launch: &Launch, artefact: &Artefact) -> Result<(), String> {
+    let error = |what: &str| {
+        let what = what.to_string();
+        move |e: rustix::io::Errno| format!("skeleton: {what}: {e}")
+    };
+    let skeleton = launch.skeleton.as_str();
+    let read_only = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    fs::create_dir(Path::new(skeleton).join("etc")).map_err(|e| format!("skeleton: {e}"))?;
+    let resolver = ["/etc/resolv.conf", "/etc/hosts"].into_iter().filter_map(|file| {
+        launch.mounts.iter().find(|m| m.destination == file)// Its mount point was made below this very root, so no symlink is left in it.
+            .map(|_| (format!("{}{file}", rootfs(launch)), file.to_string()))
+    });
+    let artefact = (magic(artefact.file()), "/artefact.so".to_string());
+    for (source, name) in [artefact].into_iter().chain(resolver) {
+        let target = format!("{skeleton}{name}");
+        fs::File::create_new(&target).map_err(|e| format!("skeleton: {name}: {e}"))?;
+        mount_bind(source, &target).map_err(error(&name))?;
+        mount_remount(&target, read_only, c"").map_err(error(&name))?;
+    }
+    mount_remount(skeleton, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, SKELETON_OPTIONS).map_err(error("read-only"))?;
+    std::env::set_current_dir(skeleton).map_err(|e| format!("skeleton: {e}"))?;
+    slipway_sys::pivot_to_current_dir().map_err(|e| format!("skeleton: {e}"))
+}
+
+/// Where the container's root is before the skeleton becomes the guest's.
+fn rootfs(launch: &Launch) -> String {
+    format!("{}/rootfs", launch.skeleton)
+}

@@ -1,0 +1,172 @@
+//! From `argv[0]` to the bytes of a module.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use sha2::{Digest, Sha256};
+use slipway_cache::{Key, Lookup, Store, Tier};
+use slipway_protocol::{FromGuest, Launch};
+
+/// A module's file, identified by its content.
+pub struct Module {
+    /// As the container names it.
+    pub path: String,
+    /// Open for reading, at its start.
+    pub file: File,
+    /// sha256 of all its bytes.
+    pub digest: [u8; 32],
+    /// Bytes.
+    pub size: u64,
+}
+
+/// The command names no module that can run here.
+pub enum Refusal {
+    /// A program for Linux.
+    Linux(String),
+    /// There is no such file.
+    Missing(String),
+    /// Anything else.
+    Bad(String),
+}
+
+impl From<Refusal> for FromGuest {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Linux(what) => Self::NotWasm(what),
+            Refusal::Missing(what) => Self::NoEntrypoint(what),
+            Refusal::Bad(what) => Self::Failed(what),
+        }
+    }
+}
+
+/// The largest module: the checker's bound.
+const MAX_MODULE_BYTES: u64 = 256 << 20;
+/// PATH of a container that has none in its environment, as containerd's images default to.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Module {
+    fn key(&self, tier: Tier) -> Key {
+        Key::new(self.digest, &slipway_engine::version(), tier)
+    }
+
+    /// Looks for the wanted tier; with no wish, the full one wins wherever it exists.
+    pub fn lookup(&self, store: &Store, wanted: slipway_protocol::Tier) -> Result<Lookup, slipway_cache::Error> {
+        use slipway_protocol::Tier as Wanted;
+        match wanted {
+            Wanted::Full => store.lookup(&self.key(Tier::Full)),
+            Wanted::Quick => store.lookup(&self.key(Tier::Quick)),
+            Wanted::Auto if wanted.is_full(self.size) => store.lookup(&self.key(Tier::Full)),
+            Wanted::Auto => match store.lookup(&self.key(Tier::Full))? {
+                Lookup::Miss { damaged: None } => store.lookup(&self.key(Tier::Quick)),
+                found => Ok(found),
+            },
+        }
+    }
+}
+
+/// The module that the host gives, where it is no file of the image.
+pub fn open_layer(launch: &Launch) -> Result<Option<File>, String> {
+    launch.module.as_ref().map(|layer| File::open(layer).map_err(|e| format!("module {layer}: {e}"))).transpose()
+}
+
+/// Finds, opens and identifies the entrypoint's module, and the function that is meant.
+pub fn module(launch: &Launch, layer: Option<File>, root: BorrowedFd<'_>) -> Result<(Module, Option<String>), Refusal> {
+    let argv0 = launch.args.first().map_or("", String::as_str);
+    let (path, function) = match argv0.split_once('#') {
+        Some((path, function)) => (path, Some(function.to_string()).filter(|f| !f.is_empty())),
+        None => (argv0, None),
+    };
+    let (name, mut file) = match layer {
+        Some(file) => (path.to_string(), file),
+        None => open_entrypoint(launch, root, path)?,
+    };
+    let bad = |e: std::io::Error| Refusal::Bad(format!("{name}: {e}"));
+    let size = file.metadata().map_err(bad)?.len();
+    sniff(&name, &mut file, size)?;
+    let digest = digest(&mut file).map_err(bad)?;
+    Ok((Module { path: name, file, digest, size }, function))
+}
+
+/// The candidates of a command, as execvp(3) would try them, and the working directory last: images of a single
+/// module are started by its bare name.
+fn candidates(launch: &Launch, path: &str) -> Vec<String> {
+    let cwd = launch.cwd.trim_end_matches('/');
+    if path.starts_with('/') {
+        return vec![path.to_string()];
+    }
+    if path.contains('/') {
+        return vec![format!("{cwd}/{path}")];
+    }
+    let search = launch.env.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let found = search.split(':').filter(|d| !d.is_empty()).map(|d| format!("{}/{path}", d.trim_end_matches('/')));
+    found.chain([format!("{cwd}/{path}")]).collect()
+}
+
+fn open_entrypoint(launch: &Launch, root: BorrowedFd<'_>, path: &str) -> Result<(String, File), Refusal> {
+    let mut reason = String::new();
+    for candidate in candidates(launch, path) {
+        // NONBLOCK: a FIFO in the image must not hold the start.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match openat2(root, &candidate, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+            Ok(fd) => return regular(candidate, fd),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+                if rustix::fs::statat(root, candidate.trim_start_matches('/'), rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+                    reason = format!("{candidate}: a symlink to nothing inside the image");
+                }
+            }
+            Err(rustix::io::Errno::LOOP) => reason = format!("{candidate}: symlinks lead in a circle"),
+            Err(e) => return Err(Refusal::Bad(format!("{candidate}: {e}"))),
+        }
+    }
+    if !reason.is_empty() {
+        return Err(Refusal::Bad(reason));
+    }
+    Err(Refusal::Missing(format!(
+        "entrypoint {path:?}: no such file in the image (searched PATH and the working directory {:?}); name the module by its absolute path",
+        launch.cwd
+    )))
+}
+
+fn regular(path: String, fd: OwnedFd) -> Result<(String, File), Refusal> {
+    let stat = rustix::fs::fstat(fd.as_fd()).map_err(|e| Refusal::Bad(format!("{path}: {e}")))?;
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Ok((path, File::from(fd))),
+        libc::S_IFDIR => Err(Refusal::Bad(format!("{path}: a directory, not a module"))),
+        _ => Err(Refusal::Bad(format!("{path}: neither file nor directory, so no module"))),
+    }
+}
+
+/// Tells a module from what else an image may start, by its first bytes.
+fn sniff(path: &str, file: &mut File, size: u64) -> Result<(), Refusal> {
+    let bad = |e: std::io::Error| Refusal::Bad(format!("{path}: {e}"));
+    if size > MAX_MODULE_BYTES {
+        return Err(Refusal::Bad(format!("{path}: {size} bytes, the limit for a module is {MAX_MODULE_BYTES}")));
+    }
+    let mut head = Vec::with_capacity(64);
+    file.by_ref().take(64).read_to_end(&mut head).map_err(bad)?;
+    file.rewind().map_err(bad)?;
+    let claims_wasm = path.ends_with(".wasm") || path.ends_with(".wat");
+    let text = head.iter().find(|b| !b.is_ascii_whitespace());
+    match head.as_slice() {
+        [] => Err(Refusal::Bad(format!("{path}: empty file, not a module"))),
+        [0, b'a', b's', b'm', ..] => Ok(()),
+        [0x7f, b'E', b'L', b'F', ..] | [b'#', b'!', ..] if claims_wasm => Err(Refusal::Bad(format!(
+            "{path}: named like a module, but it is {}; build it for wasm32-wasip1",
+            if head.starts_with(b"#!") { "a script" } else { "an ELF program" }
+        ))),
+        [0x7f, b'E', b'L', b'F', ..] => Err(Refusal::Linux(format!("{path} is an ELF program"))),
+        [b'#', b'!', ..] => Err(Refusal::Linux(format!("{path} is a script"))),
+        // WebAssembly text opens with a form or a comment.
+        _ if matches!(text, Some(b'(' | b';')) => Ok(()),
+        _ => Err(Refusal::Bad(format!("{path}: not a WebAssembly module (it starts with {:02x?}); build it for wasm32-wasip1", &head[..head.len().min(4)]))),
+    }
+}
+
+fn digest(file: &mut File) -> std::io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    std::io::copy(file, &mut hash)?;
+    file.rewind()?;
+    Ok(hash.finalize().into())
+}

@@ -1,0 +1,199 @@
+//! The guest's system calls that need `unsafe`: the engine's hook for memory growth, and signal handlers.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use slipway_protocol::{BudgetPage, CONTROL_FD, End, FromGuest};
+
+/// The budget shared with the host; null before the launch.
+static BUDGET: AtomicPtr<BudgetPage> = AtomicPtr::new(ptr::null_mut());
+
+/// Linear memories that the engine has reserved: (start, length) pairs. A module has one, rarely a few; past this
+/// many the growth of the further ones is refused.
+const MAX_MEMORIES: usize = 16;
+static START: [AtomicUsize; MAX_MEMORIES] = [const { AtomicUsize::new(0) }; MAX_MEMORIES];
+static LENGTH: [AtomicUsize; MAX_MEMORIES] = [const { AtomicUsize::new(0) }; MAX_MEMORIES];
+/// Bytes counted for each.
+static COUNTED: [AtomicU64; MAX_MEMORIES] = [const { AtomicU64::new(0) }; MAX_MEMORIES];
+
+/// The engine reserves 12 GiB for each memory (lib/system/allocator.cpp); nothing else maps as much without access.
+const RESERVATION: usize = 8 << 30;
+
+fn memory_at(address: usize) -> Option<usize> {
+    (0..MAX_MEMORIES).find(|&i| {
+        let start = START[i].load(Ordering::Relaxed);
+        start != 0 && address >= start && address - start < LENGTH[i].load(Ordering::Relaxed)
+    })
+}
+
+fn errno(e: c_int) -> *mut c_void {
+    // SAFETY: errno's location is valid for the calling thread.
+    unsafe { *libc::__errno_location() = e };
+    libc::MAP_FAILED
+}
+
+/// mmap(2) as the engine calls it (through its PLT, which finds this symbol first).
+///
+/// A linear memory grows by a MAP_FIXED mapping over its reservation: that is compared with the live budget, and
+/// `memory.grow` returns -1 where there is no room.
+///
+/// # Safety
+/// mmap(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut c_void {
+    let growth = flags & libc::MAP_FIXED != 0 && prot & libc::PROT_WRITE != 0 && fd == -1;
+    let memory = if growth { memory_at(addr as usize) } else { None };
+    // SAFETY: the page is mapped once and for ever.
+    let budget = unsafe { BUDGET.load(Ordering::Acquire).as_ref() };
+    if let (Some(memory), Some(budget)) = (memory, budget) {
+        if !budget.grow(len as u64) {
+            return errno(libc::ENOMEM);
+        }
+        COUNTED[memory].fetch_add(len as u64, Ordering::Relaxed);
+    }
+    // SAFETY: passed on as it came.
+    let mapped = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, off) } as *mut c_void;
+    if mapped == libc::MAP_FAILED {
+        if let (Some(memory), Some(budget)) = (memory, budget) {
+            budget.shrink(len as u64);
+            COUNTED[memory].fetch_sub(len as u64, Ordering::Relaxed);
+        }
+    } else if prot == libc::PROT_NONE && len >= RESERVATION {
+        let Some(free) = (0..MAX_MEMORIES).find(|&i| START[i].load(Ordering::Relaxed) == 0) else {
+            // SAFETY: mapped a moment ago, unknown to anyone.
+            unsafe { libc::syscall(libc::SYS_munmap, mapped, len) };
+            return errno(libc::ENOMEM);
+        };
+        LENGTH[free].store(len, Ordering::Relaxed);
+        START[free].store(mapped as usize, Ordering::Relaxed);
+    }
+    mapped
+}
+
+/// The same under its other name: `off_t` is 64 bits wide here.
+///
+/// # Safety
+/// mmap(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmap64(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { mmap(addr, len, prot, flags, fd, off) }
+}
+
+/// munmap(2): a memory that goes gives its bytes back.
+///
+/// # Safety
+/// munmap(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
+    if let Some(memory) = memory_at(addr as usize).filter(|m| START[*m].load(Ordering::Relaxed) == addr as usize) {
+        START[memory].store(0, Ordering::Relaxed);
+        let counted = COUNTED[memory].swap(0, Ordering::Relaxed);
+        // SAFETY: as above.
+        if let Some(budget) = unsafe { BUDGET.load(Ordering::Acquire).as_ref() } {
+            budget.shrink(counted);
+        }
+    }
+    // SAFETY: passed on as it came.
+    unsafe { libc::syscall(libc::SYS_munmap, addr, len) as c_int }
+}
+
+/// Maps the page that the host writes.
+pub fn obey_budget(fd: &OwnedFd) -> io::Result<()> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new shared mapping of a page that the host has sized; it is never unmapped.
+    let page = unsafe { libc::syscall(libc::SYS_mmap, 0, 4096, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) } as *mut c_void;
+    if page == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    BUDGET.store(page.cast(), Ordering::Release);
+    Ok(())
+}
+
+fn budget() -> Option<&'static BudgetPage> {
+    // SAFETY: mapped once and for ever; only atomics inside.
+    unsafe { BUDGET.load(Ordering::Acquire).as_ref() }
+}
+
+/// The budget now, in bytes; `u64::MAX` without one.
+pub fn budget_limit() -> u64 {
+    budget().map_or(u64::MAX, |b| b.limit.load(Ordering::Relaxed))
+}
+
+/// (wanted, limit) in bytes of the last refused growth, if any was refused.
+pub fn refused_growth() -> Option<(u64, u64)> {
+    let budget = budget()?;
+    let load = |a: &AtomicU64| a.load(Ordering::Relaxed);
+    (load(&budget.refused) > 0).then(|| (load(&budget.wanted), load(&budget.limit)))
+}
+
+/// Signals whose default is to end the process and that a host may send.
+const ENDING: [c_int; 9] = [
+    libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM, libc::SIGTERM, libc::SIGVTALRM,
+    libc::SIGXCPU,
+];
+
+/// Messages that the handler sends, encoded beforehand: a handler may not allocate.
+static REPORTS: [AtomicPtr<Vec<u8>>; 32] = [const { AtomicPtr::new(ptr::null_mut()) }; 32];
+
+extern "C" fn on_ending(signal: c_int) {
+    if let Some(report) = REPORTS.get(signal as usize) {
+        // SAFETY: set once before the handler is installed; send and _exit are async-signal-safe.
+        unsafe {
+            if let Some(bytes) = report.load(Ordering::Acquire).as_ref() {
+                libc::send(CONTROL_FD, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+            }
+        }
+    }
+    exit(128 + signal)
+}
+
+/// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.
+pub fn report_signals() {
+    for signal in ENDING {
+        let end = End { status: (128 + signal) as u8, reason: String::new(), out_of_memory: false };
+        let Ok(bytes) = slipway_protocol::encode(&FromGuest::Ended(end)) else { continue };
+        REPORTS[signal as usize].store(Box::into_raw(Box::new(bytes)), Ordering::Release);
+        // SAFETY: the handler is a function of this program and only makes async-signal-safe calls.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_ending as *const () as libc::sighandler_t;
+            libc::sigaction(signal, &raw const action, ptr::null_mut());
+        }
+    }
+    // SAFETY: a disposition. A closed pipe or connection must reach the program as EPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Puts three descriptors onto 0, 1 and 2.
+pub fn set_standard_streams(streams: &[OwnedFd; 3]) -> io::Result<()> {
+    for (target, fd) in (0..).zip(streams) {
+        // SAFETY: nothing in this process owns 0, 1 or 2.
+        if unsafe { libc::dup2(fd.as_raw_fd(), target) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Writes a line in one call, and ignores a reader that is gone.
+pub fn write_line(fd: c_int, text: &str) {
+    let line = format!("{text}\n");
+    // SAFETY: the buffer lives during the call.
+    unsafe { libc::write(fd, line.as_ptr().cast(), line.len()) };
+}
+
+/// Through the bundle's loader the process would be named after it.
+pub fn name_process() {
+    // SAFETY: a constant string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"slipway-guest".as_ptr()) };
+}
+
+/// Ends the process without destructors: the engine's would take milliseconds, and the kernel frees it all.
+pub fn exit(status: c_int) -> ! {
+    // SAFETY: async-signal-safe.
+    unsafe { libc::_exit(status) }
+}

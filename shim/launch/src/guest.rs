@@ -1,0 +1,135 @@
+//! A guest process: spawned, spoken to, waited for.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use slipway_protocol::{End, Error, FromGuest, ToGuest};
+use slipway_spec::Namespace;
+use slipway_sys::{Child, Exec};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::Install;
+
+/// A running guest. Dropping it kills it.
+#[derive(Debug)]
+pub struct Guest {
+    pid: i32,
+    pidfd: AsyncFd<OwnedFd>,
+    control: AsyncFd<OwnedFd>,
+}
+
+/// Starts a guest that waits for its launch, in a new mount namespace and the given pid namespace; on cgroup v2 it is
+/// born in `cgroup`. Must be called within a tokio runtime.
+///
+/// This is the one place that knows how a guest is made.
+///
+/// # Errors
+/// A missing file of the installation, or clone3's.
+pub fn spawn(install: &Install, pid: &Namespace, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Guest> {
+    let argv = install.command("slipway-guest", &["runtime"], &[])?;
+    let (host, guest) = slipway_protocol::pair()?;
+    let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    let program = argv.first().cloned().unwrap_or_default();
+    // No environment: engines read variables, and a pod must not steer the host's process.
+    let exec = Exec { program, argv, envp: Vec::new(), fds: vec![null()?, null()?, null()?, guest], directory: None };
+    let (new, join) = match pid {
+        Namespace::Host => (0, None),
+        Namespace::New => (libc::CLONE_NEWPID, None),
+        Namespace::Path(path) => {
+            let ns = File::open(path).map_err(|e| io::Error::new(e.kind(), format!("linux.namespaces: {path}: {e}")))?;
+            (0, Some(ns))
+        }
+    };
+    let child = slipway_sys::spawn(exec, libc::CLONE_NEWNS | new, join.as_ref().map(AsFd::as_fd), cgroup)?;
+    Guest::new(child, host)
+}
+
+impl Guest {
+    fn new(child: Child, control: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&control, true)?;
+        Ok(Self {
+            pid: child.pid,
+            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
+            control: slipway_sys::watch(control, Interest::READABLE)?,
+        })
+    }
+
+    /// The process id as the host sees it.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Sends a message; never blocks (the few messages of a life fit the socket's buffer).
+    ///
+    /// # Errors
+    /// [`Error::Closed`] once the guest is gone.
+    pub fn send(&self, message: &ToGuest, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        slipway_protocol::send(self.control.get_ref().as_fd(), message, fds)
+    }
+
+    /// The next message.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] once the guest is gone.
+    pub async fn recv(&self) -> Result<(FromGuest, Vec<OwnedFd>), Error> {
+        loop {
+            let mut ready = self.control.readable().await?;
+            match slipway_protocol::recv(self.control.get_ref().as_fd()) {
+                Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                other => return other,
+            }
+        }
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// ESRCH once the guest has ended.
+    pub fn kill(&self, signal: i32) -> io::Result<()> {
+        slipway_sys::pidfd_kill(self.pidfd.get_ref().as_fd(), signal)
+    }
+
+    /// Waits for the end and takes the process off the kernel's table. What the guest reported counts; the kernel's
+    /// status is for ends that could not be reported.
+    pub async fn wait(&self) -> End {
+        let _ = self.pidfd.readable().await;
+        let mut reported = None;
+        while let Ok((message, _)) = slipway_protocol::recv(self.control.get_ref().as_fd()) {
+            if let FromGuest::Ended(end) = message {
+                reported = Some(end);
+            }
+        }
+        let status = match slipway_sys::reap(self.pid) {
+            Ok(Some(status)) => status,
+            // Not a child of this process, or reaped before: without a report it was killed.
+            _ => 137,
+        };
+        reported.unwrap_or_else(|| unreported(status))
+    }
+}
+
+/// Ends without a report. The engine turns faults of compiled code into traps, but it has no stack to do so when the
+/// stack itself ran out.
+fn unreported(status: u32) -> End {
+    const SIGSEGV: u32 = 128 + libc::SIGSEGV as u32;
+    let (status, reason) = match status {
+        SIGSEGV => (134, "trap: call stack exhausted, or a fault in the engine (SIGSEGV)".to_string()),
+        other => (u8::try_from(other).unwrap_or(255), String::new()),
+    };
+    End { status, reason, out_of_memory: false }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if self.kill(libc::SIGKILL).is_ok() {
+            // A moment later it is a zombie of ours; its namespaces and mounts go with it.
+            let _ = rustix::event::poll(
+                &mut [rustix::event::PollFd::new(self.pidfd.get_ref(), rustix::event::PollFlags::IN)],
+                Some(&rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 }),
+            );
+            let _ = slipway_sys::reap(self.pid);
+        }
+    }
+}

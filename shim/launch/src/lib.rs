@@ -1,0 +1,136 @@
+//! The host's side of a guest: where things are installed, how a guest is spawned, how it is led to `Ready`.
+//!
+//! The shim and the command line share this crate, so that a module meets the same sandbox in a pod and on a terminal.
+
+mod artefact;
+mod guest;
+mod install;
+mod layer;
+
+pub use artefact::{CompileError, Compiler, Job};
+pub use guest::{Guest, spawn};
+pub use install::Install;
+pub use layer::{Layer, fetch_layer};
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use slipway_protocol::{Budget, Error as ProtocolError, FromGuest, Launch, Mount, ToGuest};
+use slipway_spec::{Namespace, Plan};
+
+/// Why a container was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The command is a program for Linux: another runtime's work.
+    #[error("{0}: not a WebAssembly module")]
+    NotWasm(String),
+    /// No such file in the image.
+    #[error("{0}")]
+    NoEntrypoint(String),
+    /// The module or the spec cannot be run; the text says why.
+    #[error("{0}")]
+    Refused(String),
+    /// The guest ended without a word.
+    #[error("the guest process ended with status {0} before the module was loaded{1}")]
+    Died(u32, String),
+    /// The host's own failure.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The handshake failed.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}
+
+/// What a launch needs besides the plan.
+#[derive(Debug, Clone)]
+pub struct Surroundings<'a> {
+    /// The bundle, for a relative root.path.
+    pub bundle: &'a Path,
+    /// The snapshotter's mounts of the root; empty: root.path is used as it is.
+    pub root_mounts: Vec<Mount>,
+    /// The artefact cache.
+    pub cache_dir: &'a str,
+    /// Its bound in bytes.
+    pub cache_bytes: u64,
+    /// A module that is not in the root file system.
+    pub module: Option<String>,
+}
+
+/// The guest's part of a plan.
+pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launch {
+    let kinds = [
+        (&plan.network, libc::CLONE_NEWNET),
+        (&plan.ipc, libc::CLONE_NEWIPC),
+        (&plan.uts, libc::CLONE_NEWUTS),
+        (&plan.cgroup_ns, libc::CLONE_NEWCGROUP),
+    ];
+    let join = kinds.iter().filter_map(|(ns, flag)| match ns {
+        Namespace::Path(path) => Some((path.clone(), *flag)),
+        _ => None,
+    });
+    let unshare = kinds.iter().filter(|(ns, _)| **ns == Namespace::New).map(|(_, flag)| flag);
+    Launch {
+        args: plan.args.clone(),
+        env: plan.env.clone(),
+        cwd: plan.cwd.clone(),
+        root_mounts: around.root_mounts,
+        root_path: around.bundle.join(&plan.root_path).display().to_string(),
+        root_readonly: plan.root_readonly,
+        mounts: plan.mounts.clone(),
+        join: join.collect(),
+        unshare: unshare.fold(0, |all, flag| all | flag),
+        hostname: plan.hostname.clone(),
+        uid: plan.uid,
+        gid: plan.gid,
+        groups: plan.groups.clone(),
+        rlimits: plan.rlimits.clone(),
+        skeleton: install.skeleton().display().to_string(),
+        cache_dir: around.cache_dir.into(),
+        cache_bytes: around.cache_bytes,
+        tier: plan.tier,
+        module: around.module,
+    }
+}
+
+/// Leads a guest from its spawn to `Ready`: the module is loaded, nothing of it has run. Compiles on a cache miss.
+///
+/// # Errors
+/// Every kind of [`StartError`]; the guest is gone then, or ends when it is dropped.
+pub async fn make_ready(
+    guest: &Guest,
+    launch: &Launch,
+    stdio: [OwnedFd; 3],
+    budget: &Budget,
+    compiler: &Compiler,
+) -> Result<(), StartError> {
+    let body = slipway_protocol::write_launch(launch)?;
+    let [stdin, stdout, stderr] = &stdio;
+    let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), budget.as_fd(), body.as_fd()];
+    // A guest that died before reading is told by its end, below.
+    let _ = guest.send(&ToGuest::Launch, &fds);
+    drop(stdio);
+    loop {
+        match guest.recv().await {
+            Ok((FromGuest::Ready, _)) => return Ok(()),
+            Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),
+            Ok((FromGuest::NoEntrypoint(what), _)) => return Err(StartError::NoEntrypoint(what)),
+            Ok((FromGuest::Failed(why), _)) => return Err(StartError::Refused(why)),
+            Ok((FromGuest::Ended(end), _)) => return Err(StartError::Died(end.status.into(), String::new())),
+            Ok((FromGuest::NeedArtefact { digest, size, path, engine, damaged }, fds)) => {
+                let module = fds.into_iter().next().ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
+                let job = Job { module, digest, size, path, engine, damaged, tier: launch.tier };
+                let answer = match compiler.compile(job).await {
+                    Ok(()) => ToGuest::Artefact,
+                    Err(e) => ToGuest::NoArtefact(e.to_string()),
+                };
+                let _ = guest.send(&answer, &[]);
+            }
+            Err(ProtocolError::Closed) => {
+                let end = guest.wait().await;
+                let hint = if end.status == 137 { ": killed, perhaps by the memory limit while it loaded" } else { "" };
+                return Err(StartError::Died(end.status.into(), hint.into()));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}

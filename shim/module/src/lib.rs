@@ -1,0 +1,43 @@
+//! What a Wasm module is, and whether it would run here.
+//!
+//! Bytes from an image or a file are judged once, at the door: [`prepare`] either refuses them with a text that says
+//! what to do instead, or returns the bytes that the engine gets. [`inspect`] describes the same bytes for a person,
+//! including those that would not run. "Here" is WasmEdge 0.17 with the proposals of [`PROPOSALS`] and the host
+//! functions of its `wasi_snapshot_preview1`.
+//!
+//! The input is hostile: everything read has a bound, and no input panics. Time is linear in its size (roughly that of
+//! a Wasm validation), so a caller that has seen the same [`Digest`] before should not ask again.
+
+mod describe;
+mod digest;
+mod entrypoint;
+mod kind;
+mod problem;
+mod proposals;
+#[cfg(test)]
+mod tests;
+mod wasi;
+
+pub use describe::{
+    CustomSection, Export, ExternKind, Import, Memory, ModuleInfo, Prepared, inspect, prepare,
+};
+pub use digest::{Digest, ParseDigestError};
+pub use entrypoint::{Entrypoint, START};
+pub use kind::Kind;
+pub use problem::{Problem, Reason};
+pub use proposals::{PROPOSALS, Proposal};
+
+/// The largest module accepted, in bytes: four times the largest seen in use (yosys, 68 MB).
+pub const MAX_MODULE_BYTES: u64 = 256 << 20;
+/// The largest text module (WAT) accepted, in bytes: its parser needs a multiple of this in memory.
+pub const MAX_TEXT_BYTES: u64 = 8 << 20;
+/// The most imports a module may have.
+pub const MAX_IMPORTS: usize = 10_000;
+/// The most exports a module may have: programs linked with `--export-all` have tens of thousands.
+pub const MAX_EXPORTS: usize = 100_000;
+/// The most custom sections a module may have.
+pub const MAX_CUSTOM_SECTIONS: usize = 10_000;
+/// One page of linear memory, in bytes.
+pub const PAGE_BYTES: u64 = 64 << 10;
+/// How many names a message lists before it stops.
+const NAMED_IN_MESSAGE: usize = 8;

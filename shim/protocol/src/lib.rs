@@ -1,0 +1,340 @@
+//! The handshake between whoever starts a guest (shim, command line) and the guest process.
+//!
+//! One `SOCK_SEQPACKET` pair; every packet is one postcard-encoded message, with descriptors where the table says so.
+//!
+//! ```text
+//! host                                   guest
+//!   Launch + [stdin, stdout, stderr,       │  engine loaded, no privileges dropped, nothing hostile seen
+//!             budget page, launch body]  ─▶│
+//!                                          │  joins namespaces, mounts, resolves the entrypoint
+//!   ◀─ NeedArtefact + [module]             │  only on a cache miss
+//!   Artefact ─────────────────────────────▶│  look again
+//!                                          │  pivots, drops privileges, loads the artefact
+//!   ◀─ Ready                               │
+//!   Start ────────────────────────────────▶│  runs the entrypoint
+//!   ◀─ Ended                               │  then exits
+//! ```
+//! In place of any of its messages the guest may send `NotWasm` or `Failed`, and end. An end without a message
+//! means that it was killed: by SIGKILL, by the kernel's OOM killer, or by a fault that no handler could report.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+mod budget;
+pub use budget::{Budget, BudgetPage, PAGE_BYTES};
+
+/// The guest's end of the pair is this descriptor.
+pub const CONTROL_FD: i32 = 3;
+/// A packet's bound in bytes; a launch body is not a packet (it travels as a memfd).
+pub const MAX_PACKET: usize = 64 << 10;
+/// Bound of a launch body in bytes: the spec's strings, bounded before by the reader of config.json.
+pub const MAX_LAUNCH: u64 = 32 << 20;
+/// Most descriptors in one packet.
+const MAX_FDS: usize = 8;
+
+/// From the host to the guest.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// What to become. The body, a [`Launch`], is in the last descriptor.
+    Launch,
+    /// The artefact was compiled (or the module refused): look it up again.
+    Artefact,
+    /// The artefact cannot be made; the text is the container's error.
+    NoArtefact(String),
+    /// Run the entrypoint.
+    Start,
+}
+
+/// From the guest to the host.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromGuest {
+    /// The cache has no artefact of the module in the packet's descriptor. Its digest and the wanted tier are in it.
+    NeedArtefact {
+        /// sha256 of the module's bytes.
+        digest: [u8; 32],
+        /// Size in bytes.
+        size: u64,
+        /// Where the module was found, for messages.
+        path: String,
+        /// The engine's part of the artefact's key.
+        engine: String,
+        /// What the cache said about a damaged entry, for the log.
+        damaged: Option<String>,
+    },
+    /// The entrypoint is a program for Linux, not for this engine.
+    NotWasm(String),
+    /// The image's root file system has no such file (an artefact image has none at all).
+    NoEntrypoint(String),
+    /// The module is loaded, nothing of it has run.
+    Ready,
+    /// Create failed; the text names file, offset or field, and the remedy.
+    Failed(String),
+    /// The program ended.
+    Ended(End),
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct End {
+    /// Exit status as containers report it: the program's, or 128 + signal.
+    pub status: u8,
+    /// What to tell a person who did not read the program's own output; empty for an ordinary end.
+    pub reason: String,
+    /// A growth of memory was refused before an abnormal end.
+    pub out_of_memory: bool,
+}
+
+/// Everything a guest needs to become a container. Paths are of the host's mount namespace.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+pub struct Launch {
+    /// argv of the program; `argv[0]` is the entrypoint, `path#function` allowed.
+    pub args: Vec<String>,
+    /// Environment of the program as `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory inside the container.
+    pub cwd: String,
+    /// How the root file system is mounted, outermost last; empty: `root_path` is bound.
+    pub root_mounts: Vec<Mount>,
+    /// Directory with the root file system where there are no `root_mounts`.
+    pub root_path: String,
+    /// The root file system is read-only.
+    pub root_readonly: bool,
+    /// Volumes, in the spec's order.
+    pub mounts: Vec<Mount>,
+    /// Namespaces to join: path and CLONE_NEW… flag.
+    pub join: Vec<(String, i32)>,
+    /// Namespaces to make: CLONE_NEW… flags (not pid, which needs a new process).
+    pub unshare: i32,
+    /// Host name for a new uts namespace; empty keeps the name.
+    pub hostname: String,
+    /// User and groups.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Soft and hard limits by resource number of setrlimit(2).
+    pub rlimits: Vec<(i32, u64, u64)>,
+    /// An empty directory that is the guest's to mount on, in its own namespace.
+    pub skeleton: String,
+    /// Directory of the artefact cache.
+    pub cache_dir: String,
+    /// Bound of the artefact cache in bytes.
+    pub cache_bytes: u64,
+    /// Wanted optimisation.
+    pub tier: Tier,
+    /// Module given by the host (a Wasm artefact's layer) instead of a file of the root file system:
+    /// path of a file that the guest may read before it drops privileges.
+    pub module: Option<String>,
+}
+
+/// Which artefact is wanted.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Default)]
+pub enum Tier {
+    /// Optimised for small modules, quick for big ones.
+    #[default]
+    Auto,
+    /// Compiled in a moment, runs slower.
+    Quick,
+    /// Fully optimised, whatever it takes.
+    Full,
+}
+
+/// Modules up to this many bytes are compiled with all optimisation at once; above, that takes minutes
+/// (0.87 MB: 22 s, 14 MB: 262 s on two cores).
+pub const FULL_TIER_BYTES: u64 = 2 << 20;
+
+impl Tier {
+    /// True where a module of this many bytes is compiled with all optimisation now.
+    pub fn is_full(self, size: u64) -> bool {
+        match self {
+            Self::Auto => size <= FULL_TIER_BYTES,
+            Self::Quick => false,
+            Self::Full => true,
+        }
+    }
+}
+
+/// One mount(2).
+#[derive(Debug, Clone, Serialize, Deserialize, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// Target inside the container; empty for the root.
+    pub destination: String,
+    /// File system type.
+    pub kind: String,
+    /// Device or directory.
+    pub source: String,
+    /// MS_… flags of mount(2), without propagation.
+    pub flags: u64,
+    /// MS_PRIVATE and the like, applied afterwards; 0 for none.
+    pub propagation: u64,
+    /// Read-only for submounts too.
+    pub recursive_readonly: bool,
+    /// File system options, comma-separated.
+    pub data: String,
+}
+
+/// A failure of the handshake itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The other side is gone.
+    #[error("the other side has closed the control socket")]
+    Closed,
+    /// The system call failed.
+    #[error("control socket: {0}")]
+    Io(#[from] io::Error),
+    /// Not a message of this version.
+    #[error("control socket: not a message of this version ({0}); shim and guest must come from one installation")]
+    Encoding(#[from] postcard::Error),
+}
+
+impl From<rustix::io::Errno> for Error {
+    fn from(e: rustix::io::Errno) -> Self {
+        Self::Io(e.into())
+    }
+}
+
+/// Encodes a message into one packet.
+///
+/// # Errors
+/// [`Error::Encoding`] where the message is over [`MAX_PACKET`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
+    let bytes = postcard::to_stdvec(message)?;
+    if bytes.len() > MAX_PACKET {
+        return Err(Error::Encoding(postcard::Error::SerializeBufferFull));
+    }
+    Ok(bytes)
+}
+
+/// Sends one message with descriptors. Blocks only when the socket's buffer is full.
+///
+/// # Errors
+/// [`Error::Closed`] when the reader is gone.
+pub fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    let bytes = encode(message)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    match rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Err(Error::Closed),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Receives one message with its descriptors (close-on-exec).
+///
+/// # Errors
+/// [`Error::Closed`] at the end; `WouldBlock` in [`Error::Io`] on a non-blocking socket.
+pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<(T, Vec<OwnedFd>), Error> {
+    let mut bytes = vec![0u8; MAX_PACKET];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let n = loop {
+        match rustix::net::recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        ) {
+            Ok(r) => break r.bytes,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CONNRESET) => return Err(Error::Closed),
+            Err(e) => return Err(e.into()),
+        }
+    };
+    let fds = ancillary
+        .drain()
+        .filter_map(|m| match m {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if n == 0 {
+        return Err(Error::Closed);
+    }
+    Ok((postcard::from_bytes(&bytes[..n])?, fds))
+}
+
+/// Writes a launch body to a memfd, to be sent with [`ToGuest::Launch`].
+///
+/// # Errors
+/// memfd_create's or write's; a body over [`MAX_LAUNCH`].
+pub fn write_launch(launch: &Launch) -> Result<OwnedFd, Error> {
+    let bytes = postcard::to_stdvec(launch)?;
+    if bytes.len() as u64 > MAX_LAUNCH {
+        return Err(Error::Encoding(postcard::Error::SerializeBufferFull));
+    }
+    let fd = rustix::fs::memfd_create(c"launch", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(&bytes)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// Reads what [`write_launch`] wrote.
+///
+/// # Errors
+/// read's; a body of another version.
+pub fn read_launch(fd: OwnedFd) -> Result<Launch, Error> {
+    let mut bytes = Vec::new();
+    std::fs::File::from(fd).take(MAX_LAUNCH).read_to_end(&mut bytes)?;
+    Ok(postcard::from_bytes(&bytes)?)
+}
+
+/// A new pair: the host's end and the guest's.
+///
+/// # Errors
+/// socketpair's.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Convenience of callers that hold owned descriptors.
+pub fn borrow(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
+    fds.iter().map(AsFd::as_fd).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_travels_with_its_descriptors() {
+        let (host, guest) = pair().unwrap();
+        let launch = Launch { args: vec!["/a.wasm".into(); 20_000], ..Launch::default() };
+        let body = write_launch(&launch).unwrap();
+        send(host.as_fd(), &ToGuest::Launch, &[body.as_fd()]).unwrap();
+        let (message, mut fds) = recv::<ToGuest>(guest.as_fd()).unwrap();
+        assert!(matches!(message, ToGuest::Launch));
+        assert_eq!(read_launch(fds.pop().unwrap()).unwrap().args.len(), 20_000);
+    }
+
+    #[test]
+    fn a_closed_peer_is_an_error_and_not_a_signal() {
+        let (host, guest) = pair().unwrap();
+        drop(guest);
+        assert!(matches!(send(host.as_fd(), &ToGuest::Start, &[]), Err(Error::Closed)));
+        assert!(matches!(recv::<FromGuest>(host.as_fd()), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let (host, guest) = pair().unwrap();
+        rustix::net::send(&host, &[0xff; 9], SendFlags::empty()).unwrap();
+        let error = recv::<FromGuest>(guest.as_fd()).unwrap_err().to_string();
+        assert!(error.contains("one installation"), "{error}");
+    }
+}

@@ -1,0 +1,369 @@
+//! A pod: its containers, what they share, and the shim's life.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use containerd_shim_protos::api;
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
+use slipway_cgroup::Cgroup;
+use slipway_launch::{Compiler, Guest, Install, StartError, Surroundings};
+use slipway_protocol::{Budget, Mount};
+use slipway_spec::{Namespace, Plan, Role};
+use tokio::sync::Notify;
+
+use crate::container::{Container, Exit, Parts, Process};
+use crate::delegate::Delegate;
+use crate::error::{self, Result};
+use crate::events::Events;
+use crate::log::Log;
+use crate::stdio::{self, Paths};
+use crate::{cleanup, sandbox, service};
+
+/// Where artefacts are cached, unless `SLIPWAY_CACHE_DIR` says otherwise.
+const CACHE_DIR: &str = "/var/lib/slipway/cache";
+/// Bound of the cache in bytes, unless `SLIPWAY_CACHE_BYTES` says otherwise.
+const CACHE_BYTES: u64 = 10 << 30;
+
+/// What `start` knows.
+pub struct Settings {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The pod's id.
+    pub group: String,
+    /// containerd's ttrpc address.
+    pub ttrpc: String,
+    /// containerd's gRPC address.
+    pub grpc: String,
+    /// The bundle of the container that started the shim: the sandbox's.
+    pub bundle: PathBuf,
+    /// The shim's log.
+    pub log: Log,
+    /// The pod's socket.
+    pub listener: UnixListener,
+}
+
+/// A container by who runs it.
+#[derive(Clone)]
+pub enum Member {
+    /// Ours.
+    Own(Arc<Container>),
+    /// The node's runc shim's.
+    Linux,
+}
+
+/// The pod.
+pub struct Pod {
+    namespace: String,
+    bundle: PathBuf,
+    grpc: String,
+    install: Install,
+    cache_dir: String,
+    cache_bytes: u64,
+    /// Events to containerd.
+    pub events: Events,
+    log: Log,
+    members: Mutex<HashMap<String, Member>>,
+    /// A guest that was started when the pod was, and has its engine loaded when the first container comes.
+    spare: Mutex<Option<Guest>>,
+    /// The node's runc shim, once it is needed.
+    pub delegate: Delegate,
+    done: Notify,
+}
+
+/// Serves a pod until containerd says that it is over.
+pub fn serve(settings: Settings) -> std::result::Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(|e| format!("runtime: {e}"))?;
+    runtime.block_on(async {
+        let env = |name: &str| std::env::var(name).ok();
+        let events = Events::new(&settings.ttrpc, &settings.namespace, settings.log.clone());
+        let pod = Arc::new(Pod {
+            delegate: Delegate::new(&settings, events.clone()),
+            events,
+            namespace: settings.namespace,
+            bundle: settings.bundle,
+            grpc: settings.grpc,
+            install: Install::locate(),
+            cache_dir: env("SLIPWAY_CACHE_DIR").unwrap_or_else(|| CACHE_DIR.into()),
+            cache_bytes: env("SLIPWAY_CACHE_BYTES").and_then(|s| s.parse().ok()).unwrap_or(CACHE_BYTES),
+            log: settings.log,
+            members: Mutex::default(),
+            spare: Mutex::default(),
+            done: Notify::new(),
+        });
+        let mut server = service::listen(settings.listener, pod.clone()).await?;
+        pod.done.notified().await;
+        pod.delegate.stop().await;
+        pod.events.flush().await;
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), server.shutdown()).await;
+        drop(lock(&pod.spare).take());
+        Ok(())
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Never held across an await.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pod {
+    /// A member by id.
+    pub fn member(&self, id: &str) -> Result<Member> {
+        lock(&self.members).get(id).cloned().ok_or_else(|| error::not_found(format!("container {id}")))
+    }
+
+    /// Ids of all members.
+    fn is_empty(&self) -> bool {
+        lock(&self.members).is_empty()
+    }
+
+    /// Create: the sandbox, a Wasm container, or, where the entrypoint turns out to be a Linux program, the delegate's.
+    pub async fn create(&self, request: &api::CreateTaskRequest, context: service::Forward<'_>) -> Result<u32> {
+        if lock(&self.members).contains_key(&request.id) {
+            return Err(error::exists(&request.id));
+        }
+        let bundle = Path::new(&request.bundle);
+        let plan = slipway_spec::read(bundle).map_err(error::invalid)?;
+        let cgroup = plan.cgroup.as_ref().map(Cgroup::new);
+        self.record(&request.id, cgroup.as_ref());
+        let created = match plan.role {
+            Role::Sandbox => self.create_sandbox(request, &plan, cgroup),
+            Role::Container => self.create_wasm(request, &plan, cgroup).await,
+        };
+        let container = match created {
+            Ok(container) => container,
+            Err(StartError::NotWasm(what)) if plan.sandbox_id.is_some() => {
+                self.log.debug(&format!("container {}: {what}: runc's", request.id));
+                let pid = self.delegate.create(request, context).await?;
+                lock(&self.members).insert(request.id.clone(), Member::Linux);
+                return Ok(pid);
+            }
+            Err(e) => return Err(error::start(&e)),
+        };
+        self.publish_create(request, container.pid());
+        let pid = container.pid();
+        lock(&self.members).insert(request.id.clone(), Member::Own(container));
+        Ok(pid)
+    }
+
+    fn publish_create(&self, request: &api::CreateTaskRequest, pid: u32) {
+        let io = TaskIO {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            ..TaskIO::default()
+        };
+        self.events.publish(&TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: Some(io).into(),
+            checkpoint: request.checkpoint.clone(),
+            pid,
+            ..TaskCreate::default()
+        });
+    }
+
+    fn create_sandbox(&self, request: &api::CreateTaskRequest, plan: &Plan, cgroup: Option<Cgroup>) -> std::result::Result<Arc<Container>, StartError> {
+        let refused = StartError::Refused;
+        let made = Made::new(cgroup, plan)?;
+        let into = made.open_v2()?;
+        let holder = sandbox::hold(plan, into.as_ref().map(std::os::fd::AsFd::as_fd)).map_err(refused)?;
+        if into.is_none() {
+            made.join(holder.pid)?;
+        }
+        let process = Process::holder(holder)?;
+        let spare = slipway_launch::spawn(&self.install, &Namespace::New, into.as_ref().map(std::os::fd::AsFd::as_fd));
+        match spare {
+            Ok(spare) => {
+                if into.is_none() {
+                    let _ = made.join(spare.pid());
+                }
+                *lock(&self.spare) = Some(spare);
+            }
+            // The container's own attempt will say it to the one who can mend it.
+            Err(e) => self.log.error(&format!("spare guest: {e}")),
+        }
+        Ok(Container::new(self.parts(request, plan, made.keep(), None, process, stdio::Kept::default()), self.events.clone(), self.log.clone()))
+    }
+
+    async fn create_wasm(&self, request: &api::CreateTaskRequest, plan: &Plan, cgroup: Option<Cgroup>) -> std::result::Result<Arc<Container>, StartError> {
+        let refused = |e: String| StartError::Refused(e);
+        let made = Made::new(cgroup, plan)?;
+        let guest = self.guest(plan, &made)?;
+        let paths = paths(request);
+        let (streams, kept) = stdio::open(&paths).map_err(refused)?;
+        let budget = Budget::new(plan.resources.memory_budget())?;
+        let compiler = Compiler {
+            install: self.install.clone(),
+            cache_dir: self.cache_dir.clone(),
+            cache_bytes: self.cache_bytes,
+            cgroup: made.cgroup.clone(),
+            progress: { let log = self.log.clone(); Arc::new(move |text: &str| log.info(text)) },
+        };
+        let surroundings = |module| Surroundings {
+            bundle: Path::new(&request.bundle),
+            root_mounts: root_mounts(request),
+            cache_dir: &self.cache_dir,
+            cache_bytes: self.cache_bytes,
+            module,
+        };
+        let launch = slipway_launch::launch(&self.install, plan, surroundings(None));
+        let ready = slipway_launch::make_ready(&guest, &launch, streams, &budget, &compiler).await;
+        let (guest, kept) = match (ready, &plan.image) {
+            (Ok(()), _) => (guest, kept),
+            (Err(StartError::NoEntrypoint(missing)), Some(image)) => {
+                // An image that is a Wasm artefact has no root file system: its module is a layer.
+                drop((guest, kept));
+                let layer = self.layer(image, missing).await?;
+                let guest = self.guest(plan, &made)?;
+                let (streams, kept) = stdio::open(&paths).map_err(refused)?;
+                let launch = slipway_launch::launch(&self.install, plan, surroundings(Some(layer.path())));
+                slipway_launch::make_ready(&guest, &launch, streams, &budget, &compiler).await?;
+                (guest, kept)
+            }
+            (Err(e), _) => return Err(e),
+        };
+        if let Some(why) = &plan.unsupported {
+            return Err(StartError::Refused(why.clone()));
+        }
+        if request.terminal {
+            return Err(StartError::Refused("process.terminal: terminals are not supported yet; set tty: false".into()));
+        }
+        let process = Process::Guest(guest);
+        Ok(Container::new(self.parts(request, plan, made.keep(), Some(budget), process, kept), self.events.clone(), self.log.clone()))
+    }
+
+    /// A guest in the container's cgroup: the spare where it fits, else a new one.
+    fn guest(&self, plan: &Plan, made: &Made) -> std::io::Result<Guest> {
+        let spare = match plan.pid {
+            Namespace::New => lock(&self.spare).take(),
+            _ => None,
+        };
+        let into = made.open_v2()?;
+        let (guest, born_inside) = match spare {
+            Some(guest) => (guest, false),
+            None => (slipway_launch::spawn(&self.install, &plan.pid, into.as_ref().map(std::os::fd::AsFd::as_fd))?, into.is_some()),
+        };
+        if !born_inside {
+            made.join(guest.pid())?;
+        }
+        if let Some(score) = plan.oom_score_adj {
+            // Lowering it needs CAP_SYS_RESOURCE, which a nested host may not have: the score is a wish then.
+            let _ = std::fs::write(format!("/proc/{}/oom_score_adj", guest.pid()), score.to_string());
+        }
+        Ok(guest)
+    }
+
+    async fn layer(&self, image: &str, missing: String) -> std::result::Result<slipway_launch::Layer, StartError> {
+        slipway_launch::fetch_layer(&self.install, &self.grpc, &self.namespace, image, missing).await
+    }
+
+    fn parts(&self, request: &api::CreateTaskRequest, plan: &Plan, cgroup: Option<Cgroup>, budget: Option<Budget>, process: Process, kept: stdio::Kept) -> Parts {
+        Parts {
+            id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            paths: paths(request),
+            cgroup,
+            budget,
+            termination_message: plan.termination_message.clone(),
+            process,
+            kept,
+        }
+    }
+
+    /// Notes a container in the sandbox's bundle, for `delete` after a crash: containerd calls it for the sandbox only.
+    fn record(&self, id: &str, cgroup: Option<&Cgroup>) {
+        let line = format!("{id} {}\n", cgroup.map(Cgroup::path).unwrap_or_default());
+        let file = std::fs::File::options().append(true).create(true).open(self.bundle.join(cleanup::MEMBERS));
+        if let Err(e) = file.and_then(|mut f| f.write_all(line.as_bytes())) {
+            self.log.error(&format!("record of {id}: {e}"));
+        }
+    }
+
+    /// Delete: what a stopped or never started container leaves.
+    pub async fn delete(&self, container: &Container) -> Result<Exit> {
+        if container.status() == api::Status::RUNNING {
+            return Err(error::precondition(format!("container {} is running: kill it first", container.id)));
+        }
+        let exit = container.destroy().await.map_err(error::internal)?;
+        if lock(&self.members).remove(&container.id).is_none() {
+            // Another Delete of the same container was faster and has told it.
+            return Err(error::not_found(format!("container {}", container.id)));
+        }
+        self.events.publish(&TaskDelete {
+            container_id: container.id.clone(),
+            pid: container.pid(),
+            exit_status: exit.status,
+            exited_at: Some(exit.at.clone()).into(),
+            ..TaskDelete::default()
+        });
+        Ok(exit)
+    }
+
+    /// A Linux container is gone.
+    pub fn forget(&self, id: &str) {
+        lock(&self.members).remove(id);
+    }
+
+    /// Shutdown: containerd asks after every Delete; only an empty pod ends.
+    pub fn shutdown(&self) {
+        if self.is_empty() {
+            self.done.notify_one();
+        }
+    }
+}
+
+fn paths(request: &api::CreateTaskRequest) -> Paths {
+    Paths { stdin: request.stdin.clone(), stdout: request.stdout.clone(), stderr: request.stderr.clone() }
+}
+
+fn root_mounts(request: &api::CreateTaskRequest) -> Vec<Mount> {
+    request.rootfs.iter().map(|m| slipway_spec::parse_options(&m.type_, &m.source, "", &m.options)).collect()
+}
+
+/// A cgroup that was made for a container that does not exist yet: removed again unless it comes to exist.
+struct Made {
+    cgroup: Option<Cgroup>,
+    keep: bool,
+}
+
+impl Made {
+    fn new(cgroup: Option<Cgroup>, plan: &Plan) -> std::io::Result<Self> {
+        let made = Self { cgroup, keep: false };
+        if let Some(cgroup) = &made.cgroup {
+            cgroup.create(&plan.resources).map_err(std::io::Error::other)?;
+        }
+        Ok(made)
+    }
+
+    fn open_v2(&self) -> std::io::Result<Option<std::os::fd::OwnedFd>> {
+        match &self.cgroup {
+            Some(cgroup) => cgroup.open_v2().map_err(std::io::Error::other),
+            None => Ok(None),
+        }
+    }
+
+    fn join(&self, pid: i32) -> std::io::Result<()> {
+        match &self.cgroup {
+            Some(cgroup) => cgroup.join(pid).map_err(std::io::Error::other),
+            None => Ok(()),
+        }
+    }
+
+    fn keep(mut self) -> Option<Cgroup> {
+        self.keep = true;
+        self.cgroup.take()
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.cgroup.take().filter(|_| !self.keep) {
+            let _ = cgroup.remove();
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! The spec's meaning, checked once.
+
+use std::collections::BTreeMap;
+
+use slipway_protocol::{Mount, Tier};
+
+use crate::{Error, oci, parse_options};
+
+pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
+const COMPILE: &str = "slipway.dev/compile";
+const CPU_TIME: &str = "slipway.dev/cpu-time";
+
+/// Environment variables and arguments together, in bytes: what execve(2) would take on Linux.
+const MAX_ARGS_BYTES: usize = 2 << 20;
+
+/// What the container is to its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// The pod's own container: it holds the namespaces and runs nothing.
+    Sandbox,
+    /// A container, in a pod or alone.
+    #[default]
+    Container,
+}
+
+/// Where a process finds one of its namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Namespace {
+    /// The host's.
+    #[default]
+    Host,
+    /// A new one.
+    New,
+    /// The one behind this path.
+    Path(String),
+}
+
+/// Where the container's cgroup lies, by the driver that names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CgroupPath {
+    /// A path below each hierarchy's root.
+    Cgroupfs(String),
+    /// `slice:prefix:name`, as the systemd driver names a scope.
+    Systemd {
+        /// The slice, for example `kubepods-besteffort.slice`.
+        slice: String,
+        /// The unit's prefix.
+        prefix: String,
+        /// The unit's name.
+        name: String,
+    },
+}
+
+/// Limits as the spec gives them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Resources {
+    /// memory.limit, bytes; `None` or negative: none.
+    pub memory_limit: Option<i64>,
+    /// memory.reservation (soft limit), bytes.
+    pub memory_reservation: Option<i64>,
+    /// memory.swap: memory and swap together, bytes.
+    pub memory_swap: Option<i64>,
+    /// cpu.shares.
+    pub cpu_shares: Option<u64>,
+    /// cpu.quota, microseconds a period; negative: none.
+    pub cpu_quota: Option<i64>,
+    /// cpu.period, microseconds.
+    pub cpu_period: Option<u64>,
+    /// cpuset.cpus.
+    pub cpuset_cpus: Option<String>,
+    /// cpuset.mems.
+    pub cpuset_mems: Option<String>,
+    /// pids.limit; 0 or negative: none.
+    pub pids_limit: Option<i64>,
+    /// Files of cgroup v2, written as they are.
+    pub unified: BTreeMap<String, String>,
+}
+
+impl Resources {
+    /// The memory limit as a budget: bytes, or none.
+    pub fn memory_budget(&self) -> Option<u64> {
+        self.memory_limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0)
+    }
+}
+
+/// Everything that Slipway does for a container, decided.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Sandbox or container.
+    pub role: Role,
+    /// The pod's id, for a container of a pod.
+    pub sandbox_id: Option<String>,
+    /// The image's name, as CRI knows it.
+    pub image: Option<String>,
+    /// argv.
+    pub args: Vec<String>,
+    /// Environment.
+    pub env: Vec<String>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// A terminal is asked for.
+    pub terminal: bool,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// (resource of setrlimit(2), soft, hard)
+    pub rlimits: Vec<(i32, u64, u64)>,
+    /// For the guest's /proc/self/oom_score_adj.
+    pub oom_score_adj: Option<i32>,
+    /// root.path; relative to the bundle.
+    pub root_path: String,
+    /// root.readonly.
+    pub root_readonly: bool,
+    /// Host name of a new uts namespace.
+    pub hostname: String,
+    /// Volumes, in order.
+    pub mounts: Vec<Mount>,
+    /// Namespaces by kind.
+    pub pid: Namespace,
+    /// Network.
+    pub network: Namespace,
+    /// System V IPC and POSIX queues.
+    pub ipc: Namespace,
+    /// Host name.
+    pub uts: Namespace,
+    /// cgroup root.
+    pub cgroup_ns: Namespace,
+    /// linux.sysctl as (file below /proc/sys, value).
+    pub sysctls: Vec<(String, String)>,
+    /// Where the cgroup is; `None`: the caller's own.
+    pub cgroup: Option<CgroupPath>,
+    /// linux.resources.
+    pub resources: Resources,
+    /// Annotation `slipway.dev/compile`.
+    pub tier: Tier,
+    /// Host path of the termination message's file, where the container has one mounted.
+    pub termination_message: Option<String>,
+    /// The first thing in the spec that a Wasm container cannot have. Not an error yet: the entrypoint may turn out to
+    /// be a program for Linux, which goes to another runtime with its spec as it is.
+    pub unsupported: Option<String>,
+}
+
+fn refuse(field: &str, reason: impl Into<String>) -> Error {
+    Error::Field { field: field.into(), reason: reason.into() }
+}
+
+pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
+    let annotation = |name: &str| spec.annotations.get(name).cloned();
+    let role = match annotation(CONTAINER_TYPE).as_deref() {
+        Some("sandbox") => Role::Sandbox,
+        _ => Role::Container,
+    };
+    let process = spec.process.unwrap_or_default();
+    if role == Role::Container {
+        check_process(&process)?;
+    }
+    let mut unsupported = Unsupported(unsupported(&spec.hooks, &spec.linux, annotation(CPU_TIME).is_some()));
+    let namespaces = namespaces(&spec.linux.namespaces)?;
+    let [pid, network, ipc, uts, cgroup_ns] = namespaces;
+    let mounts: Vec<Mount> = spec
+        .mounts
+        .iter()
+        .enumerate()
+        .filter(|(_, m)| !is_kernel_mount(m))
+        .filter_map(|(i, m)| unsupported.note(volume(i, m)))
+        .collect();
+    let termination_message = mounts
+        .iter()
+        .find(|m| m.destination == "/dev/termination-log")
+        .map(|m| m.source.clone());
+    Ok(Plan {
+        role,
+        sandbox_id: annotation(SANDBOX_ID),
+        image: annotation(IMAGE_NAME),
+        args: process.args,
+        env: process.env,
+        cwd: if process.cwd.is_empty() { "/".into() } else { process.cwd },
+        terminal: process.terminal,
+        uid: process.user.uid,
+        gid: process.user.gid,
+        groups: process.user.additional_gids,
+        rlimits: process.rlimits.iter().enumerate().filter_map(|(i, l)| unsupported.note(rlimit(i, l))).collect(),
+        oom_score_adj: process.oom_score_adj,
+        root_path: spec.root.path,
+        root_readonly: spec.root.readonly,
+        hostname: spec.hostname,
+        mounts,
+        pid,
+        network,
+        ipc,
+        uts,
+        cgroup_ns,
+        sysctls: sysctls(spec.linux.sysctl)?,
+        cgroup: cgroup(&spec.linux.cgroups_path)?,
+        resources: resources(spec.linux.resources),
+        tier: match annotation(COMPILE).as_deref() {
+            None | Some("auto") => Tier::Auto,
+            Some("quick") => Tier::Quick,
+            Some("full") => Tier::Full,
+            Some(other) => {
+                return Err(refuse(&format!("annotations[{COMPILE}]"), format!("{other:?} is not one of auto, quick, full")));
+            }
+        },
+        termination_message,
+        unsupported: unsupported.0.map(|e| e.to_string()),
+    })
+}
+
+/// Collects the first refusal.
+struct Unsupported(Option<Error>);
+
+impl Unsupported {
+    fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+        result.map_err(|e| self.0.get_or_insert(e)).ok()
+    }
+}
+
+fn unsupported(hooks: &Option<serde_json::Value>, linux: &oci::Linux, cpu_time: bool) -> Option<Error> {
+    if hooks.as_ref().and_then(|h| h.as_object()).is_some_and(|h| !h.is_empty()) {
+        return Some(refuse("hooks", "hooks run programs of the node inside the container; a Wasm container has no place for them. Remove them (device plugins and CDI devices add them)"));
+    }
+    if !linux.uid_mappings.is_empty() {
+        return Some(refuse("linux.uidMappings", "user namespaces are not supported yet; set hostUsers: true"));
+    }
+    cpu_time.then(|| refuse(CPU_TIME, "the CPU-time budget is not supported yet; remove the annotation"))
+}
+
+fn check_process(process: &oci::Process) -> Result<(), Error> {
+    if process.args.first().is_none_or(String::is_empty) {
+        return Err(refuse("process.args", "empty: the image has no entrypoint and the pod gives no command; name the module, for example command: [\"/app.wasm\"]"));
+    }
+    if !process.cwd.is_empty() && !process.cwd.starts_with('/') {
+        return Err(refuse("process.cwd", format!("{:?} is not an absolute path", process.cwd)));
+    }
+    let strings = process.args.iter().chain(&process.env);
+    let bytes: usize = strings.clone().map(|s| s.len() + 1).sum();
+    if bytes > MAX_ARGS_BYTES {
+        return Err(refuse("process.args and process.env", format!("{bytes} bytes together, the limit is {MAX_ARGS_BYTES}; move large values into a ConfigMap volume")));
+    }
+    if let Some(bad) = strings.clone().find(|s| s.contains('\0')) {
+        return Err(refuse("process.args and process.env", format!("{:?} contains a NUL byte", bad.chars().take(40).collect::<String>())));
+    }
+    Ok(())
+}
+
+/// Kernel file systems that every runtime adds and a WASI program must not see: whoever can write to
+/// /proc/self/mem owns its engine's process. `/dev` itself is made by the guest.
+fn is_kernel_mount(mount: &oci::Mount) -> bool {
+    matches!(mount.kind.as_str(), "proc" | "sysfs" | "cgroup" | "cgroup2" | "devpts" | "mqueue")
+        || mount.destination == "/dev"
+}
+
+fn volume(index: usize, mount: &oci::Mount) -> Result<Mount, Error> {
+    let field = |name: &str| format!("mounts[{index}].{name}");
+    if !mount.destination.starts_with('/') {
+        return Err(refuse(&field("destination"), format!("{:?} is not an absolute path", mount.destination)));
+    }
+    for (name, value) in [("destination", &mount.destination), ("source", &mount.source)] {
+        if value.contains('\0') {
+            return Err(refuse(&field(name), "contains a NUL byte"));
+        }
+    }
+    let parsed = parse_options(&mount.kind, &mount.source, &mount.destination, &mount.options);
+    if parsed.flags & libc::MS_BIND == 0 && parsed.kind != "tmpfs" {
+        return Err(refuse(&field("type"), format!("{:?} at {} is not supported: bind mounts and tmpfs are", mount.kind, mount.destination)));
+    }
+    Ok(parsed)
+}
+
+fn namespaces(list: &[oci::Namespace]) -> Result<[Namespace; 5], Error> {
+    let mut found = [const { Namespace::Host }; 5];
+    for (i, ns) in list.iter().enumerate() {
+        let slot = match ns.kind.as_str() {
+            "pid" => 0,
+            "network" => 1,
+            "ipc" => 2,
+            "uts" => 3,
+            "cgroup" => 4,
+            // A guest always has a mount namespace of its own.
+            "mount" if ns.path.is_empty() => continue,
+            // Only with uidMappings, which are refused by name.
+            "user" => continue,
+            other => return Err(refuse(&format!("linux.namespaces[{i}].type"), format!("{other:?} (path {:?}) is not supported", ns.path))),
+        };
+        found[slot] = if ns.path.is_empty() { Namespace::New } else { Namespace::Path(ns.path.clone()) };
+    }
+    Ok(found)
+}
+
+/// Names of getrlimit(2) and their numbers on Linux (asm-generic/resource.h).
+const RLIMITS: [&str; 16] = [
+    "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC",
+    "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME",
+];
+
+fn rlimit(i: usize, limit: &oci::Rlimit) -> Result<(i32, u64, u64), Error> {
+    let field = format!("process.rlimits[{i}].type");
+    let n = RLIMITS
+        .iter()
+        .position(|name| *name == limit.kind)
+        .ok_or_else(|| refuse(&field, format!("{:?} is not a resource of getrlimit(2)", limit.kind)))?;
+    if RLIMITS[n] == "RLIMIT_AS" {
+        return Err(refuse(&field, "RLIMIT_AS cannot be honoured: the engine reserves 12 GiB of address space per memory. Use the memory limit"));
+    }
+    Ok((n as i32, limit.soft, limit.hard))
+}
+
+fn sysctls(map: BTreeMap<String, String>) -> Result<Vec<(String, String)>, Error> {
+    let file = |(name, value): (String, String)| {
+        // A name with slashes uses dots inside its parts (sysctl(8)): net/ipv4/conf/eth0.1/forwarding.
+        let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
+        if path.split('/').any(|part| part.is_empty() || part == "..") {
+            return Err(refuse(&format!("linux.sysctl[{name}]"), "is not the name of a sysctl"));
+        }
+        Ok((path, value))
+    };
+    map.into_iter().map(file).collect()
+}
+
+fn cgroup(path: &str) -> Result<Option<CgroupPath>, Error> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let parts: Vec<&str> = path.split(':').collect();
+    if let [slice, prefix, name] = parts[..] {
+        return Ok(Some(CgroupPath::Systemd { slice: slice.into(), prefix: prefix.into(), name: name.into() }));
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err(refuse("linux.cgroupsPath", format!("{path:?} leaves its hierarchy")));
+    }
+    Ok(Some(CgroupPath::Cgroupfs(format!("/{}", path.trim_matches('/')))))
+}
+
+fn resources(r: oci::Resources) -> Resources {
+    Resources {
+        memory_limit: r.memory.limit,
+        memory_reservation: r.memory.reservation,
+        memory_swap: r.memory.swap,
+        cpu_shares: r.cpu.shares,
+        cpu_quota: r.cpu.quota,
+        cpu_period: r.cpu.period,
+        cpuset_cpus: r.cpu.cpus.filter(|s| !s.is_empty()),
+        cpuset_mems: r.cpu.mems.filter(|s| !s.is_empty()),
+        pids_limit: r.pids.limit,
+        unified: r.unified,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{CgroupPath, Namespace, Role, parse};
+    use serde_json::json;
+
+    fn container() -> serde_json::Value {
+        json!({
+            "process": {"args": ["/app.wasm"], "cwd": "/", "env": ["A=1"], "user": {"uid": 1, "gid": 2, "additionalGids": [3]}},
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/data", "type": "bind", "source": "/v", "options": ["rbind", "ro"]},
+                {"destination": "/dev/termination-log", "type": "bind", "source": "/k/t", "options": ["rbind"]}
+            ],
+            "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "s"},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/n"}, {"type": "mount"}],
+                      "cgroupsPath": "/pods/a", "resources": {"memory": {"limit": 1048576}, "devices": null}, "sysctl": null}
+        })
+    }
+
+    fn error(change: impl FnOnce(&mut serde_json::Value)) -> String {
+        let mut spec = container();
+        change(&mut spec);
+        match parse(spec.to_string().as_bytes()) {
+            Ok(plan) => plan.unsupported.unwrap(),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_container_of_cri_becomes_a_plan() {
+        let plan = parse(container().to_string().as_bytes()).unwrap();
+        assert_eq!((plan.role, plan.sandbox_id.as_deref()), (Role::Container, Some("s")));
+        assert_eq!((plan.uid, plan.gid, plan.groups.as_slice()), (1, 2, &[3][..]));
+        assert_eq!(plan.mounts.len(), 2, "kernel file systems are left out");
+        assert_eq!(plan.termination_message.as_deref(), Some("/k/t"));
+        assert_eq!((plan.pid, plan.network), (Namespace::New, Namespace::Path("/n".into())));
+        assert_eq!(plan.resources.memory_budget(), Some(1 << 20));
+        assert_eq!(plan.cgroup, Some(CgroupPath::Cgroupfs("/pods/a".into())));
+    }
+
+    #[test]
+    fn refusals_name_their_field() {
+        assert!(error(|s| s["process"]["args"] = json!([])).contains("process.args"));
+        assert!(error(|s| s["process"]["cwd"] = json!("x")).contains("process.cwd"));
+        assert!(error(|s| s["mounts"][1]["destination"] = json!("data")).contains("mounts[1].destination"));
+        assert!(error(|s| s["mounts"][1] = json!({"destination": "/x", "type": "nfs", "source": "h"})).contains("mounts[1].type"));
+        assert!(error(|s| s["linux"]["namespaces"][0]["type"] = json!("time2")).contains("namespaces[0]"));
+        assert!(error(|s| s["linux"]["sysctl"] = json!({"net..x": "1"})).contains("sysctl"));
+        assert!(error(|s| s["linux"]["cgroupsPath"] = json!("/a/../b")).contains("cgroupsPath"));
+        assert!(error(|s| s["annotations"]["slipway.dev/compile"] = json!("O9")).contains("slipway.dev/compile"));
+        assert!(error(|s| s["process"]["rlimits"] = json!([{"type": "RLIMIT_AS", "soft": 1, "hard": 1}])).contains("rlimits[0]"));
+        assert!(error(|s| s["process"]["env"] = json!(["A=".to_string() + &"x".repeat(3 << 20)])).contains("limit"));
+        assert!(error(|s| s["process"] = json!(7)).contains("line 1"));
+    }
+
+    #[test]
+    fn no_spec_makes_the_reader_panic() {
+        let text = container().to_string();
+        for end in 0..text.len() {
+            assert!(parse(&text.as_bytes()[..end]).is_err());
+        }
+    }
+
+    #[test]
+    fn both_cgroup_drivers_are_told_apart() {
+        let mut spec = container();
+        spec["linux"]["cgroupsPath"] = json!("kubepods.slice:cri-containerd:abc");
+        assert!(matches!(parse(spec.to_string().as_bytes()).unwrap().cgroup, Some(CgroupPath::Systemd { .. })));
+    }
+
+    #[test]
+    fn sysctls_become_paths() {
+        let mut spec = container();
+        spec["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
+        let plan = parse(spec.to_string().as_bytes()).unwrap();
+        assert_eq!(plan.sysctls, [("net/ipv4/ip_unprivileged_port_start".into(), "0".into())]);
+    }
+}

@@ -1,0 +1,413 @@
+//! The system calls that safe libraries do not offer, and nothing else.
+//!
+//! Everything here is Linux; what `rustix` offers as a safe function is called from there directly.
+//! This crate is the only place (besides the guest's engine hook) that may say `unsafe`.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// `CLONE_INTO_CGROUP` of clone3(2): the child starts in the cgroup v2 directory given by descriptor.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// A child process: its pid as this process sees it, and a descriptor that becomes readable when it ends.
+#[derive(Debug)]
+pub struct Child {
+    /// Process id in the caller's pid namespace.
+    pub pid: i32,
+    /// pidfd_open(2)-like descriptor, close-on-exec.
+    pub pidfd: OwnedFd,
+}
+
+/// What a child does between clone and exec: only what is async-signal-safe, all memory allocated before.
+#[derive(Debug)]
+pub struct Exec {
+    /// Program; absolute path.
+    pub program: CString,
+    /// argv, the first being the program's name.
+    pub argv: Vec<CString>,
+    /// Environment as `NAME=value`.
+    pub envp: Vec<CString>,
+    /// Descriptors of the child: `fds[i]` becomes descriptor `i`; everything above is closed.
+    pub fds: Vec<OwnedFd>,
+    /// Working directory; the caller's where there is none.
+    pub directory: Option<CString>,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// What clone3 made: the parent's view, or "you are the child".
+enum Cloned {
+    Parent(Child),
+    Child,
+}
+
+/// clone3(2) without CLONE_VM: the child gets a copy of the caller's memory.
+///
+/// # Safety
+/// The caller is single-threaded, or the child calls only async-signal-safe functions until it execs or ends.
+unsafe fn clone3(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let args = CloneArgs {
+        flags: namespaces as u64
+            | libc::CLONE_PIDFD as u64
+            | if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 },
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
+        ..CloneArgs::default()
+    };
+    // SAFETY: `args` and `pidfd` outlive the call; without CLONE_VM the child runs on a copy of this stack.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Cloned::Child),
+        pid => Ok(Cloned::Parent(Child {
+            pid: pid as i32,
+            // SAFETY: the kernel has just stored a new descriptor there, which nothing else owns.
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        })),
+    }
+}
+
+/// Restores what a shim changes for itself and a new program must not inherit: signal mask and dispositions.
+fn reset_signals() {
+    // SAFETY: plain calls on a local set; dispositions are reset to the default, which needs no handler to stay valid.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        for signal in 1..32 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+}
+
+/// Starts a program in new namespaces (`CLONE_NEW…` flags) and, on cgroup v2, directly in a cgroup.
+///
+/// # Errors
+/// clone3's. That the exec failed is seen as the child's end with status 127.
+pub fn spawn(
+    exec: Exec,
+    namespaces: i32,
+    pid_namespace: Option<BorrowedFd<'_>>,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Child> {
+    let argv = pointers(&exec.argv);
+    let envp = pointers(&exec.envp);
+    let mut fds: Vec<RawFd> = exec.fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let restore = match pid_namespace {
+        Some(ns) => Some(ChildrenPidNamespace::enter(ns)?),
+        None => None,
+    };
+    // SAFETY: the child branch below only makes system calls on memory that was allocated before.
+    let cloned = unsafe { clone3(namespaces, cgroup) };
+    if let Ok(Cloned::Child) = cloned {
+        reset_signals();
+        // SAFETY: descriptors and strings live in this copy of the parent's memory until exec or _exit.
+        unsafe {
+            libc::setsid();
+            // First out of the way of the targets, then onto them.
+            let above = fds.len() as RawFd;
+            for fd in &mut fds {
+                *fd = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above);
+            }
+            for (target, fd) in fds.iter().enumerate() {
+                if libc::dup2(*fd, target as RawFd) < 0 {
+                    libc::_exit(127);
+                }
+            }
+            libc::syscall(libc::SYS_close_range, above as u32, u32::MAX, 0u32);
+            if exec.directory.as_ref().is_some_and(|d| libc::chdir(d.as_ptr()) != 0) {
+                libc::_exit(127);
+            }
+            libc::execve(exec.program.as_ptr(), argv.as_ptr(), envp.as_ptr());
+            libc::_exit(127)
+        }
+    }
+    drop(restore);
+    match cloned? {
+        Cloned::Parent(child) => Ok(child),
+        Cloned::Child => unreachable!("the child has left through exec or _exit"),
+    }
+}
+
+/// A forked copy of the caller that never returns: `body` runs in the child.
+///
+/// `body` must confine itself to system calls on memory allocated before: it runs in a copy of a process whose
+/// other threads, if any, are gone.
+///
+/// # Errors
+/// clone3's.
+pub fn fork_holder(
+    namespaces: i32,
+    cgroup: Option<BorrowedFd<'_>>,
+    body: impl FnOnce() -> i32,
+) -> io::Result<Child> {
+    // SAFETY: `body` is required above to be async-signal-safe.
+    match unsafe { clone3(namespaces, cgroup) }? {
+        Cloned::Parent(child) => Ok(child),
+        Cloned::Child => {
+            reset_signals();
+            let status = body();
+            // SAFETY: ends the child without running the parent's exit handlers.
+            unsafe { libc::_exit(status) }
+        }
+    }
+}
+
+/// Forks; `Ok(true)` in the child. Only for single-threaded callers (a shim's `start`).
+///
+/// # Errors
+/// fork's.
+pub fn fork() -> io::Result<bool> {
+    // SAFETY: documented as single-threaded only, so the child may do anything.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid == 0),
+    }
+}
+
+/// While it lives, children of this thread are born in another pid namespace.
+struct ChildrenPidNamespace {
+    own: OwnedFd,
+}
+
+impl ChildrenPidNamespace {
+    fn enter(ns: BorrowedFd<'_>) -> io::Result<Self> {
+        let own = std::fs::File::open("/proc/self/ns/pid")?.into();
+        setns(ns, libc::CLONE_NEWPID)?;
+        Ok(Self { own })
+    }
+}
+
+impl Drop for ChildrenPidNamespace {
+    fn drop(&mut self) {
+        // Going back to one's own namespace is always allowed to who could leave it.
+        let _ = setns(self.own.as_fd(), libc::CLONE_NEWPID);
+    }
+}
+
+/// A descriptor that whoever started this process has left open for it, for the process's whole life.
+pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: the number is part of the contract between the two programs, and nothing in this process closes it.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// A descriptor whose events tokio tells. Within a runtime.
+///
+/// # Errors
+/// epoll's, for example for a regular file.
+#[cfg(feature = "tokio")]
+pub fn watch(fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd refers to one open file until it is dropped, and AsyncFd takes it from epoll before.
+    unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// setns(2) of the calling thread.
+///
+/// # Errors
+/// The system call's.
+pub fn setns(ns: BorrowedFd<'_>, kind: i32) -> io::Result<()> {
+    // SAFETY: takes a descriptor and an integer.
+    check(unsafe { libc::setns(ns.as_raw_fd(), kind) })
+}
+
+/// unshare(2) of namespaces.
+///
+/// # Errors
+/// The system call's.
+pub fn unshare(namespaces: i32) -> io::Result<()> {
+    // SAFETY: takes an integer; only CLONE_NEW… flags are passed, never CLONE_FILES or CLONE_FS with threads about.
+    check(unsafe { libc::unshare(namespaces) })
+}
+
+/// Becomes a user for good: groups, gid, uid, no capability left in any set, no_new_privs.
+///
+/// For single-threaded processes: the calls are the kernel's, which change one thread.
+///
+/// # Errors
+/// The first call that fails, named.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), String> {
+    use rustix::process::{Gid, Uid};
+    use rustix::thread::{CapabilitySet, CapabilitySets};
+    for capability in 0..u64::BITS {
+        // Fails past the last one that the kernel knows.
+        let bit = CapabilitySet::from_bits_retain(1 << capability);
+        if rustix::thread::remove_capability_from_bounding_set(bit).is_err() {
+            break;
+        }
+    }
+    let all: Vec<Gid> = groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::thread::set_thread_groups(&all).map_err(|e| format!("supplementary groups {groups:?}: {e}"))?;
+    rustix::thread::set_thread_res_gid(group, group, group).map_err(|e| format!("group {gid}: {e}"))?;
+    rustix::thread::set_thread_res_uid(user, user, user).map_err(|e| format!("user {uid}: {e}"))?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, none).map_err(|e| format!("capabilities: {e}"))?;
+    rustix::thread::set_no_new_privs(true).map_err(|e| format!("no_new_privs: {e}"))
+}
+
+/// Makes the current directory the root of this process and lets go of the old one. For a private mount namespace.
+///
+/// # Errors
+/// The first call that fails.
+pub fn pivot_to_current_dir() -> io::Result<()> {
+    // The new root is stacked over the old one, which is then taken from under it: no directory for it is needed.
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")
+}
+
+/// setrlimit(2).
+///
+/// # Errors
+/// The system call's.
+pub fn set_rlimit(resource: i32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: a local by pointer. The cast is the C library's type for the same number.
+    check(unsafe { libc::setrlimit(resource as _, &raw const limit) })
+}
+
+/// Makes a mount and all mounts below it read-only (mount_setattr(2), Linux 5.12).
+///
+/// # Errors
+/// The system call's.
+pub fn set_readonly_recursive(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: path and attributes live during the call, and the size is the structure's.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(r as i32)
+}
+
+/// Waits for a child's end without blocking; `None` while it runs. The status is a shell's: code, or 128 + signal.
+///
+/// # Errors
+/// ECHILD where the process is not a child.
+pub fn reap(pid: i32) -> io::Result<Option<u32>> {
+    let mut status = 0;
+    // SAFETY: `status` outlives the call.
+    match unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        _ if libc::WIFSIGNALED(status) => Ok(Some(128 + libc::WTERMSIG(status) as u32)),
+        _ => Ok(Some(libc::WEXITSTATUS(status) as u32)),
+    }
+}
+
+/// Sends a signal (any number that kill(2) takes) to the process behind a pidfd.
+///
+/// # Errors
+/// ESRCH once it ended, EINVAL for a number that is no signal.
+pub fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is passed.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    check(r as i32)
+}
+
+/// kill(2).
+///
+/// # Errors
+/// The system call's.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: integers only.
+    check(unsafe { libc::kill(pid, signal) })
+}
+
+/// Body of a pod's holder: writes files (sysctls) and then sleeps and reaps until it is killed.
+///
+/// It is pid 1 of a shared pid namespace, so it must reap; SIGTERM ends it as it ends a pause container.
+pub fn hold(joins: &[(RawFd, i32)], hostname: &CStr, writes: &[(CString, CString)], ready: RawFd) -> i32 {
+    // SAFETY: system calls on memory that the caller allocated before the clone; runs in its own process.
+    unsafe {
+        libc::setsid();
+        for &(fd, kind) in joins {
+            if libc::setns(fd, kind) != 0 {
+                return report(ready, 1);
+            }
+        }
+        if !hostname.is_empty()
+            && libc::sethostname(hostname.as_ptr(), hostname.count_bytes()) != 0
+        {
+            return report(ready, 2);
+        }
+        for (i, (path, value)) in writes.iter().enumerate() {
+            let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            let n = value.count_bytes();
+            if fd < 0 || libc::write(fd, value.as_ptr().cast(), n) != n as isize {
+                return report(ready, 16u8.saturating_add(u8::try_from(i).unwrap_or(u8::MAX)));
+            }
+            libc::close(fd);
+        }
+        libc::signal(libc::SIGTERM, exit_now as *const () as libc::sighandler_t);
+        libc::signal(libc::SIGINT, exit_now as *const () as libc::sighandler_t);
+        report(ready, 0);
+        // `ready` must close, else its reader would wait for the holder's whole life.
+        libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32);
+        libc::prctl(libc::PR_SET_NAME, c"slipway-holder".as_ptr());
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        loop {
+            libc::sigwaitinfo(&raw const set, std::ptr::null_mut());
+            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+        }
+    }
+}
+
+extern "C" fn exit_now(_signal: libc::c_int) {
+    // SAFETY: async-signal-safe by POSIX.
+    unsafe { libc::_exit(0) }
+}
+
+fn report(fd: RawFd, code: u8) -> i32 {
+    // SAFETY: one byte of a local; the descriptor is the caller's.
+    unsafe { libc::write(fd, (&raw const code).cast(), 1) };
+    i32::from(code)
+}
+
+/// errno of a system call that returns -1, as a `Result`.
+fn check(r: i32) -> io::Result<()> {
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+}
