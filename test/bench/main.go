@@ -77,8 +77,10 @@ type plan struct {
 	settle      time.Duration
 	extraMounts int
 	hostNetwork bool
-	timeout     time.Duration
-	out         string
+	// cgroupParent is where the pods' cgroups are made; empty: containerd's choice.
+	cgroupParent string
+	timeout      time.Duration
+	out          string
 }
 
 func parse(arguments []string) (*plan, error) {
@@ -98,6 +100,7 @@ func parse(arguments []string) (*plan, error) {
 	set.DurationVar(&p.settle, "settle", 2*time.Second, "how long the idle pods rest before their memory is read")
 	set.IntVar(&p.extraMounts, "extra-mounts", 0, "measure everything again with this many extra mounts on the node")
 	set.BoolVar(&p.hostNetwork, "host-network", false, "pods in the node's network namespace, without CNI")
+	set.StringVar(&p.cgroupParent, "cgroup-parent", os.Getenv("CGROUP_PARENT"), "parent of the pods' cgroups (default: $CGROUP_PARENT)")
 	set.DurationVar(&p.timeout, "timeout", time.Minute, "limit of each CRI request")
 	set.StringVar(&p.out, "out", "", "write the results here, as JSON")
 	// Each of these changes one part of a runtime: -image conventional=localhost/other:1
@@ -173,11 +176,12 @@ func run(ctx context.Context, p *plan) error {
 	}
 	defer os.RemoveAll(logs)
 	client := &client{
-		cri:         cri.NewRuntimeServiceClient(conn),
-		logs:        logs,
-		run:         strconv.FormatInt(time.Now().UnixMilli(), 36),
-		hostNetwork: p.hostNetwork,
-		timeout:     p.timeout,
+		cri:          cri.NewRuntimeServiceClient(conn),
+		logs:         logs,
+		run:          strconv.FormatInt(time.Now().UnixMilli(), 36),
+		hostNetwork:  p.hostNetwork,
+		cgroupParent: p.cgroupParent,
+		timeout:      p.timeout,
 	}
 	if err := checkImages(ctx, cri.NewImageServiceClient(conn), p.runtimes); err != nil {
 		return err

@@ -14,12 +14,13 @@ import (
 
 // client makes and removes pods over one CRI connection.
 type client struct {
-	cri         cri.RuntimeServiceClient
-	logs        string
-	run         string
-	hostNetwork bool
-	timeout     time.Duration
-	count       atomic.Int64
+	cri          cri.RuntimeServiceClient
+	logs         string
+	run          string
+	hostNetwork  bool
+	cgroupParent string
+	timeout      time.Duration
+	count        atomic.Int64
 }
 
 // pod is one sandbox with one container. Either id is empty as long as it does not exist.
@@ -48,7 +49,10 @@ func (c *client) start(ctx context.Context, r *runtime) (*pod, []timing, error) 
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
 		Hostname:     "pod",
 		LogDirectory: filepath.Dir(p.log),
-		Linux:        &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent:    c.cgroupParent,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
+		},
 	}
 	container := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: "app"},

@@ -48,25 +48,36 @@ fn compile() -> Result<(), (u8, String)> {
             println!("{}", slipway_engine::version());
             return Ok(());
         }
-        other => return Err(failed(format!("usage: slipway-aot quick|full|version (got {other:?}); slipway starts it"))),
+        other => {
+            return Err(failed(format!(
+                "usage: slipway-aot quick|full|version (got {other:?}); slipway starts it"
+            )));
+        }
     };
     enclose().map_err(failed)?;
     let module = read_module().map_err(failed)?;
     let prepared = slipway_module::prepare(&module).map_err(|e| (REFUSED, e.to_string()))?;
     drop(module);
-    slipway_engine::compile(&prepared.stripped, c"/artefact.so", optimisation).map_err(|e| failed(format!("the compiler failed: {e}")))?;
+    slipway_engine::compile(&prepared.stripped, c"/artefact.so", optimisation)
+        .map_err(|e| failed(format!("the compiler failed: {e}")))?;
     write_artefact().map_err(|e| failed(format!("write the artefact: {e}")))
 }
 
 /// An empty root, no user, bounded resources.
 fn enclose() -> Result<(), String> {
     let io = |e: rustix::io::Errno| format!("compiler's sandbox: {e}");
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(io)?;
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(io)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("tmpfs", WORK, "tmpfs", flags, Some(WORK_OPTIONS)).map_err(io)?;
     std::env::set_current_dir(WORK)
         .and_then(|()| slipway_sys::pivot_to_current_dir())
-        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_AS as i32, ADDRESS_SPACE, ADDRESS_SPACE))
+        .and_then(|()| {
+            slipway_sys::set_rlimit(libc::RLIMIT_AS as i32, ADDRESS_SPACE, ADDRESS_SPACE)
+        })
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, CPU_SECONDS, CPU_SECONDS))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CORE as i32, 0, 0))
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
@@ -82,7 +93,8 @@ fn read_module() -> Result<Vec<u8>, String> {
         let mut file = File::from(inherited(MODULE_FD)?);
         let mut bytes = Vec::new();
         file.rewind()?;
-        file.take(slipway_module::MAX_MODULE_BYTES + 1).read_to_end(&mut bytes)?;
+        file.take(slipway_module::MAX_MODULE_BYTES + 1)
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     read().map_err(|e: std::io::Error| format!("read the module: {e}"))

@@ -35,7 +35,11 @@ pub struct Error {
 
 fn fail(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
     let path = path.display().to_string();
-    move |source| Error { path, action, source }
+    move |source| Error {
+        path,
+        action,
+        source,
+    }
 }
 
 /// The host's hierarchies.
@@ -48,10 +52,12 @@ enum Layout {
 }
 
 /// Controllers of version 1 that containers use.
-const V1: [&str; 8] = ["memory", "cpu", "cpuacct", "cpuset", "pids", "freezer", "blkio", "devices"];
+const V1: [&str; 8] = [
+    "memory", "cpu", "cpuacct", "cpuset", "pids", "freezer", "blkio", "devices",
+];
 
 fn file_system(path: &Path) -> Option<i64> {
-    rustix::fs::statfs(path).ok().map(|s| s.f_type as i64)
+    rustix::fs::statfs(path).ok().map(|s| s.f_type)
 }
 
 fn layout(root: &Path) -> Layout {
@@ -94,12 +100,23 @@ impl Cgroup {
     pub fn new(path: &CgroupPath) -> Self {
         let path = match path {
             CgroupPath::Cgroupfs(path) => PathBuf::from(path.trim_start_matches('/')),
-            CgroupPath::Systemd { slice, prefix, name } => {
-                let unit = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+            CgroupPath::Systemd {
+                slice,
+                prefix,
+                name,
+            } => {
+                let unit = if prefix.is_empty() {
+                    format!("{name}.scope")
+                } else {
+                    format!("{prefix}-{name}.scope")
+                };
                 expand_slice(slice).join(unit)
             }
         };
-        Self { layout: layout(Path::new("/sys/fs/cgroup")), path }
+        Self {
+            layout: layout(Path::new("/sys/fs/cgroup")),
+            path,
+        }
     }
 
     /// True on a host with one unified hierarchy.
@@ -115,16 +132,20 @@ impl Cgroup {
     fn directories(&self) -> Vec<PathBuf> {
         match &self.layout {
             Layout::V2(root) => vec![root.join(&self.path)],
-            Layout::V1(controllers) => controllers.iter().map(|(_, root)| root.join(&self.path)).collect(),
+            Layout::V1(controllers) => controllers
+                .iter()
+                .map(|(_, root)| root.join(&self.path))
+                .collect(),
         }
     }
 
     fn controller(&self, name: &str) -> Option<PathBuf> {
         match &self.layout {
             Layout::V2(root) => Some(root.join(&self.path)),
-            Layout::V1(controllers) => {
-                controllers.iter().find(|(c, _)| *c == name).map(|(_, root)| root.join(&self.path))
-            }
+            Layout::V1(controllers) => controllers
+                .iter()
+                .find(|(c, _)| *c == name)
+                .map(|(_, root)| root.join(&self.path)),
         }
     }
 
@@ -152,11 +173,15 @@ impl Cgroup {
     fn make_v2(&self, root: &Path) -> Result<(), Error> {
         let mut directory = root.to_path_buf();
         for part in &self.path {
-            let available = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+            let available =
+                fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
             for controller in ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"] {
                 if available.split_whitespace().any(|c| c == controller) {
                     // Refused where processes sit in an inner node: then the limit below fails, by name.
-                    let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
+                    let _ = fs::write(
+                        directory.join("cgroup.subtree_control"),
+                        format!("+{controller}"),
+                    );
                 }
             }
             directory.push(part);
@@ -212,7 +237,15 @@ impl Cgroup {
             self.set("cpuset", "cpuset.mems", mems)?;
         }
         if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
-            self.set("pids", "pids.max", if limit < 0 { "max".into() } else { limit.to_string() })?;
+            self.set(
+                "pids",
+                "pids.max",
+                if limit < 0 {
+                    "max".into()
+                } else {
+                    limit.to_string()
+                },
+            )?;
         }
         Ok(())
     }
@@ -222,7 +255,8 @@ impl Cgroup {
         let Some(directory) = self.controller("memory") else {
             return Ok(());
         };
-        let swap = swap.filter(|s| *s != 0 && directory.join("memory.memsw.limit_in_bytes").exists());
+        let swap =
+            swap.filter(|s| *s != 0 && directory.join("memory.memsw.limit_in_bytes").exists());
         let Some(swap) = swap else {
             return self.set("memory", "memory.limit_in_bytes", limit);
         };
@@ -238,13 +272,22 @@ impl Cgroup {
     }
 
     fn apply_v2(&self, r: &Resources) -> Result<(), Error> {
-        let or_max = |n: i64| if n < 0 { "max".to_string() } else { n.to_string() };
+        let or_max = |n: i64| {
+            if n < 0 {
+                "max".to_string()
+            } else {
+                n.to_string()
+            }
+        };
         if let Some(limit) = r.memory_limit.filter(|l| *l != 0) {
             self.set("memory", "memory.max", or_max(limit))?;
             if let Some(swap) = r.memory_swap.filter(|s| *s != 0) {
                 // Version 2 counts swap alone.
                 let swap = if swap < 0 { -1 } else { (swap - limit).max(0) };
-                if self.controller("memory").is_some_and(|d| d.join("memory.swap.max").exists()) {
+                if self
+                    .controller("memory")
+                    .is_some_and(|d| d.join("memory.swap.max").exists())
+                {
                     self.set("memory", "memory.swap.max", or_max(swap))?;
                 }
             }
@@ -256,7 +299,15 @@ impl Cgroup {
             self.set("cpu", "cpu.weight", weight(shares))?;
         }
         if let Some(quota) = r.cpu_quota.filter(|q| *q != 0) {
-            self.set("cpu", "cpu.max", format!("{} {}", or_max(quota), r.cpu_period.filter(|p| *p != 0).unwrap_or(100_000)))?;
+            self.set(
+                "cpu",
+                "cpu.max",
+                format!(
+                    "{} {}",
+                    or_max(quota),
+                    r.cpu_period.filter(|p| *p != 0).unwrap_or(100_000)
+                ),
+            )?;
         }
         if let Some(cpus) = &r.cpuset_cpus {
             self.set("cpuset", "cpuset.cpus", cpus)?;
@@ -285,7 +336,8 @@ impl Cgroup {
         };
         let path = root.join(&self.path);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(|e| fail(&path, "open")(e.into()))?;
+        let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty())
+            .map_err(|e| fail(&path, "open")(e.into()))?;
         Ok(Some(fd))
     }
 
@@ -311,7 +363,10 @@ impl Cgroup {
         let Layout::V1(controllers) = &self.layout else {
             return Ok(());
         };
-        for (_, root) in controllers.iter().filter(|(name, _)| name.starts_with("cpu")) {
+        for (_, root) in controllers
+            .iter()
+            .filter(|(name, _)| name.starts_with("cpu"))
+        {
             let path = root.join(&self.path).join("cgroup.procs");
             fs::write(&path, pid.to_string()).map_err(fail(&path, "join"))?;
         }
@@ -340,7 +395,11 @@ impl Cgroup {
         let Some(directory) = self.controller("memory") else {
             return 0;
         };
-        let file = if self.is_v2() { "memory.events" } else { "memory.oom_control" };
+        let file = if self.is_v2() {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
         let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
         metrics::keyed(&text, "oom_kill")
     }
@@ -354,12 +413,19 @@ impl Cgroup {
             return Ok(());
         }
         let started = Instant::now();
-        for directory in self.directories() {
+        let mut directories = self.directories();
+        if !self.is_v2() {
+            // runc joins systemd's hierarchy, which has no controller, too; after a crash its containers are removed here.
+            directories.push(Path::new("/sys/fs/cgroup/systemd").join(&self.path));
+        }
+        for directory in directories {
             loop {
                 match fs::remove_dir(&directory) {
                     Ok(()) => break,
                     Err(e) if e.kind() == io::ErrorKind::NotFound => break,
-                    Err(e) if started.elapsed() > KILL_PATIENCE => return Err(fail(&directory, "remove")(e)),
+                    Err(e) if started.elapsed() > KILL_PATIENCE => {
+                        return Err(fail(&directory, "remove")(e));
+                    }
                     Err(_) => empty(&directory),
                 }
                 // A killed process leaves its cgroup a moment after it can be waited for; no event tells of it on v1.
@@ -379,7 +445,11 @@ fn empty(directory: &Path) {
         }
     }
     let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    for pid in text.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+    for pid in text
+        .lines()
+        .filter_map(|l| l.parse().ok())
+        .filter_map(rustix::process::Pid::from_raw)
+    {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
@@ -388,7 +458,8 @@ fn empty(directory: &Path) {
 fn inherit_cpuset(root: &Path, path: &Path) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let mut directory = root.to_path_buf();
-        let mut value = fs::read_to_string(directory.join(file)).map_err(fail(&directory, "read"))?;
+        let mut value =
+            fs::read_to_string(directory.join(file)).map_err(fail(&directory, "read"))?;
         for part in path {
             directory.push(part);
             let target = directory.join(file);
@@ -415,26 +486,50 @@ mod tests {
 
     #[test]
     fn slices_nest_as_systemd_nests_them() {
-        assert_eq!(expand_slice("kubepods-besteffort-podx.slice"), Path::new("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podx.slice"));
+        assert_eq!(
+            expand_slice("kubepods-besteffort-podx.slice"),
+            Path::new("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podx.slice")
+        );
         assert_eq!(expand_slice("-.slice"), Path::new(""));
-        let path = CgroupPath::Systemd { slice: "a.slice".into(), prefix: "cri-containerd".into(), name: "id".into() };
-        assert_eq!(Cgroup::new(&path).path(), "/a.slice/cri-containerd-id.scope");
+        let path = CgroupPath::Systemd {
+            slice: "a.slice".into(),
+            prefix: "cri-containerd".into(),
+            name: "id".into(),
+        };
+        assert_eq!(
+            Cgroup::new(&path).path(),
+            "/a.slice/cri-containerd-id.scope"
+        );
     }
 
     #[test]
     fn shares_map_to_the_ends_of_the_weight_scale() {
-        assert_eq!((weight(0), weight(2), weight(1024), weight(262_144)), (1, 1, 39, 10_000));
+        assert_eq!(
+            (weight(0), weight(2), weight(1024), weight(262_144)),
+            (1, 1, 39, 10_000)
+        );
     }
 
     #[test]
     fn a_cgroup_holds_its_processes_and_goes_with_them() {
-        let cgroup = Cgroup::new(&CgroupPath::Cgroupfs(format!("/slipway-test-{}/c", std::process::id())));
-        let resources = Resources { memory_limit: Some(64 << 20), pids_limit: Some(10), cpu_shares: Some(2), ..Resources::default() };
+        let cgroup = Cgroup::new(&CgroupPath::Cgroupfs(format!(
+            "/slipway-test-{}/c",
+            std::process::id()
+        )));
+        let resources = Resources {
+            memory_limit: Some(64 << 20),
+            pids_limit: Some(10),
+            cpu_shares: Some(2),
+            ..Resources::default()
+        };
         if let Err(e) = cgroup.create(&resources) {
             eprintln!("skipped: {e}");
             return;
         }
-        let child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
         cgroup.join(child.id() as i32).unwrap();
         assert_eq!(cgroup.pids(), [child.id() as i32]);
         let metrics = cgroup.metrics();
@@ -445,7 +540,10 @@ mod tests {
         reaper.join().unwrap().unwrap();
         assert!(cgroup.directories().iter().all(|d| !d.exists()));
         cgroup.remove().unwrap();
-        let parent = Cgroup { path: cgroup.path.parent().unwrap().into(), ..cgroup };
+        let parent = Cgroup {
+            path: cgroup.path.parent().unwrap().into(),
+            ..cgroup
+        };
         parent.remove().unwrap();
     }
 }

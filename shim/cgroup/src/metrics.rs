@@ -99,7 +99,11 @@ fn limit_or_none(path: &Path) -> u64 {
 const TICK_NANOSECONDS: u64 = 10_000_000;
 
 pub(crate) fn read_v1(controller: &dyn Fn(&str) -> Option<PathBuf>) -> Metrics {
-    let text = |c: &str, f: &str| controller(c).and_then(|d| fs::read_to_string(d.join(f)).ok()).unwrap_or_default();
+    let text = |c: &str, f: &str| {
+        controller(c)
+            .and_then(|d| fs::read_to_string(d.join(f)).ok())
+            .unwrap_or_default()
+    };
     let value = |c: &str, f: &str| controller(c).map_or(0, |d| number(&d.join(f)));
     let ticks = text("cpuacct", "cpuacct.stat");
     let throttling = text("cpu", "cpu.stat");
@@ -109,7 +113,10 @@ pub(crate) fn read_v1(controller: &dyn Fn(&str) -> Option<PathBuf>) -> Metrics {
             total: value("cpuacct", "cpuacct.usage"),
             user: keyed(&ticks, "user") * TICK_NANOSECONDS,
             kernel: keyed(&ticks, "system") * TICK_NANOSECONDS,
-            per_cpu: text("cpuacct", "cpuacct.usage_percpu").split_whitespace().filter_map(|n| n.parse().ok()).collect(),
+            per_cpu: text("cpuacct", "cpuacct.usage_percpu")
+                .split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .collect(),
             periods: keyed(&throttling, "nr_periods"),
             throttled_periods: keyed(&throttling, "nr_throttled"),
             throttled: keyed(&throttling, "throttled_time"),
@@ -182,7 +189,10 @@ mod tests {
     fn version_2_files_become_metrics() {
         let d = tempfile::tempdir().unwrap();
         for (file, text) in [
-            ("cpu.stat", "usage_usec 7\nuser_usec 4\nsystem_usec 3\nnr_throttled 2\n"),
+            (
+                "cpu.stat",
+                "usage_usec 7\nuser_usec 4\nsystem_usec 3\nnr_throttled 2\n",
+            ),
             ("memory.current", "100\n"),
             ("memory.max", "max\n"),
             ("memory.stat", "anon 5\ninactive_file 6\n"),
@@ -192,8 +202,19 @@ mod tests {
             fs::write(d.path().join(file), text).unwrap();
         }
         let m = read_v2(d.path());
-        assert_eq!((m.cpu.total, m.cpu.user, m.cpu.throttled_periods), (7000, 4000, 2));
-        assert_eq!((m.memory.usage, m.memory.limit, m.memory.anon, m.memory.inactive_file), (100, u64::MAX, 5, 6));
+        assert_eq!(
+            (m.cpu.total, m.cpu.user, m.cpu.throttled_periods),
+            (7000, 4000, 2)
+        );
+        assert_eq!(
+            (
+                m.memory.usage,
+                m.memory.limit,
+                m.memory.anon,
+                m.memory.inactive_file
+            ),
+            (100, u64::MAX, 5, 6)
+        );
         assert_eq!((m.pids_current, m.pids_limit), (3, 0));
     }
 

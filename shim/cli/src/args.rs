@@ -47,7 +47,12 @@ pub enum Command {
 #[derive(Args)]
 pub struct Store {
     /// The artefact cache
-    #[arg(long, env = "SLIPWAY_CACHE_DIR", default_value = "/var/lib/slipway/cache", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "SLIPWAY_CACHE_DIR",
+        default_value = "/var/lib/slipway/cache",
+        value_name = "DIR"
+    )]
     pub cache_dir: String,
     /// Bound of the artefact cache, for example 10Gi
     #[arg(long, env = "SLIPWAY_CACHE_BYTES", default_value = "10Gi", value_name = "SIZE", value_parser = size)]
@@ -182,10 +187,19 @@ pub struct Doctor {
     #[arg(long)]
     pub json: bool,
     /// containerd's socket
-    #[arg(long, env = "CONTAINERD_ADDRESS", default_value = "/run/containerd/containerd.sock", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock",
+        value_name = "PATH"
+    )]
     pub address: PathBuf,
     /// containerd's configuration
-    #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
+    #[arg(
+        long,
+        default_value = "/etc/containerd/config.toml",
+        value_name = "FILE"
+    )]
     pub config: PathBuf,
     #[command(flatten)]
     pub store: Store,
@@ -194,11 +208,23 @@ pub struct Doctor {
 /// Bytes as Kubernetes writes quantities: 64Mi, 1G, 1048576.
 fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
-        ("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30), ("Ti", 1 << 40), ("k", 1000), ("M", 1_000_000), ("G", 1_000_000_000), ("", 1),
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+        ("Ti", 1 << 40),
+        ("k", 1000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("", 1),
     ];
     UNITS
         .iter()
-        .find_map(|(unit, bytes)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*bytes))
+        .find_map(|(unit, bytes)| {
+            text.strip_suffix(unit)?
+                .parse::<u64>()
+                .ok()?
+                .checked_mul(*bytes)
+        })
         .ok_or_else(|| format!("{text:?} is no size; examples: 64Mi, 1G, 1048576"))
 }
 
@@ -214,7 +240,10 @@ mod tests {
 
     #[test]
     fn sizes_are_kubernetes_quantities() {
-        assert_eq!((size("64Mi"), size("1G"), size("7")), (Ok(64 << 20), Ok(1_000_000_000), Ok(7)));
+        assert_eq!(
+            (size("64Mi"), size("1G"), size("7")),
+            (Ok(64 << 20), Ok(1_000_000_000), Ok(7))
+        );
         for bad in ["", "Mi", "1Xi", "-1", "99999999999Ti"] {
             assert!(size(bad).is_err(), "{bad}");
         }
@@ -223,7 +252,15 @@ mod tests {
     #[test]
     fn a_programs_own_flags_are_not_slipways() {
         let cli = Cli::parse_from(["slipway", "run", "-e", "A=1", "app.wasm", "--env", "x"]);
-        let Command::Run(run) = cli.command else { panic!("run") };
-        assert_eq!((run.env.as_slice(), run.args.as_slice()), (&["A=1".to_string()][..], &["--env".to_string(), "x".to_string()][..]));
+        let Command::Run(run) = cli.command else {
+            panic!("run")
+        };
+        assert_eq!(
+            (run.env.as_slice(), run.args.as_slice()),
+            (
+                &["A=1".to_string()][..],
+                &["--env".to_string(), "x".to_string()][..]
+            )
+        );
     }
 }

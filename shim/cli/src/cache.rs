@@ -14,12 +14,22 @@ const SHORT: usize = 16;
 pub fn cache(command: &CacheCommand) -> Result<ExitCode, String> {
     match command {
         CacheCommand::Ls { json, store } => list(&open(store)?, *json),
-        CacheCommand::Rm { digests, all, store } => remove(&open(store)?, digests, *all),
+        CacheCommand::Rm {
+            digests,
+            all,
+            store,
+        } => remove(&open(store)?, digests, *all),
     }
 }
 
 fn open(store: &args::Store) -> Result<Store, String> {
-    Store::open(&store.cache_dir, Options { max_bytes: store.cache_bytes }).map_err(|e| e.to_string())
+    Store::open(
+        &store.cache_dir,
+        Options {
+            max_bytes: store.cache_bytes,
+        },
+    )
+    .map_err(|e| e.to_string())
 }
 
 #[derive(serde::Serialize)]
@@ -46,25 +56,47 @@ impl From<&Entry> for Row {
             origin: e.meta.as_ref().map(|m| m.origin.clone()),
             tier: e.meta.as_ref().map(|m| m.key.tier.to_string()),
             bytes: e.bytes,
-            last_used: e.last_used.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            last_used: e
+                .last_used
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs()),
             in_use: e.in_use,
         }
     }
 }
 
 fn list(store: &Store, json: bool) -> Result<ExitCode, String> {
-    let rows: Vec<Row> = store.list().map_err(|e| e.to_string())?.iter().map(Row::from).collect();
+    let rows: Vec<Row> = store
+        .list()
+        .map_err(|e| e.to_string())?
+        .iter()
+        .map(Row::from)
+        .collect();
     if json {
-        println!("{}", serde_json::to_string_pretty(&rows).map_err(|e| e.to_string())?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&rows).map_err(|e| e.to_string())?
+        );
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{:SHORT$}  {:SHORT$}  {:5}  {:>10}  {:6}  FROM", "ARTEFACT", "MODULE", "TIER", "SIZE", "IN USE");
+    println!(
+        "{:SHORT$}  {:SHORT$}  {:5}  {:>10}  {:6}  FROM",
+        "ARTEFACT", "MODULE", "TIER", "SIZE", "IN USE"
+    );
     for row in rows {
         let short = |s: &str| s.chars().take(SHORT).collect::<String>();
-        let tier = if row.kind == "refusal" { "-".into() } else { row.tier.unwrap_or_default() };
+        let tier = if row.kind == "refusal" {
+            "-".into()
+        } else {
+            row.tier.unwrap_or_default()
+        };
         println!(
             "{:SHORT$}  {:SHORT$}  {tier:5}  {:>10}  {:6}  {}",
-            short(&row.artefact), short(&row.module.unwrap_or_default()), bytes(row.bytes), if row.in_use { "yes" } else { "no" }, row.origin.unwrap_or_default()
+            short(&row.artefact),
+            short(&row.module.unwrap_or_default()),
+            bytes(row.bytes),
+            if row.in_use { "yes" } else { "no" },
+            row.origin.unwrap_or_default()
         );
     }
     Ok(ExitCode::SUCCESS)
@@ -82,9 +114,17 @@ fn remove(store: &Store, digests: &[String], all: bool) -> Result<ExitCode, Stri
     for digest in digests {
         add(store.remove(digest).map_err(|e| e.to_string())?);
     }
-    println!("removed {}, {}", removed.removed.len(), bytes(removed.removed.iter().map(|e| e.bytes).sum()));
+    println!(
+        "removed {}, {}",
+        removed.removed.len(),
+        bytes(removed.removed.iter().map(|e| e.bytes).sum())
+    );
     for entry in &removed.in_use {
         println!("in use, kept: {}", entry.name);
     }
-    Ok(if removed.in_use.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if removed.in_use.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

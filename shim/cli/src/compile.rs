@@ -12,8 +12,13 @@ use crate::{run, source};
 pub fn compile(args: &Compile) -> Result<ExitCode, String> {
     let source = source::open(&args.file)?;
     let (path, bytes) = source.module_bytes()?;
-    let module = rustix::fs::memfd_create(c"module", rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?;
-    std::fs::write(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&module)), &bytes).map_err(|e| e.to_string())?;
+    let module = rustix::fs::memfd_create(c"module", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|e| e.to_string())?;
+    std::fs::write(
+        format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&module)),
+        &bytes,
+    )
+    .map_err(|e| e.to_string())?;
     let install = Install::locate();
     let engine = install.engine_version().map_err(|e| e.to_string())?;
     let progress = Arc::new(Progress::new());
@@ -22,7 +27,10 @@ pub fn compile(args: &Compile) -> Result<ExitCode, String> {
         cache_dir: args.store.cache_dir.clone(),
         cache_bytes: args.store.cache_bytes,
         cgroup: None,
-        progress: { let progress = progress.clone(); Arc::new(move |text: &str| progress.say(text)) },
+        progress: {
+            let progress = progress.clone();
+            Arc::new(move |text: &str| progress.say(text))
+        },
     };
     let job = Job {
         module,
@@ -33,7 +41,10 @@ pub fn compile(args: &Compile) -> Result<ExitCode, String> {
         damaged: None,
         tier: run::tier(args.tier),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| e.to_string())?;
     let compiled = runtime.block_on(compiler.compile(job));
     progress.done();
     compiled.map_err(|e| format!("{path}: {e}"))?;

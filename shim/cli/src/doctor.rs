@@ -21,11 +21,26 @@ struct Finding {
 }
 
 fn good(check: &'static str, finding: impl Into<String>) -> Finding {
-    Finding { check, level: Level::Ok, finding: finding.into(), remedy: String::new() }
+    Finding {
+        check,
+        level: Level::Ok,
+        finding: finding.into(),
+        remedy: String::new(),
+    }
 }
 
-fn bad(check: &'static str, level: Level, finding: impl Into<String>, remedy: impl Into<String>) -> Finding {
-    Finding { check, level, finding: finding.into(), remedy: remedy.into() }
+fn bad(
+    check: &'static str,
+    level: Level,
+    finding: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Finding {
+    Finding {
+        check,
+        level,
+        finding: finding.into(),
+        remedy: remedy.into(),
+    }
 }
 
 pub fn doctor(args: &Doctor) -> Result<ExitCode, String> {
@@ -39,10 +54,17 @@ pub fn doctor(args: &Doctor) -> Result<ExitCode, String> {
         cache(args),
         daemon(args),
         config(args),
-        program("sidecars", "containerd-shim-runc-v2", "Linux containers in Wasm pods need containerd's runc shim; install containerd's package"),
+        program(
+            "sidecars",
+            "containerd-shim-runc-v2",
+            "Linux containers in Wasm pods need containerd's runc shim; install containerd's package",
+        ),
     ];
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&findings).map_err(|e| e.to_string())?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&findings).map_err(|e| e.to_string())?
+        );
     } else {
         for f in &findings {
             println!("{:10} {}: {}", f.check, f.level.word(), f.finding);
@@ -52,23 +74,42 @@ pub fn doctor(args: &Doctor) -> Result<ExitCode, String> {
         }
     }
     let failed = findings.iter().any(|f| f.level == Level::Error);
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn user() -> Finding {
     match rustix::process::geteuid().is_root() {
         true => good("user", "root"),
-        false => bad("user", Level::Error, "not root", "run `sudo slipway doctor`; without root some checks below cannot tell"),
+        false => bad(
+            "user",
+            Level::Error,
+            "not root",
+            "run `sudo slipway doctor`; without root some checks below cannot tell",
+        ),
     }
 }
 
 fn kernel() -> Finding {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|n| n.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     match version >= KERNEL {
         true => good("kernel", release),
-        false => bad("kernel", Level::Error, release, format!("Linux {}.{} or newer is needed", KERNEL.0, KERNEL.1)),
+        false => bad(
+            "kernel",
+            Level::Error,
+            release,
+            format!("Linux {}.{} or newer is needed", KERNEL.0, KERNEL.1),
+        ),
     }
 }
 
@@ -77,58 +118,123 @@ fn cgroups() -> Finding {
     if has("/sys/fs/cgroup/cgroup.controllers") {
         return good("cgroup", "version 2");
     }
-    let missing: Vec<_> = ["memory", "cpu", "pids"].into_iter().filter(|c| !has(&format!("/sys/fs/cgroup/{c}/cgroup.procs"))).collect();
+    let missing: Vec<_> = ["memory", "cpu", "pids"]
+        .into_iter()
+        .filter(|c| !has(&format!("/sys/fs/cgroup/{c}/cgroup.procs")))
+        .collect();
     match missing.is_empty() {
         true => good("cgroup", "version 1"),
-        false => bad("cgroup", Level::Error, format!("controllers missing: {}", missing.join(", ")), "mount them below /sys/fs/cgroup, or boot with cgroup version 2"),
+        false => bad(
+            "cgroup",
+            Level::Error,
+            format!("controllers missing: {}", missing.join(", ")),
+            "mount them below /sys/fs/cgroup, or boot with cgroup version 2",
+        ),
     }
 }
 
 fn files(install: &Install) -> Finding {
     let wanted = [
-        "bin/containerd-shim-slipway-v1", "libexec/slipway-guest", "libexec/slipway-aot", "libexec/slipway-layers",
-        "lib/runtime/ld-linux-x86-64.so.2", "lib/runtime/libwasmedge.so.0", "lib/skeleton",
+        "bin/containerd-shim-slipway-v1",
+        "libexec/slipway-guest",
+        "libexec/slipway-aot",
+        "libexec/slipway-layers",
+        "lib/runtime/ld-linux-x86-64.so.2",
+        "lib/runtime/libwasmedge.so.0",
+        "lib/skeleton",
     ];
-    let missing: Vec<_> = wanted.into_iter().filter(|f| !install.root().join(f).exists()).collect();
+    let missing: Vec<_> = wanted
+        .into_iter()
+        .filter(|f| !install.root().join(f).exists())
+        .collect();
     match missing.is_empty() {
         true => good("files", install.root().display().to_string()),
-        false => bad("files", Level::Error, format!("missing below {}: {}", install.root().display(), missing.join(", ")), "unpack the release's tar again, or set SLIPWAY_ROOT to where it is"),
+        false => bad(
+            "files",
+            Level::Error,
+            format!(
+                "missing below {}: {}",
+                install.root().display(),
+                missing.join(", ")
+            ),
+            "unpack the release's tar again, or set SLIPWAY_ROOT to where it is",
+        ),
     }
 }
 
 fn engine(install: &Install) -> Finding {
     match install.engine_version() {
         Ok(version) => good("engine", version),
-        Err(e) => bad("engine", Level::Error, e.to_string(), "the loader or a library of lib/runtime or lib/compiler is damaged: unpack the release's tar again"),
+        Err(e) => bad(
+            "engine",
+            Level::Error,
+            e.to_string(),
+            "the loader or a library of lib/runtime or lib/compiler is damaged: unpack the release's tar again",
+        ),
     }
 }
 
 fn cache(args: &Doctor) -> Finding {
-    let store = Store::open(&args.store.cache_dir, Options { max_bytes: args.store.cache_bytes });
+    let store = Store::open(
+        &args.store.cache_dir,
+        Options {
+            max_bytes: args.store.cache_bytes,
+        },
+    );
     match store.and_then(|s| s.list()) {
-        Ok(entries) => good("cache", format!("{}: {} entries", args.store.cache_dir, entries.len())),
-        Err(e) => bad("cache", Level::Error, e.to_string(), "without the cache no module can run: see the message"),
+        Ok(entries) => good(
+            "cache",
+            format!("{}: {} entries", args.store.cache_dir, entries.len()),
+        ),
+        Err(e) => bad(
+            "cache",
+            Level::Error,
+            e.to_string(),
+            "without the cache no module can run: see the message",
+        ),
     }
 }
 
 fn daemon(args: &Doctor) -> Finding {
     match std::os::unix::net::UnixStream::connect(&args.address) {
         Ok(_) => good("containerd", args.address.display().to_string()),
-        Err(e) => bad("containerd", Level::Error, format!("{}: {e}", args.address.display()), "start containerd, or give its socket with --address"),
+        Err(e) => bad(
+            "containerd",
+            Level::Error,
+            format!("{}: {e}", args.address.display()),
+            "start containerd, or give its socket with --address",
+        ),
     }
 }
 
 fn config(args: &Doctor) -> Finding {
     let text = match std::fs::read_to_string(&args.config) {
         Ok(text) => text,
-        Err(e) => return bad("config", Level::Warning, format!("{}: {e}", args.config.display()), "give containerd's configuration with --config"),
+        Err(e) => {
+            return bad(
+                "config",
+                Level::Warning,
+                format!("{}: {e}", args.config.display()),
+                "give containerd's configuration with --config",
+            );
+        }
     };
     let shim = args.config.display();
     if !text.contains("io.containerd.slipway.v1") && !text.contains("containerd-shim-slipway-v1") {
-        return bad("config", Level::Error, format!("{shim}: no runtime slipway"), "add [plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.slipway] with runtime_type = \"/opt/slipway/bin/containerd-shim-slipway-v1\" (containerd 1.7: plugins.\"io.containerd.grpc.v1.cri\"), and restart containerd");
+        return bad(
+            "config",
+            Level::Error,
+            format!("{shim}: no runtime slipway"),
+            "add [plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.slipway] with runtime_type = \"/opt/slipway/bin/containerd-shim-slipway-v1\" (containerd 1.7: plugins.\"io.containerd.grpc.v1.cri\"), and restart containerd",
+        );
     }
     if !text.contains("slipway.dev/") {
-        return bad("config", Level::Warning, format!("{shim}: pods' annotations slipway.dev/… do not reach the runtime"), "add pod_annotations = [\"slipway.dev/*\"] to the runtime");
+        return bad(
+            "config",
+            Level::Warning,
+            format!("{shim}: pods' annotations slipway.dev/… do not reach the runtime"),
+            "add pod_annotations = [\"slipway.dev/*\"] to the runtime",
+        );
     }
     good("config", shim.to_string())
 }
@@ -136,7 +242,12 @@ fn config(args: &Doctor) -> Finding {
 fn program(check: &'static str, name: &str, remedy: &str) -> Finding {
     match Command::new(name).arg("-v").output() {
         Ok(out) if out.status.success() => good(check, name),
-        Ok(out) => bad(check, Level::Error, format!("{name} -v: {}", out.status), remedy),
+        Ok(out) => bad(
+            check,
+            Level::Error,
+            format!("{name} -v: {}", out.status),
+            remedy,
+        ),
         Err(e) => bad(check, Level::Warning, format!("{name}: {e}"), remedy),
     }
 }

@@ -12,19 +12,33 @@ pub fn build(args: &Build) -> Result<ExitCode, String> {
     let module = std::fs::read(&args.file).map_err(|e| named(&e))?;
     // An image that would not run is better refused here than on every node.
     slipway_module::prepare(&module).map_err(|e| named(&e))?;
-    let reference: Reference = args.tag.parse().map_err(|e| format!("--tag {}: {e}", args.tag))?;
+    let reference: Reference = args
+        .tag
+        .parse()
+        .map_err(|e| format!("--tag {}: {e}", args.tag))?;
     let name = args.file.file_name().unwrap_or_default().to_string_lossy();
-    let entrypoint = args.entrypoint.clone().unwrap_or_else(|| format!("/{name}"));
+    let entrypoint = args
+        .entrypoint
+        .clone()
+        .unwrap_or_else(|| format!("/{name}"));
     let options = BuildOptions {
         module: &module,
         reference,
-        kind: if args.artifact { ImageKind::Artifact } else { ImageKind::Image },
+        kind: if args.artifact {
+            ImageKind::Artifact
+        } else {
+            ImageKind::Image
+        },
         entrypoint: &entrypoint,
         args: args.args.clone(),
         env: args.env.clone(),
         workdir: args.workdir.clone(),
     };
-    let directory = args.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| std::path::Path::new("."));
+    let directory = args
+        .output
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or_else(|| std::path::Path::new("."));
     let out = |e: &dyn std::fmt::Display| format!("{}: {e}", args.output.display());
     // Whole or not at all.
     let file = tempfile::NamedTempFile::new_in(directory).map_err(|e| out(&e))?;

@@ -16,23 +16,55 @@ pub fn inspect(args: &Inspect) -> Result<ExitCode, String> {
     let (path, module) = source.module_bytes()?;
     let info = slipway_module::inspect(&module);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&info).map_err(|e| e.to_string())?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&info).map_err(|e| e.to_string())?
+        );
     } else {
         print(&path, &info);
     }
-    Ok(if info.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if info.problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn print(path: &str, info: &ModuleInfo) {
-    println!("{path}: {}, {}, {} functions", info.kind, bytes(info.size), info.functions);
+    println!(
+        "{path}: {}, {}, {} functions",
+        info.kind,
+        bytes(info.size),
+        info.functions
+    );
     for memory in &info.memories {
-        let max = memory.max.map_or("no maximum".into(), |pages| format!("at most {}", bytes(pages.saturating_mul(PAGE_BYTES))));
-        println!("memory: at least {}, {max}", bytes(memory.min.saturating_mul(PAGE_BYTES)));
+        let max = memory.max.map_or("no maximum".into(), |pages| {
+            format!("at most {}", bytes(pages.saturating_mul(PAGE_BYTES)))
+        });
+        println!(
+            "memory: at least {}, {max}",
+            bytes(memory.min.saturating_mul(PAGE_BYTES))
+        );
     }
     let signature = |s: &Option<String>| s.as_ref().map_or(String::new(), |s| format!(" {s}"));
-    lines("imports", info.imports.iter().map(|i| format!("{}::{}{}", i.module, i.name, signature(&i.signature))));
-    lines("exports", info.exports.iter().map(|e| format!("{}{}", e.name, signature(&e.signature))));
-    lines("custom sections", info.custom_sections.iter().map(|c| format!("{} ({})", c.name, bytes(c.size))));
+    lines(
+        "imports",
+        info.imports
+            .iter()
+            .map(|i| format!("{}::{}{}", i.module, i.name, signature(&i.signature))),
+    );
+    lines(
+        "exports",
+        info.exports
+            .iter()
+            .map(|e| format!("{}{}", e.name, signature(&e.signature))),
+    );
+    lines(
+        "custom sections",
+        info.custom_sections
+            .iter()
+            .map(|c| format!("{} ({})", c.name, bytes(c.size))),
+    );
     if info.problems.is_empty() {
         println!("runs here: {}", Level::Ok.word());
     }

@@ -24,11 +24,18 @@ fn main() -> ExitCode {
         Command::Run(run) => run::run(&run),
         Command::Compile(compile) => compile::compile(&compile),
         Command::Inspect(inspect) => inspect::inspect(&inspect),
-        Command::Image { command: ImageCommand::Build(build) } => image::build(&build),
+        Command::Image {
+            command: ImageCommand::Build(build),
+        } => image::build(&build),
         Command::Cache { command } => cache::cache(&command),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "slipway", &mut std::io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "slipway",
+                &mut std::io::stdout(),
+            );
             Ok(ExitCode::SUCCESS)
         }
         Command::Man { dir } => match clap_mangen::generate_to(Cli::command(), &dir) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use slipway_cgroup::Cgroup;
 use slipway_launch::{Compiler, Guest, Install, StartError, Surroundings};
-use slipway_protocol::{Budget, End, ToGuest};
+use slipway_protocol::{Budget, End};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,7 +21,10 @@ pub fn run(args: &Run) -> Result<ExitCode, String> {
     }
     let source = source::open(&args.file)?;
     let plan = plan(args, &source)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| e.to_string())?;
     let end = runtime.block_on(run_plan(args, &source, &plan))?;
     Ok(ExitCode::from(end.status))
 }
@@ -41,7 +44,11 @@ fn plan(args: &Run, source: &Source) -> Result<Plan, String> {
     for variable in &args.env {
         match variable.contains('=') {
             true => env.push(variable.clone()),
-            false => env.extend(std::env::var(variable).ok().map(|value| format!("{variable}={value}"))),
+            false => env.extend(
+                std::env::var(variable)
+                    .ok()
+                    .map(|value| format!("{variable}={value}")),
+            ),
         }
     }
     let (uid, gid) = user(args.user.as_deref().unwrap_or(&source.user))?;
@@ -53,16 +60,28 @@ fn plan(args: &Run, source: &Source) -> Result<Plan, String> {
     Ok(Plan {
         args: argv,
         env,
-        cwd: args.workdir.clone().unwrap_or_else(|| source.workdir.clone()),
+        cwd: args
+            .workdir
+            .clone()
+            .unwrap_or_else(|| source.workdir.clone()),
         uid,
         gid,
         rlimits,
         root_path: source.root.path().display().to_string(),
-        mounts: args.dirs.iter().map(|d| volume(d)).collect::<Result<_, _>>()?,
+        mounts: args
+            .dirs
+            .iter()
+            .map(|d| volume(d))
+            .collect::<Result<_, _>>()?,
         pid: Namespace::New,
         ipc: Namespace::New,
-        cgroup: args.memory.map(|_| CgroupPath::Cgroupfs(format!("/slipway-run-{}", std::process::id()))),
-        resources: Resources { memory_limit: args.memory.map(|m| i64::try_from(m).unwrap_or(i64::MAX)), ..Resources::default() },
+        cgroup: args
+            .memory
+            .map(|_| CgroupPath::Cgroupfs(format!("/slipway-run-{}", std::process::id()))),
+        resources: Resources {
+            memory_limit: args.memory.map(|m| i64::try_from(m).unwrap_or(i64::MAX)),
+            ..Resources::default()
+        },
         tier: tier(args.tier),
         ..Plan::default()
     })
@@ -81,7 +100,10 @@ fn user(text: &str) -> Result<(u32, u32), String> {
         return Ok((0, 0));
     }
     let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
-    let number = |s: &str| s.parse().map_err(|_| format!("user {text:?}: only numbers are possible: --user UID[:GID]"));
+    let number = |s: &str| {
+        s.parse()
+            .map_err(|_| format!("user {text:?}: only numbers are possible: --user UID[:GID]"))
+    };
     Ok((number(uid)?, number(gid)?))
 }
 
@@ -101,7 +123,9 @@ fn volume(text: &str) -> Result<slipway_protocol::Mount, String> {
         (Some("ro"), None) => options.push("ro".into()),
         _ => return Err(format!("--dir {text}: expected HOST[:GUEST[:ro]]")),
     }
-    Ok(slipway_spec::parse_options("bind", &source, guest, &options))
+    Ok(slipway_spec::parse_options(
+        "bind", &source, guest, &options,
+    ))
 }
 
 /// A cgroup that goes with this value.
@@ -131,7 +155,10 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
         cache_dir: args.store.cache_dir.clone(),
         cache_bytes: args.store.cache_bytes,
         cgroup: None,
-        progress: { let progress = progress.clone(); Arc::new(move |text: &str| progress.say(text)) },
+        progress: {
+            let progress = progress.clone();
+            Arc::new(move |text: &str| progress.say(text))
+        },
     };
     let launch = slipway_launch::launch(
         &install,
@@ -146,10 +173,10 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
     );
     let budget = Budget::new(args.memory).map_err(|e| format!("memory budget: {e}"))?;
     let ended = tokio::select! {
-        ready = slipway_launch::make_ready(&guest, &launch, streams()?, &budget, &compiler) => {
+        ready = slipway_launch::make_ready(&guest, &launch, &budget, &compiler) => {
             progress.done();
             ready.map_err(explain)?;
-            guest.send(&ToGuest::Start, &[]).map_err(|e| e.to_string())?;
+            guest.start(&streams()?).map_err(|e| e.to_string())?;
             None
         }
         end = interrupted(&guest) => Some(end),
@@ -172,8 +199,16 @@ fn explain(e: StartError) -> String {
 }
 
 fn streams() -> Result<[OwnedFd; 3], String> {
-    let own = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map_err(|e| format!("standard streams: {e}"));
-    Ok([own(&std::io::stdin())?, own(&std::io::stdout())?, own(&std::io::stderr())?])
+    let own = |fd: &dyn AsFd| {
+        fd.as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| format!("standard streams: {e}"))
+    };
+    Ok([
+        own(&std::io::stdin())?,
+        own(&std::io::stdout())?,
+        own(&std::io::stderr())?,
+    ])
 }
 
 async fn interrupted(guest: &Guest) {
@@ -182,9 +217,11 @@ async fn interrupted(guest: &Guest) {
 
 /// Ctrl-C and a polite end reach this process alone, for the guest has a session of its own.
 async fn forward_signal(guest: &Guest) {
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-    else {
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+        signal(SignalKind::hangup()),
+    ) else {
         return std::future::pending().await;
     };
     let number = tokio::select! {

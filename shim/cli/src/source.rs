@@ -28,14 +28,31 @@ pub fn open(path: &Path) -> Result<Source, String> {
     let named = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let mut file = File::open(path).map_err(|e| named(&e))?;
     let mut head = Vec::new();
-    file.by_ref().take(Kind::SNIFF_BYTES as u64).read_to_end(&mut head).map_err(|e| named(&e))?;
+    file.by_ref()
+        .take(Kind::SNIFF_BYTES as u64)
+        .read_to_end(&mut head)
+        .map_err(|e| named(&e))?;
     file.rewind().map_err(|e| named(&e))?;
-    let root = tempfile::Builder::new().prefix("slipway-").tempdir().map_err(|e| named(&e))?;
+    let root = tempfile::Builder::new()
+        .prefix("slipway-")
+        .tempdir()
+        .map_err(|e| named(&e))?;
     // "ustar" where tar(5) has it; whatever else it is, the guest says what is wrong with it.
     if head.get(257..262) != Some(b"ustar") {
         let absolute = std::path::absolute(path).map_err(|e| named(&e))?;
-        let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok(Source { root, module: Some(absolute), args: vec![format!("/{name}")], env: Vec::new(), workdir: "/".into(), user: String::new() });
+        let name = absolute
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        return Ok(Source {
+            root,
+            module: Some(absolute),
+            args: vec![format!("/{name}")],
+            env: Vec::new(),
+            workdir: "/".into(),
+            user: String::new(),
+        });
     }
     let mut archive = open_archive(file).map_err(|e| named(&e))?;
     let process = archive.config().process.clone();
@@ -58,8 +75,19 @@ pub fn open(path: &Path) -> Result<Source, String> {
     if args.is_empty() {
         return Err(named(&"the image has neither Entrypoint nor Cmd"));
     }
-    let workdir = if process.working_dir.is_empty() { "/".into() } else { process.working_dir };
-    Ok(Source { root, module, args, env: process.env, workdir, user: process.user })
+    let workdir = if process.working_dir.is_empty() {
+        "/".into()
+    } else {
+        process.working_dir
+    };
+    Ok(Source {
+        root,
+        module,
+        args,
+        env: process.env,
+        workdir,
+        user: process.user,
+    })
 }
 
 impl Source {
@@ -71,7 +99,9 @@ impl Source {
             // Unpacked below a private directory, symlinks and all: follow none of them out of it.
             None => self.root.path().join(entry.path.trim_start_matches('/')),
         };
-        let inside = path.canonicalize().map_err(|e| format!("{}: {e}", entry.path))?;
+        let inside = path
+            .canonicalize()
+            .map_err(|e| format!("{}: {e}", entry.path))?;
         let root = self.root.path().canonicalize().map_err(|e| e.to_string())?;
         if self.module.is_none() && !inside.starts_with(root) {
             return Err(format!("{}: a symlink that leaves the image", entry.path));

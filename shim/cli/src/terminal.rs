@@ -61,7 +61,11 @@ impl Progress {
             return Self(None);
         }
         let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
-        Self(style.ok().map(|style| ProgressBar::no_length().with_style(style)))
+        Self(
+            style
+                .ok()
+                .map(|style| ProgressBar::no_length().with_style(style)),
+        )
     }
 
     /// Says what is going on now.
@@ -92,5 +96,9 @@ pub fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }

@@ -64,30 +64,69 @@ unsafe extern "C" {
 
     pub fn WasmEdge_LoaderCreate(c: *const Configure) -> *mut Loader;
     pub fn WasmEdge_LoaderDelete(l: *mut Loader);
-    pub fn WasmEdge_LoaderParseFromFile(l: *mut Loader, m: *mut *mut AstModule, path: *const c_char) -> Res;
+    pub fn WasmEdge_LoaderParseFromFile(
+        l: *mut Loader,
+        m: *mut *mut AstModule,
+        path: *const c_char,
+    ) -> Res;
     pub fn WasmEdge_ValidatorCreate(c: *const Configure) -> *mut Validator;
     pub fn WasmEdge_ValidatorDelete(v: *mut Validator);
     pub fn WasmEdge_ValidatorValidate(v: *mut Validator, m: *const AstModule) -> Res;
     pub fn WasmEdge_ASTModuleDelete(m: *mut AstModule);
     pub fn WasmEdge_ASTModuleListExportsLength(m: *const AstModule) -> u32;
-    pub fn WasmEdge_ASTModuleListExports(m: *const AstModule, out: *mut *const ExportType, len: u32) -> u32;
+    pub fn WasmEdge_ASTModuleListExports(
+        m: *const AstModule,
+        out: *mut *const ExportType,
+        len: u32,
+    ) -> u32;
     pub fn WasmEdge_ExportTypeGetExternalType(e: *const ExportType) -> i32;
     pub fn WasmEdge_ExportTypeGetExternalName(e: *const ExportType) -> Str;
-    pub fn WasmEdge_ExportTypeGetFunctionType(m: *const AstModule, e: *const ExportType) -> *const FunctionType;
-    pub fn WasmEdge_ExportTypeGetMemoryType(m: *const AstModule, e: *const ExportType) -> *const MemoryType;
+    pub fn WasmEdge_ExportTypeGetFunctionType(
+        m: *const AstModule,
+        e: *const ExportType,
+    ) -> *const FunctionType;
+    pub fn WasmEdge_ExportTypeGetMemoryType(
+        m: *const AstModule,
+        e: *const ExportType,
+    ) -> *const MemoryType;
     pub fn WasmEdge_MemoryTypeGetLimit(m: *const MemoryType) -> *const Limit;
     pub fn WasmEdge_LimitGetMin(l: *const Limit) -> u64;
     pub fn WasmEdge_FunctionTypeGetParametersLength(t: *const FunctionType) -> u32;
-    pub fn WasmEdge_FunctionTypeGetParameters(t: *const FunctionType, out: *mut ValType, len: u32) -> u32;
+    pub fn WasmEdge_FunctionTypeGetParameters(
+        t: *const FunctionType,
+        out: *mut ValType,
+        len: u32,
+    ) -> u32;
     pub fn WasmEdge_FunctionTypeGetReturnsLength(t: *const FunctionType) -> u32;
 
     pub fn WasmEdge_ExecutorCreate(c: *const Configure, statistics: *mut c_void) -> *mut Executor;
-    pub fn WasmEdge_ExecutorInstantiate(e: *mut Executor, out: *mut *mut Module, s: *mut Store, m: *const AstModule) -> Res;
-    pub fn WasmEdge_ExecutorRegisterImport(e: *mut Executor, s: *mut Store, m: *const Module) -> Res;
-    pub fn WasmEdge_ExecutorInvoke(e: *mut Executor, f: *const Function, params: *const Value, n: u32, returns: *mut Value, m: u32) -> Res;
+    pub fn WasmEdge_ExecutorInstantiate(
+        e: *mut Executor,
+        out: *mut *mut Module,
+        s: *mut Store,
+        m: *const AstModule,
+    ) -> Res;
+    pub fn WasmEdge_ExecutorRegisterImport(
+        e: *mut Executor,
+        s: *mut Store,
+        m: *const Module,
+    ) -> Res;
+    pub fn WasmEdge_ExecutorInvoke(
+        e: *mut Executor,
+        f: *const Function,
+        params: *const Value,
+        n: u32,
+        returns: *mut Value,
+        m: u32,
+    ) -> Res;
     pub fn WasmEdge_StoreCreate() -> *mut Store;
     pub fn WasmEdge_ModuleInstanceCreateWASI(
-        args: *const *const c_char, nargs: u32, envs: *const *const c_char, nenvs: u32, preopens: *const *const c_char, npreopens: u32,
+        args: *const *const c_char,
+        nargs: u32,
+        envs: *const *const c_char,
+        nenvs: u32,
+        preopens: *const *const c_char,
+        npreopens: u32,
     ) -> *mut Module;
     pub fn WasmEdge_ModuleInstanceWASIGetExitCode(m: *const Module) -> u32;
     pub fn WasmEdge_ModuleInstanceFindFunction(m: *const Module, name: Str) -> *mut Function;
@@ -114,5 +153,10 @@ unsafe extern "C" {
 
     pub fn WasmEdge_CompilerCreate(c: *const Configure) -> *mut Compiler;
     pub fn WasmEdge_CompilerDelete(c: *mut Compiler);
-    pub fn WasmEdge_CompilerCompileFromBuffer(c: *mut Compiler, bytes: *const u8, len: u64, out: *const c_char) -> Res;
+    pub fn WasmEdge_CompilerCompileFromBuffer(
+        c: *mut Compiler,
+        bytes: *const u8,
+        len: u64,
+        out: *const c_char,
+    ) -> Res;
 }

@@ -53,11 +53,23 @@ fn check(result: ffi::Res) -> Result<(), Error> {
         if ffi::WasmEdge_ResultOK(result) {
             return Ok(());
         }
-        let message = CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result)).to_string_lossy().into_owned();
-        let details = LOG.lock().map(|mut log| std::mem::take(&mut *log)).unwrap_or_default();
+        let message = CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result))
+            .to_string_lossy()
+            .into_owned();
+        let details = LOG
+            .lock()
+            .map(|mut log| std::mem::take(&mut *log))
+            .unwrap_or_default();
         // The first logged line repeats the message with its code.
-        let details: Vec<String> = details.into_iter().filter(|l| !l.contains(&message)).collect();
-        Err(Error(if details.is_empty() { message } else { format!("{message} ({})", details.join("; ")) }))
+        let details: Vec<String> = details
+            .into_iter()
+            .filter(|l| !l.contains(&message))
+            .collect();
+        Err(Error(if details.is_empty() {
+            message
+        } else {
+            format!("{message} ({})", details.join("; "))
+        }))
     }
 }
 
@@ -128,7 +140,12 @@ pub fn compile(module: &[u8], out: &CStr, optimisation: Optimisation) -> Result<
         if compiler.is_null() {
             return Err(Error("this libwasmedge has no compiler".into()));
         }
-        let result = ffi::WasmEdge_CompilerCompileFromBuffer(compiler, module.as_ptr(), module.len() as u64, out.as_ptr());
+        let result = ffi::WasmEdge_CompilerCompileFromBuffer(
+            compiler,
+            module.as_ptr(),
+            module.len() as u64,
+            out.as_ptr(),
+        );
         ffi::WasmEdge_CompilerDelete(compiler);
         check(result)
     }
@@ -151,7 +168,9 @@ impl Engine {
     /// Starts the engine in AOT mode; without it, it would quietly interpret.
     pub fn new() -> Self {
         capture_log();
-        Self { configure: Configure::new() }
+        Self {
+            configure: Configure::new(),
+        }
     }
 
     /// Loads an artefact (dlopen) and validates it. Call it only with privileges dropped: an artefact is as hostile
@@ -164,10 +183,18 @@ impl Engine {
         unsafe {
             let loader = ffi::WasmEdge_LoaderCreate(self.configure.0);
             let mut ast = ptr::null_mut();
-            let parsed = check(ffi::WasmEdge_LoaderParseFromFile(loader, &raw mut ast, path.as_ptr()));
+            let parsed = check(ffi::WasmEdge_LoaderParseFromFile(
+                loader,
+                &raw mut ast,
+                path.as_ptr(),
+            ));
             ffi::WasmEdge_LoaderDelete(loader);
             parsed?;
-            let loaded = Loaded { ast, engine: PhantomData, configure: self.configure.0 };
+            let loaded = Loaded {
+                ast,
+                engine: PhantomData,
+                configure: self.configure.0,
+            };
             let validator = ffi::WasmEdge_ValidatorCreate(self.configure.0);
             let valid = check(ffi::WasmEdge_ValidatorValidate(validator, ast));
             ffi::WasmEdge_ValidatorDelete(validator);
@@ -217,7 +244,11 @@ impl Loaded<'_> {
                 return 0;
             }
             let memory = ffi::WasmEdge_ExportTypeGetMemoryType(self.ast, e);
-            if memory.is_null() { 0 } else { ffi::WasmEdge_LimitGetMin(ffi::WasmEdge_MemoryTypeGetLimit(memory)) }
+            if memory.is_null() {
+                0
+            } else {
+                ffi::WasmEdge_LimitGetMin(ffi::WasmEdge_MemoryTypeGetLimit(memory))
+            }
         };
         self.exports().into_iter().map(minimum).sum()
     }
@@ -239,7 +270,9 @@ impl Loaded<'_> {
     /// A text that names the function and the argument.
     pub fn call(&self, function: &str, arguments: &[String]) -> Result<Call, Error> {
         let kind = self.function(function).ok_or_else(|| {
-            Error(format!("the module exports no function {function:?}; `slipway inspect` lists its exports"))
+            Error(format!(
+                "the module exports no function {function:?}; `slipway inspect` lists its exports"
+            ))
         })?;
         // SAFETY: the type lives as long as the module; the array has room for what the engine says there is.
         let kinds = unsafe {
@@ -249,12 +282,24 @@ impl Loaded<'_> {
             list
         };
         if kinds.len() != arguments.len() {
-            return Err(Error(format!("function {function:?} takes {} arguments, {} given", kinds.len(), arguments.len())));
+            return Err(Error(format!(
+                "function {function:?} takes {} arguments, {} given",
+                kinds.len(),
+                arguments.len()
+            )));
         }
-        let params = kinds.iter().zip(arguments).map(|(kind, text)| parse(*kind, text)).collect::<Result<_, _>>()?;
+        let params = kinds
+            .iter()
+            .zip(arguments)
+            .map(|(kind, text)| parse(*kind, text))
+            .collect::<Result<_, _>>()?;
         // SAFETY: as above.
         let returns = unsafe { ffi::WasmEdge_FunctionTypeGetReturnsLength(kind) };
-        Ok(Call { function: function.to_string(), params, returns })
+        Ok(Call {
+            function: function.to_string(),
+            params,
+            returns,
+        })
     }
 
     /// Instantiates the module (its start section runs) and makes the call. Never returns to Wasm afterwards.
@@ -277,18 +322,27 @@ impl Loaded<'_> {
                 return Outcome::Trapped(e.0);
             }
             let mut instance = ptr::null_mut();
-            let made = ffi::WasmEdge_ExecutorInstantiate(executor, &raw mut instance, store, self.ast);
+            let made =
+                ffi::WasmEdge_ExecutorInstantiate(executor, &raw mut instance, store, self.ast);
             if instance.is_null() || !ffi::WasmEdge_ResultOK(made) {
                 return ended(made);
             }
-            let name = ffi::Str { length: call.function.len() as u32, buf: call.function.as_ptr().cast() };
+            let name = ffi::Str {
+                length: call.function.len() as u32,
+                buf: call.function.as_ptr().cast(),
+            };
             let function = ffi::WasmEdge_ModuleInstanceFindFunction(instance, name);
             if function.is_null() {
                 return Outcome::Trapped(format!("function {:?} is gone", call.function));
             }
             let mut returns = vec![ffi::WasmEdge_ValueGenI32(0); call.returns as usize];
             let result = ffi::WasmEdge_ExecutorInvoke(
-                executor, function, call.params.as_ptr(), call.params.len() as u32, returns.as_mut_ptr(), call.returns,
+                executor,
+                function,
+                call.params.as_ptr(),
+                call.params.len() as u32,
+                returns.as_mut_ptr(),
+                call.returns,
             );
             match ended(result) {
                 Outcome::Returned(_) => Outcome::Returned(returns.into_iter().map(show).collect()),
@@ -342,11 +396,25 @@ fn parse(kind: ffi::ValType, text: &str) -> Result<ffi::Value, Error> {
     // SAFETY: plain values.
     unsafe {
         match number(kind) {
-            Some(Number::I32) => text.parse().map(|v| ffi::WasmEdge_ValueGenI32(v)).map_err(|_| bad("an i32")),
-            Some(Number::I64) => text.parse().map(|v| ffi::WasmEdge_ValueGenI64(v)).map_err(|_| bad("an i64")),
-            Some(Number::F32) => text.parse().map(|v| ffi::WasmEdge_ValueGenF32(v)).map_err(|_| bad("an f32")),
-            Some(Number::F64) => text.parse().map(|v| ffi::WasmEdge_ValueGenF64(v)).map_err(|_| bad("an f64")),
-            None => Err(bad("possible: the function takes a vector or a reference, which a command line cannot give")),
+            Some(Number::I32) => text
+                .parse()
+                .map(|v| ffi::WasmEdge_ValueGenI32(v))
+                .map_err(|_| bad("an i32")),
+            Some(Number::I64) => text
+                .parse()
+                .map(|v| ffi::WasmEdge_ValueGenI64(v))
+                .map_err(|_| bad("an i64")),
+            Some(Number::F32) => text
+                .parse()
+                .map(|v| ffi::WasmEdge_ValueGenF32(v))
+                .map_err(|_| bad("an f32")),
+            Some(Number::F64) => text
+                .parse()
+                .map(|v| ffi::WasmEdge_ValueGenF64(v))
+                .map_err(|_| bad("an f64")),
+            None => Err(bad(
+                "possible: the function takes a vector or a reference, which a command line cannot give",
+            )),
         }
     }
 }
@@ -379,19 +447,35 @@ impl Wasi {
     pub fn new(args: &[String], env: &[String], preopens: &[String]) -> Result<Self, Error> {
         let all = |list: &[String]| {
             list.iter()
-                .map(|s| CString::new(s.as_str()).map_err(|_| Error(format!("{s:?} contains a NUL byte"))))
+                .map(|s| {
+                    CString::new(s.as_str())
+                        .map_err(|_| Error(format!("{s:?} contains a NUL byte")))
+                })
                 .collect::<Result<_, _>>()
         };
-        Ok(Self { args: all(args)?, env: all(env)?, preopens: all(preopens)? })
+        Ok(Self {
+            args: all(args)?,
+            env: all(env)?,
+            preopens: all(preopens)?,
+        })
     }
 
     fn create(&self) -> *mut ffi::Module {
         let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
-        let (args, env, preopens) = (pointers(&self.args), pointers(&self.env), pointers(&self.preopens));
+        let (args, env, preopens) = (
+            pointers(&self.args),
+            pointers(&self.env),
+            pointers(&self.preopens),
+        );
         // SAFETY: the engine copies the strings during the call.
         unsafe {
             ffi::WasmEdge_ModuleInstanceCreateWASI(
-                args.as_ptr(), args.len() as u32, env.as_ptr(), env.len() as u32, preopens.as_ptr(), preopens.len() as u32,
+                args.as_ptr(),
+                args.len() as u32,
+                env.as_ptr(),
+                env.len() as u32,
+                preopens.as_ptr(),
+                preopens.len() as u32,
             )
         }
     }

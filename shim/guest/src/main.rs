@@ -60,36 +60,54 @@ fn main() {
 fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
     let launch = receive_launch(control)?;
     // What lies in the host's tree is opened before the skeleton covers a part of it.
-    let store = Store::open(&launch.cache_dir, slipway_cache::Options { max_bytes: launch.cache_bytes }).map_err(|e| e.to_string())?;
+    let store = Store::open(
+        &launch.cache_dir,
+        slipway_cache::Options {
+            max_bytes: launch.cache_bytes,
+        },
+    )
+    .map_err(|e| e.to_string())?;
     let layer = resolve::open_layer(&launch)?;
     mounts::enter_namespaces(&launch)?;
     let rootfs = mounts::mount_rootfs(&launch)?;
-    let (module, entry) = resolve::module(&launch, layer, rootfs.as_fd()).map_err(|refusal| Stop::Tell(refusal.into()))?;
+    let (module, entry) = resolve::module(&launch, layer, rootfs.as_fd())
+        .map_err(|refusal| Stop::Tell(refusal.into()))?;
     let artefact = find_artefact(control, &store, &launch, &module)?;
     drop(store);
     mounts::enter_skeleton(&launch, &artefact)?;
     drop_privileges(&launch)?;
-    let loaded = engine.load(mounts::ARTEFACT).map_err(|e| format!("{}: {e}", module.path))?;
+    let loaded = engine
+        .load(mounts::ARTEFACT)
+        .map_err(|e| format!("{}: {e}", module.path))?;
     check_minimum(&loaded, &module.path)?;
     let call = entry_call(&loaded, &launch, entry)?;
     let wasi = wasi(&launch)?;
     slipway_protocol::send(control, &FromGuest::Ready, &[])?;
     match slipway_protocol::recv::<ToGuest>(control)? {
-        (ToGuest::Start, _) => Ok(run(loaded, &wasi, &call)),
+        (ToGuest::Start, streams) => {
+            take_streams(streams)?;
+            Ok(run(loaded, &wasi, &call))
+        }
         _ => Err(Stop::from("expected Start".to_string())),
     }
 }
 
-/// Takes the launch, the standard streams and the budget.
+/// Takes the launch and the budget.
 fn receive_launch(control: BorrowedFd<'_>) -> Result<Launch, Stop> {
     let (message, fds) = slipway_protocol::recv::<ToGuest>(control)?;
-    let fds: Result<[OwnedFd; 5], _> = fds.try_into();
-    let (ToGuest::Launch, Ok([stdin, stdout, stderr, budget, body])) = (message, fds) else {
-        return Err("expected Launch with five descriptors".to_string().into());
+    let fds: Result<[OwnedFd; 2], _> = fds.try_into();
+    let (ToGuest::Launch, Ok([budget, body])) = (message, fds) else {
+        return Err("expected Launch with two descriptors".to_string().into());
     };
-    sys::set_standard_streams(&[stdin, stdout, stderr]).map_err(|e| format!("standard streams: {e}"))?;
     sys::obey_budget(&budget).map_err(|e| format!("memory budget: {e}"))?;
     Ok(slipway_protocol::read_launch(body)?)
+}
+
+fn take_streams(streams: Vec<OwnedFd>) -> Result<(), String> {
+    let streams: [OwnedFd; 3] = streams
+        .try_into()
+        .map_err(|_| "expected Start with three descriptors".to_string())?;
+    sys::set_standard_streams(&streams).map_err(|e| format!("standard streams: {e}"))
 }
 
 /// The artefact from the cache, or, where the cache has none, after the host has compiled it.
@@ -99,7 +117,11 @@ fn find_artefact(
     launch: &Launch,
     module: &resolve::Module,
 ) -> Result<slipway_cache::Artefact, Stop> {
-    let lookup = || module.lookup(store, launch.tier).map_err(|e| format!("{}: {e}", module.path));
+    let lookup = || {
+        module
+            .lookup(store, launch.tier)
+            .map_err(|e| format!("{}: {e}", module.path))
+    };
     let damaged = match lookup()? {
         Lookup::Hit(artefact) => return Ok(artefact),
         Lookup::Refused(reason) => return Err(format!("{}: {reason}", module.path).into()),
@@ -134,10 +156,12 @@ fn find_artefact(
 /// Limits, then the user: after this call the process is what the spec's user may be, without any capability.
 fn drop_privileges(launch: &Launch) -> Result<(), String> {
     for &(resource, soft, hard) in &launch.rlimits {
-        slipway_sys::set_rlimit(resource, soft, hard)
-            .map_err(|e| format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}"))?;
+        slipway_sys::set_rlimit(resource, soft, hard).map_err(|e| {
+            format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}")
+        })?;
     }
-    slipway_sys::become_user(launch.uid, launch.gid, &launch.groups).map_err(|e| format!("process.user: {e}"))
+    slipway_sys::become_user(launch.uid, launch.gid, &launch.groups)
+        .map_err(|e| format!("process.user: {e}"))
 }
 
 /// A module that can never start under its budget is refused before it starts.
@@ -158,7 +182,12 @@ fn entry_call(loaded: &Loaded<'_>, launch: &Launch, entry: Option<String>) -> Re
         None => loaded.call("_start", &[]),
         Some(function) => loaded.call(&function, launch.args.get(1..).unwrap_or_default()),
     };
-    call.map_err(|e| format!("entrypoint {:?}: {e}", launch.args.first().map_or("", String::as_str)))
+    call.map_err(|e| {
+        format!(
+            "entrypoint {:?}: {e}",
+            launch.args.first().map_or("", String::as_str)
+        )
+    })
 }
 
 fn wasi(launch: &Launch) -> Result<Wasi, String> {
@@ -182,7 +211,11 @@ fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {
             for value in values {
                 sys::write_line(1, &value);
             }
-            End { status: 0, reason: String::new(), out_of_memory: false }
+            End {
+                status: 0,
+                reason: String::new(),
+                out_of_memory: false,
+            }
         }
         Outcome::Exited(status) => abnormal(status as u8, None),
         Outcome::Trapped(message) => abnormal(134, Some(message)),
@@ -202,7 +235,11 @@ fn abnormal(status: u8, trap: Option<String>) -> End {
     if !reason.is_empty() {
         sys::write_line(2, &format!("slipway: {reason}"));
     }
-    End { status: if refused.is_some() { 137 } else { status }, reason, out_of_memory: refused.is_some() }
+    End {
+        status: if refused.is_some() { 137 } else { status },
+        reason,
+        out_of_memory: refused.is_some(),
+    }
 }
 
 /// Text with a NUL byte can be no path; names the field in the error.

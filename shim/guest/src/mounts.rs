@@ -16,7 +16,8 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount,
+    MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change,
+    mount_remount,
 };
 use slipway_cache::Artefact;
 use slipway_protocol::{Launch, Mount};
@@ -34,16 +35,23 @@ const DEV_OPTIONS: &CStr = c"size=64k,nr_inodes=256,mode=755";
 pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
     for (ns, kind) in &launch.join {
         let file = fs::File::open(ns).map_err(|e| format!("linux.namespaces: {ns}: {e}"))?;
-        slipway_sys::setns(file.as_fd(), *kind).map_err(|e| format!("linux.namespaces: join {ns}: {e}"))?;
+        slipway_sys::setns(file.as_fd(), *kind)
+            .map_err(|e| format!("linux.namespaces: join {ns}: {e}"))?;
     }
     if launch.unshare != 0 {
-        slipway_sys::unshare(launch.unshare).map_err(|e| format!("linux.namespaces: make {:#x}: {e}", launch.unshare))?;
+        slipway_sys::unshare(launch.unshare)
+            .map_err(|e| format!("linux.namespaces: make {:#x}: {e}", launch.unshare))?;
     }
     if launch.unshare & libc::CLONE_NEWUTS != 0 && !launch.hostname.is_empty() {
-        rustix::system::sethostname(launch.hostname.as_bytes()).map_err(|e| format!("hostname {:?}: {e}", launch.hostname))?;
+        rustix::system::sethostname(launch.hostname.as_bytes())
+            .map_err(|e| format!("hostname {:?}: {e}", launch.hostname))?;
     }
     // Slave, not private: a volume with mountPropagation HostToContainer gets the host's later mounts.
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).map_err(|e| format!("mount propagation: {e}"))
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(|e| format!("mount propagation: {e}"))
 }
 
 /// Mounts the root file system and the volumes; returns the root.
@@ -57,23 +65,38 @@ pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
         ),
         false => None,
     };
-    let volumes = launch.mounts.iter().map(open_source).collect::<Result<Vec<_>, _>>()?;
+    let volumes = launch
+        .mounts
+        .iter()
+        .map(open_source)
+        .collect::<Result<Vec<_>, _>>()?;
     let skeleton = launch.skeleton.as_str();
     let rootfs = rootfs(launch);
-    mount("tmpfs", skeleton, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(SKELETON_OPTIONS))
-        .map_err(|e| format!("skeleton {skeleton}: {e}"))?;
+    mount(
+        "tmpfs",
+        skeleton,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        Some(SKELETON_OPTIONS),
+    )
+    .map_err(|e| format!("skeleton {skeleton}: {e}"))?;
     fs::create_dir(&rootfs).map_err(|e| format!("skeleton: {e}"))?;
     match given {
-        Some(root) => mount_bind_recursive(magic(&root), &rootfs).map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
+        Some(root) => mount_bind_recursive(magic(&root), &rootfs)
+            .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
         None => {
             for m in &launch.root_mounts {
                 mount_root(m, &rootfs)?;
             }
         }
     }
-    mount_change(&rootfs, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .map_err(|e| format!("rootfs propagation: {e}"))?;
-    let root = rustix::fs::openat(CWD, rootfs.as_str(), flags, Mode::empty()).map_err(|e| format!("rootfs: {e}"))?;
+    mount_change(
+        &rootfs,
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(|e| format!("rootfs propagation: {e}"))?;
+    let root = rustix::fs::openat(CWD, rootfs.as_str(), flags, Mode::empty())
+        .map_err(|e| format!("rootfs: {e}"))?;
     mount_dev(root.as_fd())?;
     for (m, source) in launch.mounts.iter().zip(volumes) {
         mount_volume(root.as_fd(), m, source)?;
@@ -83,14 +106,20 @@ pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
         let _ = make_target(root.as_fd(), &launch.cwd, true);
     }
     if launch.root_readonly {
-        mount_remount(&rootfs, MountFlags::BIND | MountFlags::RDONLY, c"").map_err(|e| format!("root.readonly: {e}"))?;
+        mount_remount(&rootfs, MountFlags::BIND | MountFlags::RDONLY, c"")
+            .map_err(|e| format!("root.readonly: {e}"))?;
     }
     Ok(root)
 }
 
 /// One of the snapshotter's mounts, as containerd's mount package does it.
 fn mount_root(m: &Mount, rootfs: &str) -> Result<(), String> {
-    let error = |e: rustix::io::Errno| format!("rootfs: mount {} from {:?} ({}): {e}", m.kind, m.source, m.data);
+    let error = |e: rustix::io::Errno| {
+        format!(
+            "rootfs: mount {} from {:?} ({}): {e}",
+            m.kind, m.source, m.data
+        )
+    };
     let flags = MountFlags::from_bits_retain(m.flags as u32);
     if m.flags & libc::MS_BIND != 0 {
         mount_bind_recursive(m.source.as_str(), rootfs).map_err(error)?;
@@ -101,7 +130,14 @@ fn mount_root(m: &Mount, rootfs: &str) -> Result<(), String> {
         return Ok(());
     }
     let data = path(&m.data, "rootfs options")?;
-    mount(m.source.as_str(), rootfs, m.kind.as_str(), flags, Some(data.as_c_str())).map_err(error)
+    mount(
+        m.source.as_str(),
+        rootfs,
+        m.kind.as_str(),
+        flags,
+        Some(data.as_c_str()),
+    )
+    .map_err(error)
 }
 
 /// A bind mount's source, opened from the host's tree; tmpfs has none.
@@ -109,9 +145,14 @@ fn open_source(m: &Mount) -> Result<Option<OwnedFd>, String> {
     if m.flags & libc::MS_BIND == 0 {
         return Ok(None);
     }
-    rustix::fs::openat(CWD, m.source.as_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map(Some)
-        .map_err(|e| format!("mounts: source {} of {}: {e}", m.source, m.destination))
+    rustix::fs::openat(
+        CWD,
+        m.source.as_str(),
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map(Some)
+    .map_err(|e| format!("mounts: source {} of {}: {e}", m.source, m.destination))
 }
 
 fn mount_dev(root: BorrowedFd<'_>) -> Result<(), String> {
@@ -119,7 +160,14 @@ fn mount_dev(root: BorrowedFd<'_>) -> Result<(), String> {
     let Ok(dev) = make_target(root, "/dev", true) else {
         return Ok(());
     };
-    mount("tmpfs", magic(&dev), "tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, Some(DEV_OPTIONS)).map_err(|e| format!("/dev: {e}"))?;
+    mount(
+        "tmpfs",
+        magic(&dev),
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        Some(DEV_OPTIONS),
+    )
+    .map_err(|e| format!("/dev: {e}"))?;
     let dev = resolve(root, "/dev").map_err(|e| format!("/dev: {e}"))?;
     devices::populate(dev.as_fd()).map_err(|e| format!("/dev: {e}"))
 }
@@ -134,37 +182,64 @@ fn mount_volume(root: BorrowedFd<'_>, m: &Mount, source: Option<OwnedFd>) -> Res
     let target = make_target(root, at, directory)?;
     let flags = MountFlags::from_bits_retain(m.flags as u32);
     match &source {
-        Some(fd) if m.flags & libc::MS_REC != 0 => mount_bind_recursive(magic(fd), magic(&target)).map_err(error)?,
+        Some(fd) if m.flags & libc::MS_REC != 0 => {
+            mount_bind_recursive(magic(fd), magic(&target)).map_err(error)?
+        }
         Some(fd) => mount_bind(magic(fd), magic(&target)).map_err(error)?,
         None => {
             let data = path(&m.data, "mounts.options")?;
-            mount("tmpfs", magic(&target), "tmpfs", flags, Some(data.as_c_str())).map_err(error)?;
+            mount(
+                "tmpfs",
+                magic(&target),
+                "tmpfs",
+                flags,
+                Some(data.as_c_str()),
+            )
+            .map_err(error)?;
         }
     }
     // The descriptor still means what lies below the new mount.
     let mounted = resolve(root, at).map_err(error)?;
-    let wanted = if m.propagation == 0 { libc::MS_PRIVATE | libc::MS_REC } else { m.propagation };
-    mount_change(magic(&mounted), MountPropagationFlags::from_bits_retain(wanted as u32)).map_err(error)?;
+    let wanted = if m.propagation == 0 {
+        libc::MS_PRIVATE | libc::MS_REC
+    } else {
+        m.propagation
+    };
+    mount_change(
+        magic(&mounted),
+        MountPropagationFlags::from_bits_retain(wanted as u32),
+    )
+    .map_err(error)?;
     let attributes = flags - MountFlags::BIND - MountFlags::from_bits_retain(libc::MS_REC as u32);
     if source.is_some() && !attributes.is_empty() {
         mount_remount(magic(&mounted), attributes | MountFlags::BIND, c"").map_err(error)?;
     }
     if m.recursive_readonly {
-        slipway_sys::set_readonly_recursive(mounted.as_fd()).map_err(|e| format!("mounts: rro at {at}: {e}"))?;
+        slipway_sys::set_readonly_recursive(mounted.as_fd())
+            .map_err(|e| format!("mounts: rro at {at}: {e}"))?;
     }
     Ok(())
 }
 
 /// A path below the container's root, symlinks followed as if the root were `/`.
 pub fn resolve(root: BorrowedFd<'_>, at: &str) -> rustix::io::Result<OwnedFd> {
-    openat2(root, at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    openat2(
+        root,
+        at,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
 }
 
 /// A mount point below the container's root, made with its parents where it is missing.
 fn make_target(root: BorrowedFd<'_>, at: &str, directory: bool) -> Result<OwnedFd, String> {
     let mut so_far = String::from("/");
     let mut parent = resolve(root, "/").map_err(|e| format!("mounts: {at}: {e}"))?;
-    let mut parts = at.split('/').filter(|p| !p.is_empty() && *p != ".").peekable();
+    let mut parts = at
+        .split('/')
+        .filter(|p| !p.is_empty() && *p != ".")
+        .peekable();
     while let Some(part) = parts.next() {
         so_far.push_str(part);
         let is_file = parts.peek().is_none() && !directory;
@@ -174,9 +249,12 @@ fn make_target(root: BorrowedFd<'_>, at: &str, directory: bool) -> Result<OwnedF
             Err(rustix::io::Errno::NOENT) => {
                 if is_file {
                     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-                    rustix::fs::openat(&parent, part, flags, Mode::from_raw_mode(0o644)).map(drop).map_err(error)?;
+                    rustix::fs::openat(&parent, part, flags, Mode::from_raw_mode(0o644))
+                        .map(drop)
+                        .map_err(error)?;
                 } else {
-                    rustix::fs::mkdirat(&parent, part, Mode::from_raw_mode(0o755)).map_err(error)?;
+                    rustix::fs::mkdirat(&parent, part, Mode::from_raw_mode(0o755))
+                        .map_err(error)?;
                 }
                 resolve(root, &so_far).map_err(error)?
             }
@@ -201,10 +279,15 @@ pub fn enter_skeleton(launch: &Launch, artefact: &Artefact) -> Result<(), String
     let skeleton = launch.skeleton.as_str();
     let read_only = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     fs::create_dir(Path::new(skeleton).join("etc")).map_err(|e| format!("skeleton: {e}"))?;
-    let resolver = ["/etc/resolv.conf", "/etc/hosts"].into_iter().filter_map(|file| {
-        launch.mounts.iter().find(|m| m.destination == file)// Its mount point was made below this very root, so no symlink is left in it.
-            .map(|_| (format!("{}{file}", rootfs(launch)), file.to_string()))
-    });
+    let resolver = ["/etc/resolv.conf", "/etc/hosts"]
+        .into_iter()
+        .filter_map(|file| {
+            launch
+                .mounts
+                .iter()
+                .find(|m| m.destination == file) // Its mount point was made below this very root, so no symlink is left in it.
+                .map(|_| (format!("{}{file}", rootfs(launch)), file.to_string()))
+        });
     let artefact = (magic(artefact.file()), "/artefact.so".to_string());
     for (source, name) in [artefact].into_iter().chain(resolver) {
         let target = format!("{skeleton}{name}");
@@ -212,7 +295,12 @@ pub fn enter_skeleton(launch: &Launch, artefact: &Artefact) -> Result<(), String
         mount_bind(source, &target).map_err(error(&name))?;
         mount_remount(&target, read_only, c"").map_err(error(&name))?;
     }
-    mount_remount(skeleton, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, SKELETON_OPTIONS).map_err(error("read-only"))?;
+    mount_remount(
+        skeleton,
+        MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
+        SKELETON_OPTIONS,
+    )
+    .map_err(error("read-only"))?;
     std::env::set_current_dir(skeleton).map_err(|e| format!("skeleton: {e}"))?;
     slipway_sys::pivot_to_current_dir().map_err(|e| format!("skeleton: {e}"))
 }

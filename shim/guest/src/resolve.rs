@@ -52,7 +52,11 @@ impl Module {
     }
 
     /// Looks for the wanted tier; with no wish, the full one wins wherever it exists.
-    pub fn lookup(&self, store: &Store, wanted: slipway_protocol::Tier) -> Result<Lookup, slipway_cache::Error> {
+    pub fn lookup(
+        &self,
+        store: &Store,
+        wanted: slipway_protocol::Tier,
+    ) -> Result<Lookup, slipway_cache::Error> {
         use slipway_protocol::Tier as Wanted;
         match wanted {
             Wanted::Full => store.lookup(&self.key(Tier::Full)),
@@ -68,11 +72,19 @@ impl Module {
 
 /// The module that the host gives, where it is no file of the image.
 pub fn open_layer(launch: &Launch) -> Result<Option<File>, String> {
-    launch.module.as_ref().map(|layer| File::open(layer).map_err(|e| format!("module {layer}: {e}"))).transpose()
+    launch
+        .module
+        .as_ref()
+        .map(|layer| File::open(layer).map_err(|e| format!("module {layer}: {e}")))
+        .transpose()
 }
 
 /// Finds, opens and identifies the entrypoint's module, and the function that is meant.
-pub fn module(launch: &Launch, layer: Option<File>, root: BorrowedFd<'_>) -> Result<(Module, Option<String>), Refusal> {
+pub fn module(
+    launch: &Launch,
+    layer: Option<File>,
+    root: BorrowedFd<'_>,
+) -> Result<(Module, Option<String>), Refusal> {
     let argv0 = launch.args.first().map_or("", String::as_str);
     let (path, function) = match argv0.split_once('#') {
         Some((path, function)) => (path, Some(function.to_string()).filter(|f| !f.is_empty())),
@@ -86,7 +98,15 @@ pub fn module(launch: &Launch, layer: Option<File>, root: BorrowedFd<'_>) -> Res
     let size = file.metadata().map_err(bad)?.len();
     sniff(&name, &mut file, size)?;
     let digest = digest(&mut file).map_err(bad)?;
-    Ok((Module { path: name, file, digest, size }, function))
+    Ok((
+        Module {
+            path: name,
+            file,
+            digest,
+            size,
+        },
+        function,
+    ))
 }
 
 /// The candidates of a command, as execvp(3) would try them, and the working directory last: images of a single
@@ -99,24 +119,49 @@ fn candidates(launch: &Launch, path: &str) -> Vec<String> {
     if path.contains('/') {
         return vec![format!("{cwd}/{path}")];
     }
-    let search = launch.env.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
-    let found = search.split(':').filter(|d| !d.is_empty()).map(|d| format!("{}/{path}", d.trim_end_matches('/')));
+    let search = launch
+        .env
+        .iter()
+        .find_map(|e| e.strip_prefix("PATH="))
+        .unwrap_or(DEFAULT_PATH);
+    let found = search
+        .split(':')
+        .filter(|d| !d.is_empty())
+        .map(|d| format!("{}/{path}", d.trim_end_matches('/')));
     found.chain([format!("{cwd}/{path}")]).collect()
 }
 
-fn open_entrypoint(launch: &Launch, root: BorrowedFd<'_>, path: &str) -> Result<(String, File), Refusal> {
+fn open_entrypoint(
+    launch: &Launch,
+    root: BorrowedFd<'_>,
+    path: &str,
+) -> Result<(String, File), Refusal> {
     let mut reason = String::new();
     for candidate in candidates(launch, path) {
         // NONBLOCK: a FIFO in the image must not hold the start.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        match openat2(root, &candidate, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+        match openat2(
+            root,
+            &candidate,
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        ) {
             Ok(fd) => return regular(candidate, fd),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
-                if rustix::fs::statat(root, candidate.trim_start_matches('/'), rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+                if rustix::fs::statat(
+                    root,
+                    candidate.trim_start_matches('/'),
+                    rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+                )
+                .is_ok()
+                {
                     reason = format!("{candidate}: a symlink to nothing inside the image");
                 }
             }
-            Err(rustix::io::Errno::LOOP) => reason = format!("{candidate}: symlinks lead in a circle"),
+            Err(rustix::io::Errno::LOOP) => {
+                reason = format!("{candidate}: symlinks lead in a circle")
+            }
             Err(e) => return Err(Refusal::Bad(format!("{candidate}: {e}"))),
         }
     }
@@ -134,7 +179,9 @@ fn regular(path: String, fd: OwnedFd) -> Result<(String, File), Refusal> {
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => Ok((path, File::from(fd))),
         libc::S_IFDIR => Err(Refusal::Bad(format!("{path}: a directory, not a module"))),
-        _ => Err(Refusal::Bad(format!("{path}: neither file nor directory, so no module"))),
+        _ => Err(Refusal::Bad(format!(
+            "{path}: neither file nor directory, so no module"
+        ))),
     }
 }
 
@@ -142,7 +189,9 @@ fn regular(path: String, fd: OwnedFd) -> Result<(String, File), Refusal> {
 fn sniff(path: &str, file: &mut File, size: u64) -> Result<(), Refusal> {
     let bad = |e: std::io::Error| Refusal::Bad(format!("{path}: {e}"));
     if size > MAX_MODULE_BYTES {
-        return Err(Refusal::Bad(format!("{path}: {size} bytes, the limit for a module is {MAX_MODULE_BYTES}")));
+        return Err(Refusal::Bad(format!(
+            "{path}: {size} bytes, the limit for a module is {MAX_MODULE_BYTES}"
+        )));
     }
     let mut head = Vec::with_capacity(64);
     file.by_ref().take(64).read_to_end(&mut head).map_err(bad)?;
@@ -152,15 +201,24 @@ fn sniff(path: &str, file: &mut File, size: u64) -> Result<(), Refusal> {
     match head.as_slice() {
         [] => Err(Refusal::Bad(format!("{path}: empty file, not a module"))),
         [0, b'a', b's', b'm', ..] => Ok(()),
-        [0x7f, b'E', b'L', b'F', ..] | [b'#', b'!', ..] if claims_wasm => Err(Refusal::Bad(format!(
-            "{path}: named like a module, but it is {}; build it for wasm32-wasip1",
-            if head.starts_with(b"#!") { "a script" } else { "an ELF program" }
-        ))),
+        [0x7f, b'E', b'L', b'F', ..] | [b'#', b'!', ..] if claims_wasm => {
+            Err(Refusal::Bad(format!(
+                "{path}: named like a module, but it is {}; build it for wasm32-wasip1",
+                if head.starts_with(b"#!") {
+                    "a script"
+                } else {
+                    "an ELF program"
+                }
+            )))
+        }
         [0x7f, b'E', b'L', b'F', ..] => Err(Refusal::Linux(format!("{path} is an ELF program"))),
         [b'#', b'!', ..] => Err(Refusal::Linux(format!("{path} is a script"))),
         // WebAssembly text opens with a form or a comment.
         _ if matches!(text, Some(b'(' | b';')) => Ok(()),
-        _ => Err(Refusal::Bad(format!("{path}: not a WebAssembly module (it starts with {:02x?}); build it for wasm32-wasip1", &head[..head.len().min(4)]))),
+        _ => Err(Refusal::Bad(format!(
+            "{path}: not a WebAssembly module (it starts with {:02x?}); build it for wasm32-wasip1",
+            &head[..head.len().min(4)]
+        ))),
     }
 }
 

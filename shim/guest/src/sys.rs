@@ -43,9 +43,20 @@ fn errno(e: c_int) -> *mut c_void {
 /// # Safety
 /// mmap(2)'s.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut c_void {
+pub unsafe extern "C" fn mmap(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    off: i64,
+) -> *mut c_void {
     let growth = flags & libc::MAP_FIXED != 0 && prot & libc::PROT_WRITE != 0 && fd == -1;
-    let memory = if growth { memory_at(addr as usize) } else { None };
+    let memory = if growth {
+        memory_at(addr as usize)
+    } else {
+        None
+    };
     // SAFETY: the page is mapped once and for ever.
     let budget = unsafe { BUDGET.load(Ordering::Acquire).as_ref() };
     if let (Some(memory), Some(budget)) = (memory, budget) {
@@ -55,7 +66,8 @@ pub unsafe extern "C" fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags:
         COUNTED[memory].fetch_add(len as u64, Ordering::Relaxed);
     }
     // SAFETY: passed on as it came.
-    let mapped = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, off) } as *mut c_void;
+    let mapped =
+        unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, off) } as *mut c_void;
     if mapped == libc::MAP_FAILED {
         if let (Some(memory), Some(budget)) = (memory, budget) {
             budget.shrink(len as u64);
@@ -78,7 +90,14 @@ pub unsafe extern "C" fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags:
 /// # Safety
 /// mmap(2)'s.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mmap64(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut c_void {
+pub unsafe extern "C" fn mmap64(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    off: i64,
+) -> *mut c_void {
     // SAFETY: the caller's promise.
     unsafe { mmap(addr, len, prot, flags, fd, off) }
 }
@@ -89,7 +108,9 @@ pub unsafe extern "C" fn mmap64(addr: *mut c_void, len: usize, prot: c_int, flag
 /// munmap(2)'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
-    if let Some(memory) = memory_at(addr as usize).filter(|m| START[*m].load(Ordering::Relaxed) == addr as usize) {
+    if let Some(memory) =
+        memory_at(addr as usize).filter(|m| START[*m].load(Ordering::Relaxed) == addr as usize)
+    {
         START[memory].store(0, Ordering::Relaxed);
         let counted = COUNTED[memory].swap(0, Ordering::Relaxed);
         // SAFETY: as above.
@@ -105,7 +126,17 @@ pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
 pub fn obey_budget(fd: &OwnedFd) -> io::Result<()> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new shared mapping of a page that the host has sized; it is never unmapped.
-    let page = unsafe { libc::syscall(libc::SYS_mmap, 0, 4096, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) } as *mut c_void;
+    let page = unsafe {
+        libc::syscall(
+            libc::SYS_mmap,
+            0,
+            4096,
+            prot,
+            libc::MAP_SHARED,
+            fd.as_raw_fd(),
+            0,
+        )
+    } as *mut c_void;
     if page == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -132,7 +163,14 @@ pub fn refused_growth() -> Option<(u64, u64)> {
 
 /// Signals whose default is to end the process and that a host may send.
 const ENDING: [c_int; 9] = [
-    libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM, libc::SIGTERM, libc::SIGVTALRM,
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGTERM,
+    libc::SIGVTALRM,
     libc::SIGXCPU,
 ];
 
@@ -144,7 +182,12 @@ extern "C" fn on_ending(signal: c_int) {
         // SAFETY: set once before the handler is installed; send and _exit are async-signal-safe.
         unsafe {
             if let Some(bytes) = report.load(Ordering::Acquire).as_ref() {
-                libc::send(CONTROL_FD, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+                libc::send(
+                    CONTROL_FD,
+                    bytes.as_ptr().cast(),
+                    bytes.len(),
+                    libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+                );
             }
         }
     }
@@ -154,8 +197,14 @@ extern "C" fn on_ending(signal: c_int) {
 /// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.
 pub fn report_signals() {
     for signal in ENDING {
-        let end = End { status: (128 + signal) as u8, reason: String::new(), out_of_memory: false };
-        let Ok(bytes) = slipway_protocol::encode(&FromGuest::Ended(end)) else { continue };
+        let end = End {
+            status: (128 + signal) as u8,
+            reason: String::new(),
+            out_of_memory: false,
+        };
+        let Ok(bytes) = slipway_protocol::encode(&FromGuest::Ended(end)) else {
+            continue;
+        };
         REPORTS[signal as usize].store(Box::into_raw(Box::new(bytes)), Ordering::Release);
         // SAFETY: the handler is a function of this program and only makes async-signal-safe calls.
         unsafe {

@@ -85,9 +85,18 @@ impl Compiler {
 
     fn compile_now(&self, job: &Job) -> Result<(), CompileError> {
         let full = job.tier.is_full(job.size);
-        let tier = if full { slipway_cache::Tier::Full } else { slipway_cache::Tier::Quick };
+        let tier = if full {
+            slipway_cache::Tier::Full
+        } else {
+            slipway_cache::Tier::Quick
+        };
         let key = Key::new(job.digest, &job.engine, tier);
-        let store = Store::open(&self.cache_dir, Options { max_bytes: self.cache_bytes })?;
+        let store = Store::open(
+            &self.cache_dir,
+            Options {
+                max_bytes: self.cache_bytes,
+            },
+        )?;
         if let Some(damage) = &job.damaged {
             (self.progress)(&format!("damaged artefact removed: {damage}"));
         }
@@ -97,10 +106,18 @@ impl Compiler {
             Lookup::Refused(reason) => return Err(CompileError::Refused(reason)),
             Lookup::Miss { .. } => {}
         }
-        (self.progress)(&format!("compiling {} ({} bytes, {} optimisation)", job.path, job.size, if full { "full" } else { "no" }));
+        (self.progress)(&format!(
+            "compiling {} ({} bytes, {} optimisation)",
+            job.path,
+            job.size,
+            if full { "full" } else { "no" }
+        ));
         let started = std::time::Instant::now();
         let pending = store.pending(&lock)?;
-        let out = pending.file().try_clone().map_err(|e| CompileError::Failed(e.to_string()))?;
+        let out = pending
+            .file()
+            .try_clone()
+            .map_err(|e| CompileError::Failed(e.to_string()))?;
         match self.run(job, tier, out.into()) {
             Ok(()) => drop(store.insert(&lock, pending, &job.path)?),
             Err(CompileError::Refused(reason)) => {
@@ -110,14 +127,25 @@ impl Compiler {
             }
             Err(e) => return Err(e),
         }
-        (self.progress)(&format!("compiled {} in {:.1} s", job.path, started.elapsed().as_secs_f64()));
+        (self.progress)(&format!(
+            "compiled {} in {:.1} s",
+            job.path,
+            started.elapsed().as_secs_f64()
+        ));
         Ok(())
     }
 
     /// slipway-aot from start to end: namespaces of its own, the module in, the artefact out.
     fn run(&self, job: &Job, tier: slipway_cache::Tier, out: OwnedFd) -> Result<(), CompileError> {
         let failed = |e: std::io::Error| CompileError::Failed(e.to_string());
-        let argv = self.install.command("slipway-aot", &["compiler", "runtime"], &[&tier.to_string()]).map_err(failed)?;
+        let argv = self
+            .install
+            .command(
+                "slipway-aot",
+                &["compiler", "runtime"],
+                &[&tier.to_string()],
+            )
+            .map_err(failed)?;
         let memfd = || rustix::fs::memfd_create(c"slipway-aot", rustix::fs::MemfdFlags::CLOEXEC);
         let message = memfd().map_err(|e| failed(e.into()))?;
         let clone = |fd: &OwnedFd| fd.try_clone().map_err(failed);
@@ -126,10 +154,20 @@ impl Compiler {
             program: argv.first().cloned().unwrap_or_default(),
             argv,
             envp: Vec::new(),
-            fds: vec![null, clone(&message)?, clone(&message)?, clone(&job.module)?, out],
+            fds: vec![
+                null,
+                clone(&message)?,
+                clone(&message)?,
+                clone(&job.module)?,
+                out,
+            ],
             directory: Some(c_path(std::path::Path::new("/")).map_err(failed)?),
         };
-        let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        let namespaces = libc::CLONE_NEWNS
+            | libc::CLONE_NEWPID
+            | libc::CLONE_NEWNET
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS;
         let child = slipway_sys::spawn(exec, namespaces, None, None).map_err(failed)?;
         if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.join_cpu(child.pid);
@@ -141,22 +179,35 @@ impl Compiler {
         let status = wait(&child, deadline).map_err(failed)?;
         let mut text = String::new();
         let mut message = File::from(message);
-        let _ = message.rewind().and_then(|()| message.take(MAX_MESSAGE).read_to_string(&mut text));
+        let _ = message
+            .rewind()
+            .and_then(|()| message.take(MAX_MESSAGE).read_to_string(&mut text));
         let text = text.trim();
         match status {
             Some(0) => Ok(()),
             Some(REFUSED) => Err(CompileError::Refused(text.to_string())),
-            Some(status) if text.is_empty() => Err(CompileError::Failed(format!("the compiler ended with status {status}; it may have run out of memory (dmesg tells)"))),
+            Some(status) if text.is_empty() => Err(CompileError::Failed(format!(
+                "the compiler ended with status {status}; it may have run out of memory (dmesg tells)"
+            ))),
             Some(_) => Err(CompileError::Failed(text.to_string())),
-            None => Err(CompileError::Failed(format!("no result within {} s; annotation slipway.dev/compile: quick takes less time", deadline.as_secs()))),
+            None => Err(CompileError::Failed(format!(
+                "no result within {} s; annotation slipway.dev/compile: quick takes less time",
+                deadline.as_secs()
+            ))),
         }
     }
 }
 
 /// The status at the end; `None` at the deadline, when the process has been killed.
 fn wait(child: &slipway_sys::Child, deadline: Duration) -> std::io::Result<Option<u32>> {
-    let timeout = Timespec { tv_sec: deadline.as_secs() as i64, tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], Some(&timeout))? > 0;
+    let timeout = Timespec {
+        tv_sec: deadline.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    let ended = poll(
+        &mut [PollFd::new(&child.pidfd, PollFlags::IN)],
+        Some(&timeout),
+    )? > 0;
     if !ended {
         slipway_sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL)?;
         poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], None)?;

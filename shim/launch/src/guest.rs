@@ -27,22 +27,44 @@ pub struct Guest {
 ///
 /// # Errors
 /// A missing file of the installation, or clone3's.
-pub fn spawn(install: &Install, pid: &Namespace, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Guest> {
+pub fn spawn(
+    install: &Install,
+    pid: &Namespace,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Guest> {
     let argv = install.command("slipway-guest", &["runtime"], &[])?;
     let (host, guest) = slipway_protocol::pair()?;
-    let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    let null = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map(OwnedFd::from)
+    };
     let program = argv.first().cloned().unwrap_or_default();
     // No environment: engines read variables, and a pod must not steer the host's process.
-    let exec = Exec { program, argv, envp: Vec::new(), fds: vec![null()?, null()?, null()?, guest], directory: None };
+    let exec = Exec {
+        program,
+        argv,
+        envp: Vec::new(),
+        fds: vec![null()?, null()?, null()?, guest],
+        directory: None,
+    };
     let (new, join) = match pid {
         Namespace::Host => (0, None),
         Namespace::New => (libc::CLONE_NEWPID, None),
         Namespace::Path(path) => {
-            let ns = File::open(path).map_err(|e| io::Error::new(e.kind(), format!("linux.namespaces: {path}: {e}")))?;
+            let ns = File::open(path)
+                .map_err(|e| io::Error::new(e.kind(), format!("linux.namespaces: {path}: {e}")))?;
             (0, Some(ns))
         }
     };
-    let child = slipway_sys::spawn(exec, libc::CLONE_NEWNS | new, join.as_ref().map(AsFd::as_fd), cgroup)?;
+    let child = slipway_sys::spawn(
+        exec,
+        libc::CLONE_NEWNS | new,
+        join.as_ref().map(AsFd::as_fd),
+        cgroup,
+    )?;
     Guest::new(child, host)
 }
 
@@ -67,6 +89,14 @@ impl Guest {
     /// [`Error::Closed`] once the guest is gone.
     pub fn send(&self, message: &ToGuest, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         slipway_protocol::send(self.control.get_ref().as_fd(), message, fds)
+    }
+
+    /// Lets a guest that is ready run its entrypoint on these standard streams.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] once the guest is gone.
+    pub fn start(&self, streams: &[OwnedFd; 3]) -> Result<(), Error> {
+        self.send(&ToGuest::Start, &slipway_protocol::borrow(streams))
     }
 
     /// The next message.
@@ -115,10 +145,17 @@ impl Guest {
 fn unreported(status: u32) -> End {
     const SIGSEGV: u32 = 128 + libc::SIGSEGV as u32;
     let (status, reason) = match status {
-        SIGSEGV => (134, "trap: call stack exhausted, or a fault in the engine (SIGSEGV)".to_string()),
+        SIGSEGV => (
+            134,
+            "trap: call stack exhausted, or a fault in the engine (SIGSEGV)".to_string(),
+        ),
         other => (u8::try_from(other).unwrap_or(255), String::new()),
     };
-    End { status, reason, out_of_memory: false }
+    End {
+        status,
+        reason,
+        out_of_memory: false,
+    }
 }
 
 impl Drop for Guest {
@@ -126,8 +163,14 @@ impl Drop for Guest {
         if self.kill(libc::SIGKILL).is_ok() {
             // A moment later it is a zombie of ours; its namespaces and mounts go with it.
             let _ = rustix::event::poll(
-                &mut [rustix::event::PollFd::new(self.pidfd.get_ref(), rustix::event::PollFlags::IN)],
-                Some(&rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 }),
+                &mut [rustix::event::PollFd::new(
+                    self.pidfd.get_ref(),
+                    rustix::event::PollFlags::IN,
+                )],
+                Some(&rustix::event::Timespec {
+                    tv_sec: 1,
+                    tv_nsec: 0,
+                }),
             );
             let _ = slipway_sys::reap(self.pid);
         }

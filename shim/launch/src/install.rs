@@ -27,8 +27,12 @@ impl Install {
             let root = exe.parent()?.parent()?.to_path_buf();
             root.join("libexec/slipway-guest").exists().then_some(root)
         };
-        let root = std::env::var_os("SLIPWAY_ROOT").map(PathBuf::from).or_else(beside);
-        Self { root: root.unwrap_or_else(|| "/opt/slipway".into()) }
+        let root = std::env::var_os("SLIPWAY_ROOT")
+            .map(PathBuf::from)
+            .or_else(beside);
+        Self {
+            root: root.unwrap_or_else(|| "/opt/slipway".into()),
+        }
     }
 
     /// The tree's root.
@@ -51,12 +55,21 @@ impl Install {
     ///
     /// # Errors
     /// A path that is missing, with the remedy.
-    pub fn command(&self, program: &str, libraries: &[&str], args: &[&str]) -> io::Result<Vec<CString>> {
+    pub fn command(
+        &self,
+        program: &str,
+        libraries: &[&str],
+        args: &[&str],
+    ) -> io::Result<Vec<CString>> {
         let loader = self.root.join("lib/runtime/ld-linux-x86-64.so.2");
         let program = self.program(program);
         for path in [&loader, &program] {
             if !path.exists() {
-                let text = format!("{} is missing: install Slipway under {} or set SLIPWAY_ROOT", path.display(), self.root.display());
+                let text = format!(
+                    "{} is missing: install Slipway under {} or set SLIPWAY_ROOT",
+                    path.display(),
+                    self.root.display()
+                );
                 return Err(io::Error::new(io::ErrorKind::NotFound, text));
             }
         }
@@ -67,9 +80,12 @@ impl Install {
             }
             path.push(self.root.join("lib").join(library));
         }
-        let mut argv: Vec<OsString> = vec![loader.into(), "--library-path".into(), path, program.into()];
+        let mut argv: Vec<OsString> =
+            vec![loader.into(), "--library-path".into(), path, program.into()];
         argv.extend(args.iter().map(OsString::from));
-        argv.into_iter().map(|a| CString::new(a.into_vec()).map_err(io::Error::other)).collect()
+        argv.into_iter()
+            .map(|a| CString::new(a.into_vec()).map_err(io::Error::other))
+            .collect()
     }
 
     /// The engine's part of an artefact's key, asked of the compiler.
@@ -79,12 +95,21 @@ impl Install {
     pub fn engine_version(&self) -> io::Result<String> {
         use std::ffi::OsStr;
         let argv = self.command("slipway-aot", &["compiler", "runtime"], &["version"])?;
-        let argv: Vec<&OsStr> = argv.iter().map(|a| OsStr::from_bytes(a.as_bytes())).collect();
+        let argv: Vec<&OsStr> = argv
+            .iter()
+            .map(|a| OsStr::from_bytes(a.as_bytes()))
+            .collect();
         let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let output = std::process::Command::new(program).args(args).env_clear().output()?;
+        let output = std::process::Command::new(program)
+            .args(args)
+            .env_clear()
+            .output()?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
-            return Err(io::Error::other(format!("slipway-aot version: {}: {said}", output.status)));
+            return Err(io::Error::other(format!(
+                "slipway-aot version: {}: {said}",
+                output.status
+            )));
         }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
     }

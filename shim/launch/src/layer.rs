@@ -32,22 +32,51 @@ impl Layer {
 ///
 /// # Errors
 /// [`StartError::NoEntrypoint`] with `missing`, or the helper's own text.
-pub async fn fetch_layer(install: &Install, address: &str, namespace: &str, image: &str, missing: String) -> Result<Layer, StartError> {
+pub async fn fetch_layer(
+    install: &Install,
+    address: &str,
+    namespace: &str,
+    image: &str,
+    entrypoint: &str,
+    missing: String,
+) -> Result<Layer, StartError> {
     let io = |e: rustix::io::Errno| StartError::Io(e.into());
     let program = install.program("slipway-layers");
     if !program.exists() {
         return Err(StartError::NoEntrypoint(missing));
     }
-    let memfd = |name: &std::ffi::CStr| rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(io);
+    let memfd = |name: &std::ffi::CStr| {
+        rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(io)
+    };
     let (module, message) = (memfd(c"module")?, memfd(c"message")?);
     let text = |s: &str| std::ffi::CString::new(s).map_err(std::io::Error::other);
     let program = program.display().to_string();
-    let arguments = [&program, "-address", address, "-namespace", namespace, "-image", image, "-out", "3"];
+    let arguments = [
+        &program,
+        "-address",
+        address,
+        "-namespace",
+        namespace,
+        "-image",
+        image,
+        "-entrypoint",
+        entrypoint,
+        "-out",
+        "3",
+    ];
     let exec = Exec {
         program: text(&program)?,
-        argv: arguments.into_iter().map(text).collect::<std::io::Result<_>>()?,
+        argv: arguments
+            .into_iter()
+            .map(text)
+            .collect::<std::io::Result<_>>()?,
         envp: Vec::new(),
-        fds: vec![File::open("/dev/null")?.into(), message.try_clone()?, message.try_clone()?, module.try_clone()?],
+        fds: vec![
+            File::open("/dev/null")?.into(),
+            message.try_clone()?,
+            message.try_clone()?,
+            module.try_clone()?,
+        ],
         directory: None,
     };
     let child = slipway_sys::spawn(exec, 0, None, None)?;

@@ -12,7 +12,7 @@ pub use guest::{Guest, spawn};
 pub use install::Install;
 pub use layer::{Layer, fetch_layer};
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use slipway_protocol::{Budget, Error as ProtocolError, FromGuest, Launch, Mount, ToGuest};
@@ -68,7 +68,10 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         Namespace::Path(path) => Some((path.clone(), *flag)),
         _ => None,
     });
-    let unshare = kinds.iter().filter(|(ns, _)| **ns == Namespace::New).map(|(_, flag)| flag);
+    let unshare = kinds
+        .iter()
+        .filter(|(ns, _)| **ns == Namespace::New)
+        .map(|(_, flag)| flag);
     Launch {
         args: plan.args.clone(),
         env: plan.env.clone(),
@@ -99,26 +102,44 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
 pub async fn make_ready(
     guest: &Guest,
     launch: &Launch,
-    stdio: [OwnedFd; 3],
     budget: &Budget,
     compiler: &Compiler,
 ) -> Result<(), StartError> {
     let body = slipway_protocol::write_launch(launch)?;
-    let [stdin, stdout, stderr] = &stdio;
-    let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), budget.as_fd(), body.as_fd()];
     // A guest that died before reading is told by its end, below.
-    let _ = guest.send(&ToGuest::Launch, &fds);
-    drop(stdio);
+    let _ = guest.send(&ToGuest::Launch, &[budget.as_fd(), body.as_fd()]);
     loop {
         match guest.recv().await {
             Ok((FromGuest::Ready, _)) => return Ok(()),
             Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),
             Ok((FromGuest::NoEntrypoint(what), _)) => return Err(StartError::NoEntrypoint(what)),
             Ok((FromGuest::Failed(why), _)) => return Err(StartError::Refused(why)),
-            Ok((FromGuest::Ended(end), _)) => return Err(StartError::Died(end.status.into(), String::new())),
-            Ok((FromGuest::NeedArtefact { digest, size, path, engine, damaged }, fds)) => {
-                let module = fds.into_iter().next().ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
-                let job = Job { module, digest, size, path, engine, damaged, tier: launch.tier };
+            Ok((FromGuest::Ended(end), _)) => {
+                return Err(StartError::Died(end.status.into(), String::new()));
+            }
+            Ok((
+                FromGuest::NeedArtefact {
+                    digest,
+                    size,
+                    path,
+                    engine,
+                    damaged,
+                },
+                fds,
+            )) => {
+                let module = fds
+                    .into_iter()
+                    .next()
+                    .ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
+                let job = Job {
+                    module,
+                    digest,
+                    size,
+                    path,
+                    engine,
+                    damaged,
+                    tier: launch.tier,
+                };
                 let answer = match compiler.compile(job).await {
                     Ok(()) => ToGuest::Artefact,
                     Err(e) => ToGuest::NoArtefact(e.to_string()),
@@ -127,7 +148,11 @@ pub async fn make_ready(
             }
             Err(ProtocolError::Closed) => {
                 let end = guest.wait().await;
-                let hint = if end.status == 137 { ": killed, perhaps by the memory limit while it loaded" } else { "" };
+                let hint = if end.status == 137 {
+                    ": killed, perhaps by the memory limit while it loaded"
+                } else {
+                    ""
+                };
                 return Err(StartError::Died(end.status.into(), hint.into()));
             }
             Err(e) => return Err(e.into()),

@@ -28,10 +28,12 @@ impl BudgetPage {
     pub fn grow(&self, bytes: u64) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
         let mut wanted = 0;
-        let grown = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            wanted = used.saturating_add(bytes);
-            (wanted <= limit).then_some(wanted)
-        });
+        let grown = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                wanted = used.saturating_add(bytes);
+                (wanted <= limit).then_some(wanted)
+            });
         match grown {
             Ok(_) => {
                 self.peak.fetch_max(wanted, Ordering::Relaxed);
@@ -50,7 +52,9 @@ impl BudgetPage {
         // Never below zero: an unmapped reservation may never have been counted.
         let _ = self
             .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes)));
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                Some(used.saturating_sub(bytes))
+            });
     }
 }
 

@@ -4,16 +4,18 @@
 //!
 //! ```text
 //! host                                   guest
-//!   Launch + [stdin, stdout, stderr,       │  engine loaded, no privileges dropped, nothing hostile seen
-//!             budget page, launch body]  ─▶│
+//!   Launch + [budget page, launch body] ──▶│  engine loaded, no privileges dropped, nothing hostile seen
 //!                                          │  joins namespaces, mounts, resolves the entrypoint
 //!   ◀─ NeedArtefact + [module]             │  only on a cache miss
 //!   Artefact ─────────────────────────────▶│  look again
 //!                                          │  pivots, drops privileges, loads the artefact
 //!   ◀─ Ready                               │
-//!   Start ────────────────────────────────▶│  runs the entrypoint
+//!   Start + [stdin, stdout, stderr] ──────▶│  runs the entrypoint
 //!   ◀─ Ended                               │  then exits
 //! ```
+//! The streams come last: to open containerd's FIFOs and close them again would end them for the runtime that a Linux
+//! program is handed to.
+//!
 //! In place of any of its messages the guest may send `NotWasm` or `Failed`, and end. An end without a message
 //! means that it was killed: by SIGKILL, by the kernel's OOM killer, or by a fault that no handler could report.
 
@@ -49,7 +51,7 @@ pub enum ToGuest {
     Artefact,
     /// The artefact cannot be made; the text is the container's error.
     NoArtefact(String),
-    /// Run the entrypoint.
+    /// Run the entrypoint on the three standard streams in the packet.
     Start,
 }
 
@@ -192,7 +194,9 @@ pub enum Error {
     #[error("control socket: {0}")]
     Io(#[from] io::Error),
     /// Not a message of this version.
-    #[error("control socket: not a message of this version ({0}); shim and guest must come from one installation")]
+    #[error(
+        "control socket: not a message of this version ({0}); shim and guest must come from one installation"
+    )]
     Encoding(#[from] postcard::Error),
 }
 
@@ -218,14 +222,23 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
 ///
 /// # Errors
 /// [`Error::Closed`] when the reader is gone.
-pub fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+pub fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), Error> {
     let bytes = encode(message)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(fds));
     }
-    match rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+    match rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    ) {
         Ok(_) => Ok(()),
         Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Err(Error::Closed),
         Err(e) => Err(e.into()),
@@ -289,7 +302,9 @@ pub fn write_launch(launch: &Launch) -> Result<OwnedFd, Error> {
 /// read's; a body of another version.
 pub fn read_launch(fd: OwnedFd) -> Result<Launch, Error> {
     let mut bytes = Vec::new();
-    std::fs::File::from(fd).take(MAX_LAUNCH).read_to_end(&mut bytes)?;
+    std::fs::File::from(fd)
+        .take(MAX_LAUNCH)
+        .read_to_end(&mut bytes)?;
     Ok(postcard::from_bytes(&bytes)?)
 }
 
@@ -299,7 +314,12 @@ pub fn read_launch(fd: OwnedFd) -> Result<Launch, Error> {
 /// socketpair's.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Convenience of callers that hold owned descriptors.
@@ -314,7 +334,10 @@ mod tests {
     #[test]
     fn a_message_travels_with_its_descriptors() {
         let (host, guest) = pair().unwrap();
-        let launch = Launch { args: vec!["/a.wasm".into(); 20_000], ..Launch::default() };
+        let launch = Launch {
+            args: vec!["/a.wasm".into(); 20_000],
+            ..Launch::default()
+        };
         let body = write_launch(&launch).unwrap();
         send(host.as_fd(), &ToGuest::Launch, &[body.as_fd()]).unwrap();
         let (message, mut fds) = recv::<ToGuest>(guest.as_fd()).unwrap();
@@ -326,8 +349,14 @@ mod tests {
     fn a_closed_peer_is_an_error_and_not_a_signal() {
         let (host, guest) = pair().unwrap();
         drop(guest);
-        assert!(matches!(send(host.as_fd(), &ToGuest::Start, &[]), Err(Error::Closed)));
-        assert!(matches!(recv::<FromGuest>(host.as_fd()), Err(Error::Closed)));
+        assert!(matches!(
+            send(host.as_fd(), &ToGuest::Start, &[]),
+            Err(Error::Closed)
+        ));
+        assert!(matches!(
+            recv::<FromGuest>(host.as_fd()),
+            Err(Error::Closed)
+        ));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::{RUNTIME, delegate, log, pod};
 const SOCKETS: &str = "/run/containerd/s";
 /// What containerd may write to `start`: bootstrap parameters or runtime options. containerd's own bound.
 const MAX_INPUT: u64 = 10 << 20;
+/// In the bundle: the socket's address.
+const ADDRESS_FILE: &str = "address";
 /// The newest version of the task API that this shim speaks.
 const TASK_API: i32 = 3;
 
@@ -50,7 +52,10 @@ pub enum Command {
 impl Command {
     /// Go's flag syntax: one or two dashes, value after `=` or in the next argument.
     pub fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut flags = Flags { bundle: ".".into(), ..Flags::default() };
+        let mut flags = Flags {
+            bundle: ".".into(),
+            ..Flags::default()
+        };
         let mut action = None;
         let mut args = args;
         while let Some(arg) = args.next() {
@@ -62,7 +67,12 @@ impl Command {
                 Some((name, value)) => (name, Some(value.to_string())),
                 None => (flag, None),
             };
-            let mut take = || value.clone().or_else(|| args.next()).ok_or_else(|| format!("flag -{name} needs a value"));
+            let mut take = || {
+                value
+                    .clone()
+                    .or_else(|| args.next())
+                    .ok_or_else(|| format!("flag -{name} needs a value"))
+            };
             match name {
                 "v" | "version" => return Ok(Self::Version),
                 "info" => return Ok(Self::Info),
@@ -76,7 +86,9 @@ impl Command {
             }
         }
         let needs = |name: &str, value: &str| match value.is_empty() {
-            true => Err(format!("flag -{name} is required; containerd starts this program, see docs/")),
+            true => Err(format!(
+                "flag -{name} is required; containerd starts this program, see docs/"
+            )),
             false => Ok(()),
         };
         match action.as_deref() {
@@ -84,10 +96,18 @@ impl Command {
                 needs("namespace", &flags.namespace)?;
                 needs("id", &flags.id)?;
                 check_id(&flags.id)?;
-                Ok(if verb == "start" { Self::Start(flags) } else { Self::Delete(flags) })
+                Ok(if verb == "start" {
+                    Self::Start(flags)
+                } else {
+                    Self::Delete(flags)
+                })
             }
-            Some(other) => Err(format!("unknown action {other:?}: start and delete are known, or -info, -v")),
-            None => Err("no action: start or delete, or -info, -v; containerd starts this program".into()),
+            Some(other) => Err(format!(
+                "unknown action {other:?}: start and delete are known, or -info, -v"
+            )),
+            None => Err(
+                "no action: start or delete, or -info, -v; containerd starts this program".into(),
+            ),
         }
     }
 }
@@ -112,20 +132,41 @@ enum Answer {
 /// containerd's ttrpc address and the form of the answer.
 fn bootstrap(flags: &Flags, input: &[u8]) -> Result<(String, String, Answer), String> {
     // Runtime options (a protobuf Any) decode as bootstrap parameters too; the id tells them apart.
-    let params = BootstrapParams::parse_from_bytes(input).ok().filter(|p| !input.is_empty() && p.instance_id == flags.id);
+    let params = BootstrapParams::parse_from_bytes(input)
+        .ok()
+        .filter(|p| !input.is_empty() && p.instance_id == flags.id);
     let (ttrpc, grpc, answer) = match params {
-        Some(p) => (p.containerd_ttrpc_address, p.containerd_grpc_address, Answer::Protobuf),
+        Some(p) => (
+            p.containerd_ttrpc_address,
+            p.containerd_grpc_address,
+            Answer::Protobuf,
+        ),
         None => {
             let env = |name| std::env::var(name).unwrap_or_default();
             // 1.7 knows version 2 and says so; it refuses a higher one.
             let newest = env("MAX_SHIM_VERSION").parse().unwrap_or(2);
-            (env("TTRPC_ADDRESS"), flags.address.clone(), Answer::Json(TASK_API.min(newest)))
+            (
+                env("TTRPC_ADDRESS"),
+                flags.address.clone(),
+                Answer::Json(TASK_API.min(newest)),
+            )
         }
     };
     if ttrpc.is_empty() {
-        return Err("containerd's ttrpc address is missing (TTRPC_ADDRESS): events could not be published".into());
+        return Err(
+            "containerd's ttrpc address is missing (TTRPC_ADDRESS): events could not be published"
+                .into(),
+        );
     }
-    Ok((ttrpc, if grpc.is_empty() { flags.address.clone() } else { grpc }, answer))
+    Ok((
+        ttrpc,
+        if grpc.is_empty() {
+            flags.address.clone()
+        } else {
+            grpc
+        },
+        answer,
+    ))
 }
 
 fn write_answer(answer: &Answer, address: &str) -> Result<(), String> {
@@ -140,42 +181,64 @@ fn write_answer(answer: &Answer, address: &str) -> Result<(), String> {
             result.write_to_bytes().map_err(|e| e.to_string())?
         }
         Answer::Json(version) => {
-            format!(r#"{{"version":{version},"address":"{address}","protocol":"ttrpc"}}"#).into_bytes()
+            format!(r#"{{"version":{version},"address":"{address}","protocol":"ttrpc"}}"#)
+                .into_bytes()
         }
     };
     let mut out = std::io::stdout().lock();
-    out.write_all(&bytes).and_then(|()| out.flush()).map_err(|e| format!("answer to start: {e}"))
+    out.write_all(&bytes)
+        .and_then(|()| out.flush())
+        .map_err(|e| format!("answer to start: {e}"))
 }
 
 /// The socket of a pod. Not containerd's own derivation: the node's runc shim uses that one, and would find this
 /// shim's socket in its place.
 fn socket_path(flags: &Flags, group: &str) -> PathBuf {
-    let hash = Sha256::digest(format!("slipway/{}/{}/{group}", flags.address, flags.namespace));
+    let hash = Sha256::digest(format!(
+        "slipway/{}/{}/{group}",
+        flags.address, flags.namespace
+    ));
     let hex: String = hash.iter().map(|b| format!("{b:02x}")).collect();
     Path::new(SOCKETS).join(hex)
 }
 
-/// Binds the socket; `None` when a shim of this pod already answers on it.
+/// Binds a socket that only its owner can connect to.
+pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(mask);
+    bound
+}
+
+/// Binds the pod's socket; `None` when a shim of this pod already answers on it.
 fn listen(path: &Path) -> Result<Option<UnixListener>, String> {
     let error = |e: std::io::Error| format!("socket {}: {e}", path.display());
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(SOCKETS).map_err(error)?;
-    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = UnixListener::bind(path).or_else(|e| {
-        if e.kind() != std::io::ErrorKind::AddrInUse {
-            return Err(e);
-        }
-        if UnixStream::connect(path).is_ok() {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(SOCKETS)
+        .map_err(error)?;
+    let bound = bind(path).or_else(|e| {
+        if e.kind() != std::io::ErrorKind::AddrInUse || UnixStream::connect(path).is_ok() {
             return Err(e);
         }
         // Nobody listens: a shim that was killed has left it.
         std::fs::remove_file(path)?;
-        UnixListener::bind(path)
+        bind(path)
     });
-    rustix::process::umask(mask);
     match bound {
         Ok(listener) => Ok(Some(listener)),
         Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
         Err(e) => Err(error(e)),
+    }
+}
+
+/// Removes the socket of a shim that was killed; one that still answers keeps it.
+pub fn unlink_socket(flags: &Flags) {
+    let group = slipway_spec::sandbox_of(&flags.bundle).unwrap_or_else(|| flags.id.clone());
+    let path = socket_path(flags, &group);
+    if UnixStream::connect(&path).is_err() {
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -186,6 +249,9 @@ pub fn start(flags: &Flags) -> Result<(), String> {
     let group = slipway_spec::sandbox_of(&flags.bundle).unwrap_or_else(|| flags.id.clone());
     let path = socket_path(flags, &group);
     let address = format!("unix://{}", path.display());
+    // containerd 1.7 looks here for its shims after a restart; 2.x keeps a record of its own.
+    std::fs::write(flags.bundle.join(ADDRESS_FILE), &address)
+        .map_err(|e| format!("{ADDRESS_FILE}: {e}"))?;
     let Some(listener) = listen(&path)? else {
         return write_answer(&answer, &address);
     };
@@ -214,7 +280,11 @@ fn read_stdin() -> Result<Vec<u8>, String> {
     let stdin = std::io::stdin();
     let mut input = Vec::new();
     if !stdin.is_terminal() {
-        stdin.lock().take(MAX_INPUT).read_to_end(&mut input).map_err(|e| format!("read stdin: {e}"))?;
+        stdin
+            .lock()
+            .take(MAX_INPUT)
+            .read_to_end(&mut input)
+            .map_err(|e| format!("read stdin: {e}"))?;
     }
     Ok(input)
 }
@@ -222,7 +292,11 @@ fn read_stdin() -> Result<Vec<u8>, String> {
 /// Leaves containerd's session and pipes: containerd reads `start`'s output to its end.
 fn daemonize() {
     let _ = rustix::process::setsid();
-    if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+    if let Ok(null) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+    {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
@@ -233,7 +307,9 @@ fn daemonize() {
 /// One above containerd's own, so that containerd outlives its shims; the same as containerd's own shim does.
 fn raise_oom_score() {
     const FILE: &str = "/proc/self/oom_score_adj";
-    let score = std::fs::read_to_string(FILE).ok().and_then(|s| s.trim().parse::<i32>().ok());
+    let score = std::fs::read_to_string(FILE)
+        .ok()
+        .and_then(|s| s.trim().parse::<i32>().ok());
     if let Some(score) = score.filter(|s| *s < 1000) {
         let _ = std::fs::write(FILE, (score + 1).to_string());
     }
@@ -245,13 +321,17 @@ pub fn info() -> Result<(), String> {
     let input = read_stdin()?;
     let mut info = delegate::info(&input).unwrap_or_default();
     info.name = RUNTIME.into();
-    info.version = Some(containerd_shim_protos::types::introspection::RuntimeVersion {
-        version: env!("CARGO_PKG_VERSION").into(),
-        ..Default::default()
-    })
+    info.version = Some(
+        containerd_shim_protos::types::introspection::RuntimeVersion {
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        },
+    )
     .into();
     let bytes = RuntimeInfo::write_to_bytes(&info).map_err(|e| e.to_string())?;
-    std::io::stdout().write_all(&bytes).map_err(|e| e.to_string())
+    std::io::stdout()
+        .write_all(&bytes)
+        .map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -264,22 +344,42 @@ mod tests {
 
     #[test]
     fn flags_come_in_all_of_gos_forms() {
-        let flags = Flags { namespace: "n".into(), id: "i".into(), address: "/a".into(), bundle: ".".into(), debug: true };
-        assert_eq!(parse("-namespace n --id=i -address /a -publish-binary c -debug start"), Ok(Command::Start(flags)));
+        let flags = Flags {
+            namespace: "n".into(),
+            id: "i".into(),
+            address: "/a".into(),
+            bundle: ".".into(),
+            debug: true,
+        };
+        assert_eq!(
+            parse("-namespace n --id=i -address /a -publish-binary c -debug start"),
+            Ok(Command::Start(flags))
+        );
         assert_eq!(parse("-v"), Ok(Command::Version));
         assert_eq!(parse("-info"), Ok(Command::Info));
     }
 
     #[test]
     fn a_wrong_command_line_names_what_is_wrong() {
-        for (args, word) in [("", "no action"), ("-id x start", "namespace"), ("-bogus", "bogus"), ("-namespace n -id ../x start", "identifier"), ("-id", "needs a value"), ("-namespace n -id i run", "run")] {
+        for (args, word) in [
+            ("", "no action"),
+            ("-id x start", "namespace"),
+            ("-bogus", "bogus"),
+            ("-namespace n -id ../x start", "identifier"),
+            ("-id", "needs a value"),
+            ("-namespace n -id i run", "run"),
+        ] {
             assert!(parse(args).unwrap_err().contains(word), "{args}");
         }
     }
 
     #[test]
     fn bootstrap_parameters_are_told_from_runtime_options() {
-        let flags = Flags { id: "i".into(), namespace: "n".into(), ..Flags::default() };
+        let flags = Flags {
+            id: "i".into(),
+            namespace: "n".into(),
+            ..Flags::default()
+        };
         let params = BootstrapParams {
             instance_id: "i".into(),
             namespace: "n".into(),
@@ -288,12 +388,19 @@ mod tests {
             ..BootstrapParams::default()
         };
         let bytes = params.write_to_bytes().unwrap();
-        assert_eq!(bootstrap(&flags, &bytes), Ok(("/t".into(), "/g".into(), Answer::Protobuf)));
+        assert_eq!(
+            bootstrap(&flags, &bytes),
+            Ok(("/t".into(), "/g".into(), Answer::Protobuf))
+        );
     }
 
     #[test]
     fn a_pods_socket_is_its_own() {
-        let flags = Flags { address: "/a".into(), namespace: "n".into(), ..Flags::default() };
+        let flags = Flags {
+            address: "/a".into(),
+            namespace: "n".into(),
+            ..Flags::default()
+        };
         assert_ne!(socket_path(&flags, "a"), socket_path(&flags, "b"));
         assert!(socket_path(&flags, "a").as_os_str().len() < 108, "sun_path");
     }

@@ -8,7 +8,7 @@ use containerd_shim_protos::protobuf::Message;
 use slipway_cgroup::Cgroup;
 use slipway_spec::CgroupPath;
 
-use crate::boot::Flags;
+use crate::boot::{self, Flags};
 use crate::{delegate, events};
 
 /// In the sandbox's bundle: a line for every container of the pod, `id cgroup`.
@@ -18,13 +18,18 @@ pub const MEMBERS: &str = "slipway-members";
 pub fn delete(flags: &Flags) -> Result<(), String> {
     // The delegate first: it would report the end of its containers to a shim that is gone.
     delegate::cleanup(flags);
+    boot::unlink_socket(flags);
     let members = std::fs::read_to_string(flags.bundle.join(MEMBERS)).unwrap_or_default();
     let mut left: Vec<String> = members
         .lines()
         .filter_map(|line| line.split_once(' '))
         .filter_map(|(_, path)| remove_cgroup(path).err())
         .collect();
-    left.extend(own_cgroup(&flags.bundle).and_then(|cgroup| cgroup.remove().err()).map(|e| e.to_string()));
+    left.extend(
+        own_cgroup(&flags.bundle)
+            .and_then(|cgroup| cgroup.remove().err())
+            .map(|e| e.to_string()),
+    );
     for text in left {
         eprintln!("containerd-shim-slipway-v1: {text}");
     }
@@ -35,16 +40,24 @@ pub fn delete(flags: &Flags) -> Result<(), String> {
         ..DeleteResponse::default()
     };
     let bytes = response.write_to_bytes().map_err(|e| e.to_string())?;
-    std::io::stdout().write_all(&bytes).map_err(|e| e.to_string())
+    std::io::stdout()
+        .write_all(&bytes)
+        .map_err(|e| e.to_string())
 }
 
 fn remove_cgroup(path: &str) -> Result<(), String> {
     if path.is_empty() {
         return Ok(());
     }
-    Cgroup::new(&CgroupPath::Cgroupfs(path.into())).remove().map_err(|e| e.to_string())
+    Cgroup::new(&CgroupPath::Cgroupfs(path.into()))
+        .remove()
+        .map_err(|e| e.to_string())
 }
 
 fn own_cgroup(bundle: &Path) -> Option<Cgroup> {
-    slipway_spec::read(bundle).ok()?.cgroup.as_ref().map(Cgroup::new)
+    slipway_spec::read(bundle)
+        .ok()?
+        .cgroup
+        .as_ref()
+        .map(Cgroup::new)
 }

@@ -15,7 +15,7 @@ use containerd_shim_protos::events::task::{TaskExit, TaskOOM, TaskStart};
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use slipway_cgroup::Cgroup;
 use slipway_launch::Guest;
-use slipway_protocol::{Budget, End, ToGuest};
+use slipway_protocol::End;
 use slipway_sys::Child;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -42,7 +42,10 @@ pub enum Process {
 impl Process {
     /// Wraps a holder. Within the runtime.
     pub fn holder(child: Child) -> std::io::Result<Self> {
-        Ok(Self::Holder { pid: child.pid, pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)? })
+        Ok(Self::Holder {
+            pid: child.pid,
+            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
+        })
     }
 
     fn pid(&self) -> i32 {
@@ -65,7 +68,11 @@ impl Process {
             Self::Holder { pid, pidfd } => {
                 let _ = pidfd.readable().await;
                 let status = slipway_sys::reap(*pid).ok().flatten().unwrap_or(137);
-                End { status: u8::try_from(status).unwrap_or(255), reason: String::new(), out_of_memory: false }
+                End {
+                    status: u8::try_from(status).unwrap_or(255),
+                    reason: String::new(),
+                    out_of_memory: false,
+                }
             }
         }
     }
@@ -90,8 +97,6 @@ pub struct Container {
     pub paths: Paths,
     /// Where it is accounted; `None` where the spec names no cgroup.
     pub cgroup: Option<Cgroup>,
-    /// Its memory budget; the sandbox has none.
-    pub budget: Option<Budget>,
     /// Host file that tells the kubelet why a container ended.
     pub termination_message: Option<String>,
     process: Process,
@@ -103,6 +108,8 @@ pub struct Container {
 
 struct Life {
     status: Status,
+    /// The program's streams, until it runs.
+    streams: Option<[OwnedFd; 3]>,
     kept: Kept,
 }
 
@@ -117,12 +124,12 @@ pub struct Parts {
     /// See [`Container`].
     pub cgroup: Option<Cgroup>,
     /// See [`Container`].
-    pub budget: Option<Budget>,
-    /// See [`Container`].
     pub termination_message: Option<String>,
     /// The process, created and not started.
     pub process: Process,
-    /// The shim's ends of the streams.
+    /// The program's streams; the sandbox has none.
+    pub streams: Option<[OwnedFd; 3]>,
+    /// The shim's ends of them.
     pub kept: Kept,
 }
 
@@ -135,10 +142,13 @@ impl Container {
             bundle: parts.bundle,
             paths: parts.paths,
             cgroup: parts.cgroup,
-            budget: parts.budget,
             termination_message: parts.termination_message,
             process: parts.process,
-            life: Mutex::new(Life { status: Status::CREATED, kept: parts.kept }),
+            life: Mutex::new(Life {
+                status: Status::CREATED,
+                streams: parts.streams,
+                kept: parts.kept,
+            }),
             exit: watch::Sender::new(None),
         });
         tokio::spawn(watch_end(container.clone(), events, log));
@@ -169,13 +179,22 @@ impl Container {
     pub fn start(&self, events: &Events) -> Result<()> {
         let mut life = self.life();
         if life.status != Status::CREATED {
-            return Err(error::precondition(format!("container {} is {:?}, not created", self.id, life.status)));
+            return Err(error::precondition(format!(
+                "container {} is {:?}, not created",
+                self.id, life.status
+            )));
         }
-        if let Process::Guest(guest) = &self.process {
-            guest.send(&ToGuest::Start, &[]).map_err(|e| error::precondition(format!("container {}: the guest is gone: {e}", self.id)))?;
+        if let (Process::Guest(guest), Some(streams)) = (&self.process, life.streams.take()) {
+            guest.start(&streams).map_err(|e| {
+                error::precondition(format!("container {}: the guest is gone: {e}", self.id))
+            })?;
         }
         life.status = Status::RUNNING;
-        events.publish(&TaskStart { container_id: self.id.clone(), pid: self.pid(), ..TaskStart::default() });
+        events.publish(&TaskStart {
+            container_id: self.id.clone(),
+            pid: self.pid(),
+            ..TaskStart::default()
+        });
         Ok(())
     }
 
@@ -184,10 +203,15 @@ impl Container {
         if self.status() == Status::STOPPED {
             return Err(error::not_found("process already finished"));
         }
-        let number = i32::try_from(signal).map_err(|_| error::invalid(format!("signal {signal} does not exist")))?;
+        let number = i32::try_from(signal)
+            .map_err(|_| error::invalid(format!("signal {signal} does not exist")))?;
         match self.process.kill(number) {
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Err(error::not_found("process already finished")),
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Err(error::invalid(format!("signal {signal} does not exist"))),
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                Err(error::not_found("process already finished"))
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                Err(error::invalid(format!("signal {signal} does not exist")))
+            }
             other => other.map_err(|e| error::internal(format!("kill {}: {e}", self.id))),
         }
     }
@@ -195,7 +219,9 @@ impl Container {
     /// Processes of the container: all in its cgroup.
     pub fn pids(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = match (&self.process, &self.cgroup) {
-            (Process::Guest(_), Some(cgroup)) => cgroup.pids().into_iter().map(i32::unsigned_abs).collect(),
+            (Process::Guest(_), Some(cgroup)) => {
+                cgroup.pids().into_iter().map(i32::unsigned_abs).collect()
+            }
             _ => Vec::new(),
         };
         if pids.is_empty() && self.status() != Status::STOPPED {
@@ -215,7 +241,10 @@ impl Container {
         let ended = exit.wait_for(Option::is_some).await;
         let exit = ended.ok().and_then(|exit| exit.clone());
         // The sender lives as long as `self`.
-        exit.unwrap_or_else(|| Exit { status: 255, at: now() })
+        exit.unwrap_or_else(|| Exit {
+            status: 255,
+            at: now(),
+        })
     }
 
     /// Ends what is left of the container, and removes its cgroup.
@@ -232,23 +261,34 @@ impl Container {
 /// The one task that moves a container to Stopped.
 async fn watch_end(container: Arc<Container>, events: Events, log: Log) {
     let mut end = container.process.wait().await;
-    let killed = container.cgroup.as_ref().map_or(0, Cgroup::oom_kills) > container.oom_kills_before;
+    let killed =
+        container.cgroup.as_ref().map_or(0, Cgroup::oom_kills) > container.oom_kills_before;
     if killed && end.status == 137 && !end.out_of_memory {
         end.out_of_memory = true;
         end.reason = "killed by the kernel: the container's memory limit was reached".into();
     }
     if !end.reason.is_empty() {
-        log.info(&format!("container {} ended with status {}: {}", container.id, end.status, end.reason));
+        log.info(&format!(
+            "container {} ended with status {}: {}",
+            container.id, end.status, end.reason
+        ));
         if let Some(file) = &container.termination_message {
             write_termination_message(file, &end.reason);
         }
     }
-    let exit = Exit { status: end.status.into(), at: now() };
+    let exit = Exit {
+        status: end.status.into(),
+        at: now(),
+    };
     let mut life = container.life();
     life.status = Status::STOPPED;
+    life.streams = None;
     life.kept.finish();
     if end.out_of_memory {
-        events.publish(&TaskOOM { container_id: container.id.clone(), ..TaskOOM::default() });
+        events.publish(&TaskOOM {
+            container_id: container.id.clone(),
+            ..TaskOOM::default()
+        });
     }
     events.publish(&TaskExit {
         container_id: container.id.clone(),

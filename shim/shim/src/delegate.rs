@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,18 +14,18 @@ use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::TaskExit;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedInputStream, Message, MessageField};
 use containerd_shim_protos::shim::oci::Options;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use containerd_shim_protos::ttrpc::asynchronous::Client;
 use containerd_shim_protos::ttrpc::proto::Request;
-use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use containerd_shim_protos::ttrpc::{self, Code};
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use slipway_sys::Exec;
 use tokio::io::Interest;
 
-use crate::boot::Flags;
+use crate::boot::{self, Flags};
 use crate::container::Exit;
 use crate::error::{self, Result};
 use crate::events::{Events, now};
@@ -36,7 +35,7 @@ use crate::pod::Settings;
 const PROGRAM: &str = "containerd-shim-runc-v2";
 /// Directory in the sandbox's bundle that is the delegate's working directory.
 const DIRECTORY: &str = "delegate";
-/// In it: the delegate's pid and start time, for `delete` after a crash.
+/// In it: the delegate's pid, start time and socket, for `delete` after a crash.
 const PID_FILE: &str = "pid";
 /// Names of the task service, newest first: containerd 2's delegate serves both or the newer, 1.7's the older.
 const SERVICES: [&str; 2] = ["containerd.task.v3.Task", "containerd.task.v2.Task"];
@@ -83,8 +82,11 @@ struct Linux {
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin".into());
-    std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.is_file())
+    let path = std::env::var_os("PATH")
+        .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin".into());
+    std::env::split_paths(&path)
+        .map(|d| d.join(name))
+        .find(|p| p.is_file())
 }
 
 impl Delegate {
@@ -106,20 +108,37 @@ impl Delegate {
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Linux>> {
-        self.shared.containers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Create, on a delegate that is started when there is none.
-    pub async fn create(&self, request: &api::CreateTaskRequest, context: &TtrpcContext) -> Result<u32> {
+    pub async fn create(
+        &self,
+        request: &api::CreateTaskRequest,
+        context: &TtrpcContext,
+    ) -> Result<u32> {
         let mut request = request.clone();
-        request.options = MessageField(request.options.take().map(|any| Box::new(translate_options(any))));
+        request.options = MessageField(
+            request
+                .options
+                .take()
+                .map(|any| Box::new(translate_options(any))),
+        );
         let mut again = true;
         loop {
             let running = self.start().await?;
-            let created = call::<_, api::CreateTaskResponse>(&running, "Create", context, &request).await;
+            let created =
+                call::<_, api::CreateTaskResponse>(&running, "Create", context, &request).await;
             match created {
                 Ok(response) => {
-                    let linux = Linux { bundle: request.bundle.clone(), pid: response.pid, exit: None };
+                    let linux = Linux {
+                        bundle: request.bundle.clone(),
+                        pid: response.pid,
+                        exit: None,
+                    };
                     self.containers().insert(request.id.clone(), linux);
                     return Ok(response.pid);
                 }
@@ -134,28 +153,46 @@ impl Delegate {
     }
 
     /// Any other request about a Linux container.
-    pub async fn forward<Q: Message, R: Message>(&self, id: &str, method: &str, context: &TtrpcContext, request: &Q) -> Result<R> {
+    pub async fn forward<Q: Message, R: Message>(
+        &self,
+        id: &str,
+        method: &str,
+        context: &TtrpcContext,
+        request: &Q,
+    ) -> Result<R> {
         let running = self.shared.running.lock().await.clone();
         let Some(running) = running else {
-            return Err(error::not_found(format!("container {id}: its shim is gone; process already finished")));
+            return Err(error::not_found(format!(
+                "container {id}: its shim is gone; process already finished"
+            )));
         };
         call(&running, method, context, request).await
     }
 
     /// Wait: an answer even when the delegate dies.
-    pub async fn wait(&self, context: &TtrpcContext, request: &api::WaitRequest) -> Result<api::WaitResponse> {
+    pub async fn wait(
+        &self,
+        context: &TtrpcContext,
+        request: &api::WaitRequest,
+    ) -> Result<api::WaitResponse> {
         let running = self.shared.running.lock().await.clone();
         if let Some(mut running) = running {
             match call(&running, "Wait", context, request).await {
                 Err(e) if !matches!(e, ttrpc::Error::RpcStatus(_)) => {
                     // `clean_up` sets it when the ends of all its containers are known.
-                    let _ = tokio::time::timeout(START_TIMEOUT, running.gone.wait_for(|gone| *gone)).await;
+                    let _ =
+                        tokio::time::timeout(START_TIMEOUT, running.gone.wait_for(|gone| *gone))
+                            .await;
                 }
                 answer => return answer,
             }
         }
         let exit = self.exited(&request.id)?;
-        Ok(api::WaitResponse { exit_status: exit.status, exited_at: Some(exit.at).into(), ..Default::default() })
+        Ok(api::WaitResponse {
+            exit_status: exit.status,
+            exited_at: Some(exit.at).into(),
+            ..Default::default()
+        })
     }
 
     fn exited(&self, id: &str) -> Result<Exit> {
@@ -164,9 +201,18 @@ impl Delegate {
     }
 
     /// State: from what is known where the delegate is gone.
-    pub async fn state(&self, context: &TtrpcContext, request: &api::StateRequest) -> Result<api::StateResponse> {
+    pub async fn state(
+        &self,
+        context: &TtrpcContext,
+        request: &api::StateRequest,
+    ) -> Result<api::StateResponse> {
         let known = self.containers().get(&request.id).cloned();
-        if let Some(Linux { bundle, pid, exit: Some(exit) }) = known {
+        if let Some(Linux {
+            bundle,
+            pid,
+            exit: Some(exit),
+        }) = known
+        {
             return Ok(api::StateResponse {
                 id: request.id.clone(),
                 bundle,
@@ -181,13 +227,27 @@ impl Delegate {
     }
 
     /// Delete of a container (not of an exec). The last one takes the delegate with it.
-    pub async fn delete(&self, context: &TtrpcContext, request: &api::DeleteRequest) -> Result<api::DeleteResponse> {
+    pub async fn delete(
+        &self,
+        context: &TtrpcContext,
+        request: &api::DeleteRequest,
+    ) -> Result<api::DeleteResponse> {
         let known = self.containers().get(&request.id).cloned();
         let response = match known {
-            Some(Linux { pid, exit: Some(exit), .. }) => {
-                api::DeleteResponse { pid, exit_status: exit.status, exited_at: Some(exit.at).into(), ..Default::default() }
+            Some(Linux {
+                pid,
+                exit: Some(exit),
+                ..
+            }) => api::DeleteResponse {
+                pid,
+                exit_status: exit.status,
+                exited_at: Some(exit.at).into(),
+                ..Default::default()
+            },
+            _ => {
+                self.forward(&request.id, "Delete", context, request)
+                    .await?
             }
-            _ => self.forward(&request.id, "Delete", context, request).await?,
         };
         self.containers().remove(&request.id);
         if self.containers().is_empty() {
@@ -199,10 +259,18 @@ impl Delegate {
     /// Ends the delegate; it obeys only without containers.
     pub async fn stop(&self) {
         let mut slot = self.shared.running.lock().await;
-        let Some(mut running) = slot.take() else { return };
-        let request = api::ShutdownRequest { id: self.shared.group.clone(), ..Default::default() };
+        let Some(mut running) = slot.take() else {
+            return;
+        };
+        let request = api::ShutdownRequest {
+            id: self.shared.group.clone(),
+            ..Default::default()
+        };
         let _ = call::<_, api::Empty>(&running, "Shutdown", &self.context(), &request).await;
-        if tokio::time::timeout(STOP_TIMEOUT, running.gone.wait_for(|gone| *gone)).await.is_err() {
+        if tokio::time::timeout(STOP_TIMEOUT, running.gone.wait_for(|gone| *gone))
+            .await
+            .is_err()
+        {
             let _ = slipway_sys::kill(running.pid, libc::SIGKILL);
             let _ = running.gone.wait_for(|gone| *gone).await;
         }
@@ -216,7 +284,10 @@ impl Delegate {
     }
 
     fn context(&self) -> TtrpcContext {
-        let namespace = ("containerd-namespace-ttrpc".to_string(), vec![self.shared.namespace.clone()]);
+        let namespace = (
+            "containerd-namespace-ttrpc".to_string(),
+            vec![self.shared.namespace.clone()],
+        );
         TtrpcContext {
             mh: Default::default(),
             metadata: HashMap::from([namespace]),
@@ -234,14 +305,26 @@ impl Delegate {
             error::precondition(format!("this container runs a Linux program, which needs {PROGRAM}: it is not on containerd's PATH"))
         })?;
         let socket = self.socket();
-        let started = self.launch(&program, &socket).map_err(|e| error::internal(format!("{}: {e}", program.display())))?;
+        let started = self
+            .launch(&program, &socket)
+            .map_err(|e| error::internal(format!("{}: {e}", program.display())))?;
         let gone = started.1;
         let pid = started.0;
         let client = Client::connect(&format!("unix://{}", socket.display())).await?;
-        let request = api::ConnectRequest { id: self.shared.group.clone(), ..Default::default() };
-        let mut running = Running { client, service: SERVICES[0], pid, gone };
-        let first = call::<_, api::ConnectResponse>(&running, "Connect", &self.context(), &request).await;
-        if matches!(&first, Err(ttrpc::Error::RpcStatus(s)) if s.code() == Code::INVALID_ARGUMENT || s.code() == Code::UNIMPLEMENTED) {
+        let request = api::ConnectRequest {
+            id: self.shared.group.clone(),
+            ..Default::default()
+        };
+        let mut running = Running {
+            client,
+            service: SERVICES[0],
+            pid,
+            gone,
+        };
+        let first =
+            call::<_, api::ConnectResponse>(&running, "Connect", &self.context(), &request).await;
+        if matches!(&first, Err(ttrpc::Error::RpcStatus(s)) if s.code() == Code::INVALID_ARGUMENT || s.code() == Code::UNIMPLEMENTED)
+        {
             running.service = SERVICES[1];
             call::<_, api::ConnectResponse>(&running, "Connect", &self.context(), &request).await?;
         } else {
@@ -251,7 +334,11 @@ impl Delegate {
         Ok(running)
     }
 
-    fn launch(&self, program: &Path, socket: &Path) -> std::io::Result<(i32, tokio::sync::watch::Receiver<bool>)> {
+    fn launch(
+        &self,
+        program: &Path,
+        socket: &Path,
+    ) -> std::io::Result<(i32, tokio::sync::watch::Receiver<bool>)> {
         let directory = self.shared.bundle.join(DIRECTORY);
         std::fs::create_dir_all(&directory)?;
         // containerd's own FIFO: the delegate's lines land in containerd's log. Without the file it would not start.
@@ -260,23 +347,55 @@ impl Delegate {
             _ => {}
         }
         let _ = std::fs::remove_file(socket);
-        let listener = UnixListener::bind(socket)?;
-        let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let listener = boot::bind(socket)?;
+        let null = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/null")
+                .map(OwnedFd::from)
+        };
         let text = |s: &str| std::ffi::CString::new(s).map_err(std::io::Error::other);
         // Not the sandbox's id: at its end the delegate removes the socket of its id's bundle, which is ours.
         let id = format!("{}-runc", self.shared.group);
-        let arguments = [PROGRAM, "-namespace", &self.shared.namespace, "-id", &id, "-address", &self.shared.grpc];
+        let arguments = [
+            PROGRAM,
+            "-namespace",
+            &self.shared.namespace,
+            "-id",
+            &id,
+            "-address",
+            &self.shared.grpc,
+        ];
         let path = std::env::var("PATH").unwrap_or_default();
-        let environment = [format!("TTRPC_ADDRESS={}", self.shared.ttrpc), format!("PATH={path}"), "GOMAXPROCS=2".into()];
+        let environment = [
+            format!("TTRPC_ADDRESS={}", self.shared.ttrpc),
+            format!("PATH={path}"),
+            "GOMAXPROCS=2".into(),
+        ];
         let exec = Exec {
             program: text(&program.display().to_string())?,
-            argv: arguments.into_iter().map(text).collect::<std::io::Result<_>>()?,
-            envp: environment.iter().map(|s| text(s)).collect::<std::io::Result<_>>()?,
+            argv: arguments
+                .into_iter()
+                .map(text)
+                .collect::<std::io::Result<_>>()?,
+            envp: environment
+                .iter()
+                .map(|s| text(s))
+                .collect::<std::io::Result<_>>()?,
             fds: vec![null()?, null()?, null()?, listener.into()],
             directory: Some(text(&directory.display().to_string())?),
         };
         let child = slipway_sys::spawn(exec, 0, None, None)?;
-        std::fs::write(directory.join(PID_FILE), format!("{} {}", child.pid, start_time(child.pid).unwrap_or_default()))?;
+        std::fs::write(
+            directory.join(PID_FILE),
+            format!(
+                "{} {} {}",
+                child.pid,
+                start_time(child.pid).unwrap_or_default(),
+                socket.display()
+            ),
+        )?;
         let (tell, gone) = tokio::sync::watch::channel(false);
         let pidfd = slipway_sys::watch(child.pidfd, Interest::READABLE)?;
         let delegate = self.clone();
@@ -293,8 +412,12 @@ impl Delegate {
     async fn clean_up(&self, pid: i32) {
         let _ = std::fs::remove_file(self.socket());
         let _ = std::fs::remove_file(self.shared.bundle.join(DIRECTORY).join(PID_FILE));
-        let lost: Vec<(String, Linux)> =
-            self.containers().iter().filter(|(_, c)| c.exit.is_none()).map(|(id, c)| (id.clone(), c.clone())).collect();
+        let lost: Vec<(String, Linux)> = self
+            .containers()
+            .iter()
+            .filter(|(_, c)| c.exit.is_none())
+            .map(|(id, c)| (id.clone(), c.clone()))
+            .collect();
         if lost.is_empty() {
             return;
         }
@@ -302,12 +425,25 @@ impl Delegate {
         if let Ok(mut slot) = self.shared.running.try_lock() {
             slot.take_if(|running| running.pid == pid);
         }
-        self.shared.log.error(&format!("{PROGRAM} (pid {pid}) is gone with {} containers", lost.len()));
+        self.shared.log.error(&format!(
+            "{PROGRAM} (pid {pid}) is gone with {} containers",
+            lost.len()
+        ));
         for (id, linux) in lost {
-            let (namespace, grpc, bundle) = (self.shared.namespace.clone(), self.shared.grpc.clone(), linux.bundle.clone());
+            let (namespace, grpc, bundle) = (
+                self.shared.namespace.clone(),
+                self.shared.grpc.clone(),
+                linux.bundle.clone(),
+            );
             let name = id.clone();
-            let _ = tokio::task::spawn_blocking(move || delete_container(&namespace, &grpc, &name, Path::new(&bundle))).await;
-            let exit = Exit { status: 137, at: now() };
+            let _ = tokio::task::spawn_blocking(move || {
+                delete_container(&namespace, &grpc, &name, Path::new(&bundle))
+            })
+            .await;
+            let exit = Exit {
+                status: 137,
+                at: now(),
+            };
             if let Some(known) = self.containers().get_mut(&id) {
                 known.exit = Some(exit.clone());
             }
@@ -323,7 +459,12 @@ impl Delegate {
     }
 }
 
-async fn call<Q: Message, R: Message>(running: &Running, method: &str, context: &TtrpcContext, request: &Q) -> Result<R> {
+async fn call<Q: Message, R: Message>(
+    running: &Running,
+    method: &str,
+    context: &TtrpcContext,
+    request: &Q,
+) -> Result<R> {
     let request = Request {
         service: running.service.into(),
         method: method.into(),
@@ -333,7 +474,8 @@ async fn call<Q: Message, R: Message>(running: &Running, method: &str, context: 
         ..Default::default()
     };
     let response = running.client.request(request).await?;
-    R::parse_from_bytes(&response.payload).map_err(|e| error::internal(format!("{PROGRAM} {method}: {e}")))
+    R::parse_from_bytes(&response.payload)
+        .map_err(|e| error::internal(format!("{PROGRAM} {method}: {e}")))
 }
 
 /// A handler that is not runc's own gets its options as text; the delegate wants runc's message.
@@ -343,7 +485,10 @@ fn translate_options(any: Any) -> Any {
     }
     let toml = config_body(&any.value).unwrap_or_default();
     let value = |key: &str| {
-        toml.lines().filter_map(|l| l.split_once('=')).find(|(k, _)| k.trim() == key).map(|(_, v)| v.trim().trim_matches(['"', '\'']).to_string())
+        toml.lines()
+            .filter_map(|l| l.split_once('='))
+            .find(|(k, _)| k.trim() == key)
+            .map(|(_, v)| v.trim().trim_matches(['"', '\'']).to_string())
     };
     let options = Options {
         binary_name: value("BinaryName").unwrap_or_default(),
@@ -352,7 +497,11 @@ fn translate_options(any: Any) -> Any {
         ..Default::default()
     };
     match options.write_to_bytes() {
-        Ok(value) => Any { type_url: "containerd.runc.v1.Options".into(), value, ..Default::default() },
+        Ok(value) => Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value,
+            ..Default::default()
+        },
         Err(_) => any,
     }
 }
@@ -389,7 +538,15 @@ pub fn info(input: &[u8]) -> Option<RuntimeInfo> {
 fn delete_container(namespace: &str, grpc: &str, id: &str, bundle: &Path) {
     if let Some(program) = find_program(PROGRAM) {
         let _ = std::process::Command::new(program)
-            .args(["-namespace", namespace, "-address", grpc, "-id", id, "delete"])
+            .args([
+                "-namespace",
+                namespace,
+                "-address",
+                grpc,
+                "-id",
+                id,
+                "delete",
+            ])
             .current_dir(bundle)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -401,29 +558,53 @@ fn delete_container(namespace: &str, grpc: &str, id: &str, bundle: &Path) {
 /// Field 22 of /proc/PID/stat: a pid that was used again has another.
 fn start_time(pid: i32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split_whitespace().nth(19).map(String::from)
+    stat.rsplit_once(") ")?
+        .1
+        .split_whitespace()
+        .nth(19)
+        .map(String::from)
 }
 
 /// After the death of our shim: ends the delegate and its containers.
 pub fn cleanup(flags: &Flags) {
     let file = flags.bundle.join(DIRECTORY).join(PID_FILE);
-    let Ok(text) = std::fs::read_to_string(&file) else { return };
-    if let Some((pid, started)) = text.split_once(' ')
-        && let Ok(pid) = pid.parse::<i32>()
-        && start_time(pid).as_deref() == Some(started)
+    let Ok(text) = std::fs::read_to_string(&file) else {
+        return;
+    };
+    let mut fields = text.splitn(3, ' ');
+    let (pid, started, socket) = (
+        fields.next().and_then(|p| p.parse::<i32>().ok()),
+        fields.next(),
+        fields.next(),
+    );
+    if let Some(socket) = socket {
+        let _ = std::fs::remove_file(socket);
+    }
+    if let Some(pid) = pid
+        && start_time(pid).as_deref() == started
     {
         let _ = slipway_sys::kill(pid, libc::SIGKILL);
         for _ in 0..400 {
-            if start_time(pid).as_deref() != Some(started) {
+            if start_time(pid).as_deref() != started {
                 break;
             }
             std::thread::sleep(WHILE_KILLED);
         }
     }
-    let members = std::fs::read_to_string(flags.bundle.join(crate::cleanup::MEMBERS)).unwrap_or_default();
-    let bundles = flags.bundle.canonicalize().unwrap_or_else(|_| flags.bundle.clone());
-    for id in members.lines().filter_map(|l| l.split_once(' ')).map(|(id, _)| id) {
-        let Some(bundle) = bundles.parent().map(|p| p.join(id)) else { continue };
+    let members =
+        std::fs::read_to_string(flags.bundle.join(crate::cleanup::MEMBERS)).unwrap_or_default();
+    let bundles = flags
+        .bundle
+        .canonicalize()
+        .unwrap_or_else(|_| flags.bundle.clone());
+    for id in members
+        .lines()
+        .filter_map(|l| l.split_once(' '))
+        .map(|(id, _)| id)
+    {
+        let Some(bundle) = bundles.parent().map(|p| p.join(id)) else {
+            continue;
+        };
         // runc's shim leaves this in the bundles that are its own.
         if bundle.join("runtime").exists() || bundle.join("options.json").exists() {
             delete_container(&flags.namespace, &flags.address, id, &bundle);
@@ -441,16 +622,27 @@ mod tests {
         let body = b"BinaryName = \"/x/runc\"\nSystemdCgroup = true\n";
         let mut value = vec![0x1a, body.len() as u8];
         value.extend_from_slice(body);
-        let any = Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Default::default() };
+        let any = Any {
+            type_url: "runtimeoptions.v1.Options".into(),
+            value,
+            ..Default::default()
+        };
         let translated = translate_options(any);
         assert_eq!(translated.type_url, "containerd.runc.v1.Options");
         let options = Options::parse_from_bytes(&translated.value).unwrap();
-        assert_eq!((options.binary_name.as_str(), options.systemd_cgroup), ("/x/runc", true));
+        assert_eq!(
+            (options.binary_name.as_str(), options.systemd_cgroup),
+            ("/x/runc", true)
+        );
     }
 
     #[test]
     fn runcs_own_options_stay_as_they_are() {
-        let any = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![1, 2], ..Default::default() };
+        let any = Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: vec![1, 2],
+            ..Default::default()
+        };
         assert_eq!(translate_options(any.clone()), any);
     }
 

@@ -17,7 +17,10 @@ pub fn not_found(message: impl std::fmt::Display) -> ttrpc::Error {
 
 /// The id is taken.
 pub fn exists(id: &str) -> ttrpc::Error {
-    status(Code::ALREADY_EXISTS, format!("container {id}: already exists"))
+    status(
+        Code::ALREADY_EXISTS,
+        format!("container {id}: already exists"),
+    )
 }
 
 /// Not in this state.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
@@ -54,8 +56,14 @@ events! {
 
 /// Now, as containerd writes times.
 pub fn now() -> Timestamp {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() as i32, ..Timestamp::default() }
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp {
+        seconds: now.as_secs() as i64,
+        nanos: now.subsec_nanos() as i32,
+        ..Timestamp::default()
+    }
 }
 
 /// The queue. Publishing never waits; one task sends in the order of publishing.
@@ -80,13 +88,22 @@ impl Events {
         let pending = Arc::new(Pending::default());
         let address = format!("unix://{}", address.trim_start_matches("unix://"));
         tokio::spawn(send_all(address, taken, pending.clone(), log.clone()));
-        Self { namespace: namespace.into(), queue, pending, log }
+        Self {
+            namespace: namespace.into(),
+            queue,
+            pending,
+            log,
+        }
     }
 
     /// Queues an event.
     pub fn publish<E: Event>(&self, event: &E) {
         let encoded = event.write_to_bytes().and_then(|value| {
-            let any = Any { type_url: E::TYPE.into(), value, ..Any::default() };
+            let any = Any {
+                type_url: E::TYPE.into(),
+                value,
+                ..Any::default()
+            };
             let envelope = Envelope {
                 timestamp: Some(now()).into(),
                 namespace: self.namespace.clone(),
@@ -94,11 +111,18 @@ impl Events {
                 event: Some(any).into(),
                 ..Envelope::default()
             };
-            ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() }.write_to_bytes()
+            ForwardRequest {
+                envelope: Some(envelope).into(),
+                ..ForwardRequest::default()
+            }
+            .write_to_bytes()
         });
         match encoded {
             Ok(_) if self.pending.count.load(Ordering::Relaxed) >= MAX_QUEUED => {
-                self.log.error(&format!("event {} dropped: {MAX_QUEUED} wait for containerd", E::TOPIC));
+                self.log.error(&format!(
+                    "event {} dropped: {MAX_QUEUED} wait for containerd",
+                    E::TOPIC
+                ));
             }
             Ok(bytes) => {
                 self.pending.count.fetch_add(1, Ordering::Relaxed);
@@ -119,7 +143,12 @@ impl Events {
     }
 }
 
-async fn send_all(address: String, mut queue: mpsc::UnboundedReceiver<Vec<u8>>, pending: Arc<Pending>, log: Log) {
+async fn send_all(
+    address: String,
+    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    pending: Arc<Pending>,
+    log: Log,
+) {
     let mut client: Option<Client> = None;
     while let Some(event) = queue.recv().await {
         let mut failed = 0;
@@ -136,7 +165,11 @@ async fn send_all(address: String, mut queue: mpsc::UnboundedReceiver<Vec<u8>>, 
     }
 }
 
-async fn forward(client: &mut Option<Client>, address: &str, payload: Vec<u8>) -> Result<(), String> {
+async fn forward(
+    client: &mut Option<Client>,
+    address: &str,
+    payload: Vec<u8>,
+) -> Result<(), String> {
     let connected = match client {
         Some(c) => c,
         None => client.insert(Client::connect(address).await.map_err(|e| e.to_string())?),

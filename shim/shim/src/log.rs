@@ -18,8 +18,15 @@ impl Log {
     /// the FIFO is full (lines are dropped then).
     pub fn open(bundle: &Path, debug: bool) -> Self {
         let options = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let fifo = File::options().read(true).write(true).custom_flags(options).open(bundle.join("log"));
-        Self { fifo: fifo.ok().map(Arc::new), debug }
+        let fifo = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(options)
+            .open(bundle.join("log"));
+        Self {
+            fifo: fifo.ok().map(Arc::new),
+            debug,
+        }
     }
 
     /// Something that an administrator should know.
@@ -42,7 +49,9 @@ impl Log {
     fn write(&self, level: &str, message: &str) {
         if let Some(mut fifo) = self.fifo.as_deref() {
             // logrus's text form, which containerd's own shims write. {:?} escapes quotes and newlines as it does.
-            let _ = fifo.write_all(format!("level={level} msg={message:?} runtime={}\n", crate::RUNTIME).as_bytes());
+            let _ = fifo.write_all(
+                format!("level={level} msg={message:?} runtime={}\n", crate::RUNTIME).as_bytes(),
+            );
         }
     }
 }

@@ -24,7 +24,10 @@ pub const RUNTIME: &str = "io.containerd.slipway.v1";
 fn main() -> ExitCode {
     let result = match boot::Command::parse(std::env::args().skip(1)) {
         Ok(boot::Command::Version) => {
-            println!("containerd-shim-slipway-v1:\n  Version:  {}", env!("CARGO_PKG_VERSION"));
+            println!(
+                "containerd-shim-slipway-v1:\n  Version:  {}",
+                env!("CARGO_PKG_VERSION")
+            );
             Ok(())
         }
         Ok(boot::Command::Info) => boot::info(),

@@ -75,7 +75,11 @@ pub struct Pod {
 
 /// Serves a pod until containerd says that it is over.
 pub fn serve(settings: Settings) -> std::result::Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(|e| format!("runtime: {e}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(|e| format!("runtime: {e}"))?;
     runtime.block_on(async {
         let env = |name: &str| std::env::var(name).ok();
         let events = Events::new(&settings.ttrpc, &settings.namespace, settings.log.clone());
@@ -87,7 +91,9 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
             grpc: settings.grpc,
             install: Install::locate(),
             cache_dir: env("SLIPWAY_CACHE_DIR").unwrap_or_else(|| CACHE_DIR.into()),
-            cache_bytes: env("SLIPWAY_CACHE_BYTES").and_then(|s| s.parse().ok()).unwrap_or(CACHE_BYTES),
+            cache_bytes: env("SLIPWAY_CACHE_BYTES")
+                .and_then(|s| s.parse().ok())
+                .unwrap_or(CACHE_BYTES),
             log: settings.log,
             members: Mutex::default(),
             spare: Mutex::default(),
@@ -103,6 +109,9 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
     })
 }
 
+/// A program's streams and the shim's ends of them.
+type Streams = (Option<[std::os::fd::OwnedFd; 3]>, stdio::Kept);
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Never held across an await.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -111,7 +120,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pod {
     /// A member by id.
     pub fn member(&self, id: &str) -> Result<Member> {
-        lock(&self.members).get(id).cloned().ok_or_else(|| error::not_found(format!("container {id}")))
+        lock(&self.members)
+            .get(id)
+            .cloned()
+            .ok_or_else(|| error::not_found(format!("container {id}")))
     }
 
     /// Ids of all members.
@@ -120,7 +132,11 @@ impl Pod {
     }
 
     /// Create: the sandbox, a Wasm container, or, where the entrypoint turns out to be a Linux program, the delegate's.
-    pub async fn create(&self, request: &api::CreateTaskRequest, context: service::Forward<'_>) -> Result<u32> {
+    pub async fn create(
+        &self,
+        request: &api::CreateTaskRequest,
+        context: service::Forward<'_>,
+    ) -> Result<u32> {
         if lock(&self.members).contains_key(&request.id) {
             return Err(error::exists(&request.id));
         }
@@ -135,7 +151,8 @@ impl Pod {
         let container = match created {
             Ok(container) => container,
             Err(StartError::NotWasm(what)) if plan.sandbox_id.is_some() => {
-                self.log.debug(&format!("container {}: {what}: runc's", request.id));
+                self.log
+                    .debug(&format!("container {}: {what}: runc's", request.id));
                 let pid = self.delegate.create(request, context).await?;
                 lock(&self.members).insert(request.id.clone(), Member::Linux);
                 return Ok(pid);
@@ -167,16 +184,26 @@ impl Pod {
         });
     }
 
-    fn create_sandbox(&self, request: &api::CreateTaskRequest, plan: &Plan, cgroup: Option<Cgroup>) -> std::result::Result<Arc<Container>, StartError> {
+    fn create_sandbox(
+        &self,
+        request: &api::CreateTaskRequest,
+        plan: &Plan,
+        cgroup: Option<Cgroup>,
+    ) -> std::result::Result<Arc<Container>, StartError> {
         let refused = StartError::Refused;
         let made = Made::new(cgroup, plan)?;
         let into = made.open_v2()?;
-        let holder = sandbox::hold(plan, into.as_ref().map(std::os::fd::AsFd::as_fd)).map_err(refused)?;
+        let holder =
+            sandbox::hold(plan, into.as_ref().map(std::os::fd::AsFd::as_fd)).map_err(refused)?;
         if into.is_none() {
             made.join(holder.pid)?;
         }
         let process = Process::holder(holder)?;
-        let spare = slipway_launch::spawn(&self.install, &Namespace::New, into.as_ref().map(std::os::fd::AsFd::as_fd));
+        let spare = slipway_launch::spawn(
+            &self.install,
+            &Namespace::New,
+            into.as_ref().map(std::os::fd::AsFd::as_fd),
+        );
         match spare {
             Ok(spare) => {
                 if into.is_none() {
@@ -187,22 +214,37 @@ impl Pod {
             // The container's own attempt will say it to the one who can mend it.
             Err(e) => self.log.error(&format!("spare guest: {e}")),
         }
-        Ok(Container::new(self.parts(request, plan, made.keep(), None, process, stdio::Kept::default()), self.events.clone(), self.log.clone()))
+        Ok(Container::new(
+            self.parts(
+                request,
+                plan,
+                made.keep(),
+                process,
+                (None, stdio::Kept::default()),
+            ),
+            self.events.clone(),
+            self.log.clone(),
+        ))
     }
 
-    async fn create_wasm(&self, request: &api::CreateTaskRequest, plan: &Plan, cgroup: Option<Cgroup>) -> std::result::Result<Arc<Container>, StartError> {
-        let refused = |e: String| StartError::Refused(e);
+    async fn create_wasm(
+        &self,
+        request: &api::CreateTaskRequest,
+        plan: &Plan,
+        cgroup: Option<Cgroup>,
+    ) -> std::result::Result<Arc<Container>, StartError> {
         let made = Made::new(cgroup, plan)?;
-        let guest = self.guest(plan, &made)?;
-        let paths = paths(request);
-        let (streams, kept) = stdio::open(&paths).map_err(refused)?;
+        let mut guest = self.guest(plan, &made)?;
         let budget = Budget::new(plan.resources.memory_budget())?;
         let compiler = Compiler {
             install: self.install.clone(),
             cache_dir: self.cache_dir.clone(),
             cache_bytes: self.cache_bytes,
             cgroup: made.cgroup.clone(),
-            progress: { let log = self.log.clone(); Arc::new(move |text: &str| log.info(text)) },
+            progress: {
+                let log = self.log.clone();
+                Arc::new(move |text: &str| log.info(text))
+            },
         };
         let surroundings = |module| Surroundings {
             bundle: Path::new(&request.bundle),
@@ -212,65 +254,97 @@ impl Pod {
             module,
         };
         let launch = slipway_launch::launch(&self.install, plan, surroundings(None));
-        let ready = slipway_launch::make_ready(&guest, &launch, streams, &budget, &compiler).await;
-        let (guest, kept) = match (ready, &plan.image) {
-            (Ok(()), _) => (guest, kept),
-            (Err(StartError::NoEntrypoint(missing)), Some(image)) => {
-                // An image that is a Wasm artefact has no root file system: its module is a layer.
-                drop((guest, kept));
-                let layer = self.layer(image, missing).await?;
-                let guest = self.guest(plan, &made)?;
-                let (streams, kept) = stdio::open(&paths).map_err(refused)?;
-                let launch = slipway_launch::launch(&self.install, plan, surroundings(Some(layer.path())));
-                slipway_launch::make_ready(&guest, &launch, streams, &budget, &compiler).await?;
-                (guest, kept)
-            }
-            (Err(e), _) => return Err(e),
-        };
+        let mut ready = slipway_launch::make_ready(&guest, &launch, &budget, &compiler).await;
+        if let (Err(StartError::NoEntrypoint(missing)), Some(image)) = (&ready, &plan.image) {
+            // An image that is a Wasm artefact has no root file system: its module is a layer.
+            let layer = self.layer(image, plan, missing.clone()).await?;
+            guest = self.guest(plan, &made)?;
+            let launch =
+                slipway_launch::launch(&self.install, plan, surroundings(Some(layer.path())));
+            ready = slipway_launch::make_ready(&guest, &launch, &budget, &compiler).await;
+        }
+        ready?;
         if let Some(why) = &plan.unsupported {
             return Err(StartError::Refused(why.clone()));
         }
         if request.terminal {
-            return Err(StartError::Refused("process.terminal: terminals are not supported yet; set tty: false".into()));
+            return Err(StartError::Refused(
+                "process.terminal: terminals are not supported yet; set tty: false".into(),
+            ));
         }
+        let (streams, kept) = stdio::open(&paths(request)).map_err(StartError::Refused)?;
         let process = Process::Guest(guest);
-        Ok(Container::new(self.parts(request, plan, made.keep(), Some(budget), process, kept), self.events.clone(), self.log.clone()))
+        Ok(Container::new(
+            self.parts(request, plan, made.keep(), process, (Some(streams), kept)),
+            self.events.clone(),
+            self.log.clone(),
+        ))
     }
 
     /// A guest in the container's cgroup: the spare where it fits, else a new one.
     fn guest(&self, plan: &Plan, made: &Made) -> std::io::Result<Guest> {
-        let spare = match plan.pid {
-            Namespace::New => lock(&self.spare).take(),
-            _ => None,
-        };
+        // Taken in any case: a pod whose first container cannot use it will not use it later.
+        let spare = lock(&self.spare)
+            .take()
+            .filter(|_| plan.pid == Namespace::New);
         let into = made.open_v2()?;
         let (guest, born_inside) = match spare {
             Some(guest) => (guest, false),
-            None => (slipway_launch::spawn(&self.install, &plan.pid, into.as_ref().map(std::os::fd::AsFd::as_fd))?, into.is_some()),
+            None => (
+                slipway_launch::spawn(
+                    &self.install,
+                    &plan.pid,
+                    into.as_ref().map(std::os::fd::AsFd::as_fd),
+                )?,
+                into.is_some(),
+            ),
         };
         if !born_inside {
             made.join(guest.pid())?;
         }
         if let Some(score) = plan.oom_score_adj {
             // Lowering it needs CAP_SYS_RESOURCE, which a nested host may not have: the score is a wish then.
-            let _ = std::fs::write(format!("/proc/{}/oom_score_adj", guest.pid()), score.to_string());
+            let _ = std::fs::write(
+                format!("/proc/{}/oom_score_adj", guest.pid()),
+                score.to_string(),
+            );
         }
         Ok(guest)
     }
 
-    async fn layer(&self, image: &str, missing: String) -> std::result::Result<slipway_launch::Layer, StartError> {
-        slipway_launch::fetch_layer(&self.install, &self.grpc, &self.namespace, image, missing).await
+    async fn layer(
+        &self,
+        image: &str,
+        plan: &Plan,
+        missing: String,
+    ) -> std::result::Result<slipway_launch::Layer, StartError> {
+        slipway_launch::fetch_layer(
+            &self.install,
+            &self.grpc,
+            &self.namespace,
+            image,
+            plan.args.first().map_or("", String::as_str),
+            missing,
+        )
+        .await
     }
 
-    fn parts(&self, request: &api::CreateTaskRequest, plan: &Plan, cgroup: Option<Cgroup>, budget: Option<Budget>, process: Process, kept: stdio::Kept) -> Parts {
+    fn parts(
+        &self,
+        request: &api::CreateTaskRequest,
+        plan: &Plan,
+        cgroup: Option<Cgroup>,
+        process: Process,
+        (streams, kept): Streams,
+    ) -> Parts {
         Parts {
             id: request.id.clone(),
             bundle: request.bundle.clone(),
             paths: paths(request),
             cgroup,
-            budget,
             termination_message: plan.termination_message.clone(),
             process,
+            streams,
             kept,
         }
     }
@@ -278,7 +352,10 @@ impl Pod {
     /// Notes a container in the sandbox's bundle, for `delete` after a crash: containerd calls it for the sandbox only.
     fn record(&self, id: &str, cgroup: Option<&Cgroup>) {
         let line = format!("{id} {}\n", cgroup.map(Cgroup::path).unwrap_or_default());
-        let file = std::fs::File::options().append(true).create(true).open(self.bundle.join(cleanup::MEMBERS));
+        let file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.bundle.join(cleanup::MEMBERS));
         if let Err(e) = file.and_then(|mut f| f.write_all(line.as_bytes())) {
             self.log.error(&format!("record of {id}: {e}"));
         }
@@ -287,7 +364,10 @@ impl Pod {
     /// Delete: what a stopped or never started container leaves.
     pub async fn delete(&self, container: &Container) -> Result<Exit> {
         if container.status() == api::Status::RUNNING {
-            return Err(error::precondition(format!("container {} is running: kill it first", container.id)));
+            return Err(error::precondition(format!(
+                "container {} is running: kill it first",
+                container.id
+            )));
         }
         let exit = container.destroy().await.map_err(error::internal)?;
         if lock(&self.members).remove(&container.id).is_none() {
@@ -318,11 +398,19 @@ impl Pod {
 }
 
 fn paths(request: &api::CreateTaskRequest) -> Paths {
-    Paths { stdin: request.stdin.clone(), stdout: request.stdout.clone(), stderr: request.stderr.clone() }
+    Paths {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+    }
 }
 
 fn root_mounts(request: &api::CreateTaskRequest) -> Vec<Mount> {
-    request.rootfs.iter().map(|m| slipway_spec::parse_options(&m.type_, &m.source, "", &m.options)).collect()
+    request
+        .rootfs
+        .iter()
+        .map(|m| slipway_spec::parse_options(&m.type_, &m.source, "", &m.options))
+        .collect()
 }
 
 /// A cgroup that was made for a container that does not exist yet: removed again unless it comes to exist.
@@ -333,9 +421,14 @@ struct Made {
 
 impl Made {
     fn new(cgroup: Option<Cgroup>, plan: &Plan) -> std::io::Result<Self> {
-        let made = Self { cgroup, keep: false };
+        let made = Self {
+            cgroup,
+            keep: false,
+        };
         if let Some(cgroup) = &made.cgroup {
-            cgroup.create(&plan.resources).map_err(std::io::Error::other)?;
+            cgroup
+                .create(&plan.resources)
+                .map_err(std::io::Error::other)?;
         }
         Ok(made)
     }

@@ -28,25 +28,36 @@ pub fn hold(plan: &Plan, cgroup: Option<BorrowedFd<'_>>) -> Result<Child, String
             Namespace::Host => {}
             Namespace::New => new |= flag,
             Namespace::Path(path) => {
-                let file = File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
+                let file =
+                    File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
                 joined.push((file.into(), flag));
             }
         }
     }
-    let joins: Vec<(RawFd, i32)> = joined.iter().map(|(fd, flag)| (fd.as_raw_fd(), *flag)).collect();
-    let text = |s: String, field: &str| CString::new(s).map_err(|_| format!("{field} contains a NUL byte"));
+    let joins: Vec<(RawFd, i32)> = joined
+        .iter()
+        .map(|(fd, flag)| (fd.as_raw_fd(), *flag))
+        .collect();
+    let text = |s: String, field: &str| {
+        CString::new(s).map_err(|_| format!("{field} contains a NUL byte"))
+    };
     let hostname = match plan.uts {
         Namespace::New => text(plan.hostname.clone(), "hostname")?,
         _ => CString::default(),
     };
     let mut sysctls = Vec::new();
     for (name, value) in &plan.sysctls {
-        sysctls.push((text(format!("/proc/sys/{name}"), "linux.sysctl")?, text(value.clone(), "linux.sysctl")?));
+        sysctls.push((
+            text(format!("/proc/sys/{name}"), "linux.sysctl")?,
+            text(value.clone(), "linux.sysctl")?,
+        ));
     }
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| format!("pipe: {e}"))?;
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|e| format!("pipe: {e}"))?;
     let ready = write.as_raw_fd();
     let body = || slipway_sys::hold(&joins, &hostname, &sysctls, ready);
-    let child = slipway_sys::fork_holder(new, cgroup, body).map_err(|e| format!("start the holder: {e}"))?;
+    let child = slipway_sys::fork_holder(new, cgroup, body)
+        .map_err(|e| format!("start the holder: {e}"))?;
     drop(write);
     let mut code = [u8::MAX];
     // End of file without a byte: the holder was killed.
@@ -55,7 +66,13 @@ pub fn hold(plan: &Plan, cgroup: Option<BorrowedFd<'_>>) -> Result<Child, String
         return Ok(child);
     }
     let _ = slipway_sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
-    let _ = rustix::event::poll(&mut [rustix::event::PollFd::new(&child.pidfd, rustix::event::PollFlags::IN)], None);
+    let _ = rustix::event::poll(
+        &mut [rustix::event::PollFd::new(
+            &child.pidfd,
+            rustix::event::PollFlags::IN,
+        )],
+        None,
+    );
     let _ = slipway_sys::reap(child.pid);
     Err(explain(code[0], plan))
 }
@@ -67,7 +84,10 @@ fn explain(code: u8, plan: &Plan) -> String {
         2 => format!("hostname {:?} cannot be set", plan.hostname),
         16.. if usize::from(code - 16) < plan.sysctls.len() => {
             let (name, value) = &plan.sysctls[usize::from(code - 16)];
-            format!("linux.sysctl {}: the kernel does not take {value:?} in this pod's namespaces", name.replace('/', "."))
+            format!(
+                "linux.sysctl {}: the kernel does not take {value:?} in this pod's namespaces",
+                name.replace('/', ".")
+            )
         }
         _ => "the holder of the pod's namespaces was killed while it started".into(),
     }

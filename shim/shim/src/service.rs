@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim_async::{Task, create_task};
+use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
-use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use containerd_shim_protos::types::task::ProcessInfo;
 
 use crate::container::Container;
@@ -31,7 +31,10 @@ pub async fn listen(socket: UnixListener, pod: Arc<Pod>) -> std::result::Result<
     let mut server = Server::new().add_listener(listener);
     for version in ["v3", "v2"] {
         let services = create_task(Arc::new(Service(pod.clone())));
-        let renamed = services.into_iter().map(|(name, service)| (name.replace("v3", version), service)).collect();
+        let renamed = services
+            .into_iter()
+            .map(|(name, service)| (name.replace("v3", version), service))
+            .collect();
         server = server.register_service(renamed);
     }
     server.start().await.map_err(|e| fail(&e))?;
@@ -42,12 +45,17 @@ pub async fn listen(socket: UnixListener, pod: Arc<Pod>) -> std::result::Result<
 fn no_exec(container: &Container, exec: &str) -> Result<()> {
     match exec.is_empty() {
         true => Ok(()),
-        false => Err(error::not_found(format!("exec {exec} of container {}", container.id))),
+        false => Err(error::not_found(format!(
+            "exec {exec} of container {}",
+            container.id
+        ))),
     }
 }
 
 fn not_yet(what: &str, id: &str) -> containerd_shim_protos::ttrpc::Error {
-    error::unimplemented(format!("container {id}: {what} is not supported yet for Wasm containers"))
+    error::unimplemented(format!(
+        "container {id}: {what} is not supported yet for Wasm containers"
+    ))
 }
 
 /// Methods that are Unimplemented for our own containers and forwarded for Linux ones.

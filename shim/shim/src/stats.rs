@@ -10,14 +10,30 @@ use slipway_cgroup::{Cgroup, Metrics};
 pub fn read(cgroup: &Cgroup) -> Result<Any, String> {
     let metrics = cgroup.metrics();
     let (type_url, value) = match cgroup.is_v2() {
-        true => ("io.containerd.cgroups.v2.Metrics", version2(&metrics).write_to_bytes()),
-        false => ("io.containerd.cgroups.v1.Metrics", version1(&metrics).write_to_bytes()),
+        true => (
+            "io.containerd.cgroups.v2.Metrics",
+            version2(&metrics).write_to_bytes(),
+        ),
+        false => (
+            "io.containerd.cgroups.v1.Metrics",
+            version1(&metrics).write_to_bytes(),
+        ),
     };
-    Ok(Any { type_url: type_url.into(), value: value.map_err(|e| e.to_string())?, ..Any::default() })
+    Ok(Any {
+        type_url: type_url.into(),
+        value: value.map_err(|e| e.to_string())?,
+        ..Any::default()
+    })
 }
 
 fn version1(m: &Metrics) -> v1::Metrics {
-    let entry = |usage, max, failcnt, limit| v1::MemoryEntry { usage, max, failcnt, limit, ..Default::default() };
+    let entry = |usage, max, failcnt, limit| v1::MemoryEntry {
+        usage,
+        max,
+        failcnt,
+        limit,
+        ..Default::default()
+    };
     let memory = v1::MemoryStat {
         cache: m.memory.file,
         rss: m.memory.anon,
@@ -38,7 +54,13 @@ fn version1(m: &Metrics) -> v1::Metrics {
         total_inactive_file: m.memory.inactive_file,
         total_active_file: m.memory.active_file,
         hierarchical_memory_limit: m.memory.limit,
-        usage: Some(entry(m.memory.usage, m.memory.max_usage, m.memory.failcnt, m.memory.limit)).into(),
+        usage: Some(entry(
+            m.memory.usage,
+            m.memory.max_usage,
+            m.memory.failcnt,
+            m.memory.limit,
+        ))
+        .into(),
         swap: Some(entry(m.memory.swap_usage, 0, 0, m.memory.swap_limit)).into(),
         kernel: Some(entry(m.memory.kernel, 0, 0, 0)).into(),
         ..Default::default()
@@ -56,9 +78,22 @@ fn version1(m: &Metrics) -> v1::Metrics {
         throttled_time: m.cpu.throttled,
         ..Default::default()
     };
-    let cpu = v1::CPUStat { usage: Some(usage).into(), throttling: Some(throttling).into(), ..Default::default() };
-    let pids = v1::PidsStat { current: m.pids_current, limit: m.pids_limit, ..Default::default() };
-    v1::Metrics { pids: Some(pids).into(), cpu: Some(cpu).into(), memory: Some(memory).into(), ..Default::default() }
+    let cpu = v1::CPUStat {
+        usage: Some(usage).into(),
+        throttling: Some(throttling).into(),
+        ..Default::default()
+    };
+    let pids = v1::PidsStat {
+        current: m.pids_current,
+        limit: m.pids_limit,
+        ..Default::default()
+    };
+    v1::Metrics {
+        pids: Some(pids).into(),
+        cpu: Some(cpu).into(),
+        memory: Some(memory).into(),
+        ..Default::default()
+    }
 }
 
 fn version2(m: &Metrics) -> v2::Metrics {
@@ -87,6 +122,15 @@ fn version2(m: &Metrics) -> v2::Metrics {
         throttled_usec: m.cpu.throttled / 1000,
         ..Default::default()
     };
-    let pids = v2::PidsStat { current: m.pids_current, limit: m.pids_limit, ..Default::default() };
-    v2::Metrics { pids: Some(pids).into(), cpu: Some(cpu).into(), memory: Some(memory).into(), ..Default::default() }
+    let pids = v2::PidsStat {
+        current: m.pids_current,
+        limit: m.pids_limit,
+        ..Default::default()
+    };
+    v2::Metrics {
+        pids: Some(pids).into(),
+        cpu: Some(cpu).into(),
+        memory: Some(memory).into(),
+        ..Default::default()
+    }
 }

@@ -59,13 +59,24 @@ pub fn open(paths: &Paths) -> Result<([OwnedFd; 3], Kept), String> {
 }
 
 fn null() -> Result<OwnedFd, String> {
-    File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from).map_err(|e| format!("/dev/null: {e}"))
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map(OwnedFd::from)
+        .map_err(|e| format!("/dev/null: {e}"))
 }
 
 fn open_stdin(path: &str, kept: &mut Kept) -> std::io::Result<OwnedFd> {
     // The read end first: without a writer it must not block, and without a reader the writer would fail.
-    let read = File::options().read(true).custom_flags(nonblocking()).open(path)?;
-    let write = File::options().write(true).custom_flags(nonblocking()).open(path)?;
+    let read = File::options()
+        .read(true)
+        .custom_flags(nonblocking())
+        .open(path)?;
+    let write = File::options()
+        .write(true)
+        .custom_flags(nonblocking())
+        .open(path)?;
     blocking(&read)?;
     kept.stdin = Some(write.into());
     Ok(read.into())
@@ -73,7 +84,9 @@ fn open_stdin(path: &str, kept: &mut Kept) -> std::io::Result<OwnedFd> {
 
 fn open_output(path: &str, kept: &mut Kept) -> std::io::Result<OwnedFd> {
     let unsupported = |what: &str| {
-        let text = format!("{what} is not supported; use a FIFO (containerd's and CRI's default) or file://PATH");
+        let text = format!(
+            "{what} is not supported; use a FIFO (containerd's and CRI's default) or file://PATH"
+        );
         Err(std::io::Error::new(std::io::ErrorKind::Unsupported, text))
     };
     let plain = match path.split_once("://") {
@@ -87,7 +100,11 @@ fn open_output(path: &str, kept: &mut Kept) -> std::io::Result<OwnedFd> {
         Some((scheme, _)) => return unsupported(&format!("a log driver {scheme}://")),
         None => path,
     };
-    let both = File::options().read(true).write(true).custom_flags(nonblocking()).open(plain)?;
+    let both = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(nonblocking())
+        .open(plain)?;
     if !both.metadata()?.file_type().is_fifo() {
         return unsupported("anything but a FIFO");
     }
@@ -119,7 +136,9 @@ fn unread(fifo: &OwnedFd) -> u64 {
 
 /// Keeps a FIFO with unread output open until its reader has taken it.
 async fn linger(fifo: OwnedFd) {
-    let Ok(fifo) = slipway_sys::watch(fifo, Interest::WRITABLE) else { return };
+    let Ok(fifo) = slipway_sys::watch(fifo, Interest::WRITABLE) else {
+        return;
+    };
     let drained = async {
         while unread(fifo.get_ref()) > 0 {
             // Edge-triggered: every read by the other side makes the FIFO writable anew.

@@ -29,7 +29,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is over [`MAX_CONFIG_BYTES`].
-    #[error("{path}: larger than {MAX_CONFIG_BYTES} bytes, the limit for a runtime spec; move large values into a ConfigMap volume")]
+    #[error(
+        "{path}: larger than {MAX_CONFIG_BYTES} bytes, the limit for a runtime spec; move large values into a ConfigMap volume"
+    )]
     TooLarge {
         /// config.json's path.
         path: String,
@@ -59,7 +61,10 @@ pub enum Error {
 pub fn read(bundle: &Path) -> Result<Plan, Error> {
     let file = bundle.join("config.json");
     let path = file.display().to_string();
-    let read = |source| Error::Read { path: path.clone(), source };
+    let read = |source| Error::Read {
+        path: path.clone(),
+        source,
+    };
     let mut bytes = Vec::new();
     let n = std::fs::File::open(&file)
         .map_err(read)?
@@ -69,7 +74,8 @@ pub fn read(bundle: &Path) -> Result<Plan, Error> {
     if n as u64 > MAX_CONFIG_BYTES {
         return Err(Error::TooLarge { path });
     }
-    let spec: oci::Spec = serde_json::from_slice(&bytes).map_err(|source| Error::Json { path, source })?;
+    let spec: oci::Spec =
+        serde_json::from_slice(&bytes).map_err(|source| Error::Json { path, source })?;
     plan::plan(spec)
 }
 
@@ -78,8 +84,10 @@ pub fn read(bundle: &Path) -> Result<Plan, Error> {
 /// # Errors
 /// [`Error::Json`] and [`Error::Field`].
 pub fn parse(json: &[u8]) -> Result<Plan, Error> {
-    let spec = serde_json::from_slice(json)
-        .map_err(|source| Error::Json { path: "config.json".into(), source })?;
+    let spec = serde_json::from_slice(json).map_err(|source| Error::Json {
+        path: "config.json".into(),
+        source,
+    })?;
     plan::plan(spec)
 }
 

@@ -79,13 +79,24 @@ mod tests {
 
     #[test]
     fn a_later_option_takes_an_earlier_one_back() {
-        assert_eq!(parse_options("bind", "/a", "/b", &options(&["rbind", "ro", "rw"])).flags, libc::MS_BIND | libc::MS_REC);
+        assert_eq!(
+            parse_options("bind", "/a", "/b", &options(&["rbind", "ro", "rw"])).flags,
+            libc::MS_BIND | libc::MS_REC
+        );
     }
 
     #[test]
     fn unknown_names_are_the_file_systems_own() {
-        let m = parse_options("tmpfs", "tmpfs", "/t", &options(&["nosuid", "size=64k", "mode=755", "rprivate"]));
-        assert_eq!((m.data.as_str(), m.flags), ("size=64k,mode=755", libc::MS_NOSUID));
+        let m = parse_options(
+            "tmpfs",
+            "tmpfs",
+            "/t",
+            &options(&["nosuid", "size=64k", "mode=755", "rprivate"]),
+        );
+        assert_eq!(
+            (m.data.as_str(), m.flags),
+            ("size=64k,mode=755", libc::MS_NOSUID)
+        );
         assert_eq!(m.propagation, libc::MS_PRIVATE | libc::MS_REC);
     }
 }

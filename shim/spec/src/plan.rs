@@ -81,7 +81,9 @@ pub struct Resources {
 impl Resources {
     /// The memory limit as a budget: bytes, or none.
     pub fn memory_budget(&self) -> Option<u64> {
-        self.memory_limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0)
+        self.memory_limit
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .filter(|bytes| *bytes > 0)
     }
 }
 
@@ -146,7 +148,10 @@ pub struct Plan {
 }
 
 fn refuse(field: &str, reason: impl Into<String>) -> Error {
-    Error::Field { field: field.into(), reason: reason.into() }
+    Error::Field {
+        field: field.into(),
+        reason: reason.into(),
+    }
 }
 
 pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
@@ -159,7 +164,11 @@ pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
     if role == Role::Container {
         check_process(&process)?;
     }
-    let mut unsupported = Unsupported(unsupported(&spec.hooks, &spec.linux, annotation(CPU_TIME).is_some()));
+    let mut unsupported = Unsupported(unsupported(
+        &spec.hooks,
+        &spec.linux,
+        annotation(CPU_TIME).is_some(),
+    ));
     let namespaces = namespaces(&spec.linux.namespaces)?;
     let [pid, network, ipc, uts, cgroup_ns] = namespaces;
     let mounts: Vec<Mount> = spec
@@ -179,12 +188,21 @@ pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
         image: annotation(IMAGE_NAME),
         args: process.args,
         env: process.env,
-        cwd: if process.cwd.is_empty() { "/".into() } else { process.cwd },
+        cwd: if process.cwd.is_empty() {
+            "/".into()
+        } else {
+            process.cwd
+        },
         terminal: process.terminal,
         uid: process.user.uid,
         gid: process.user.gid,
         groups: process.user.additional_gids,
-        rlimits: process.rlimits.iter().enumerate().filter_map(|(i, l)| unsupported.note(rlimit(i, l))).collect(),
+        rlimits: process
+            .rlimits
+            .iter()
+            .enumerate()
+            .filter_map(|(i, l)| unsupported.note(rlimit(i, l)))
+            .collect(),
         oom_score_adj: process.oom_score_adj,
         root_path: spec.root.path,
         root_readonly: spec.root.readonly,
@@ -203,7 +221,10 @@ pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
             Some("quick") => Tier::Quick,
             Some("full") => Tier::Full,
             Some(other) => {
-                return Err(refuse(&format!("annotations[{COMPILE}]"), format!("{other:?} is not one of auto, quick, full")));
+                return Err(refuse(
+                    &format!("annotations[{COMPILE}]"),
+                    format!("{other:?} is not one of auto, quick, full"),
+                ));
             }
         },
         termination_message,
@@ -220,30 +241,66 @@ impl Unsupported {
     }
 }
 
-fn unsupported(hooks: &Option<serde_json::Value>, linux: &oci::Linux, cpu_time: bool) -> Option<Error> {
-    if hooks.as_ref().and_then(|h| h.as_object()).is_some_and(|h| !h.is_empty()) {
-        return Some(refuse("hooks", "hooks run programs of the node inside the container; a Wasm container has no place for them. Remove them (device plugins and CDI devices add them)"));
+fn unsupported(
+    hooks: &Option<serde_json::Value>,
+    linux: &oci::Linux,
+    cpu_time: bool,
+) -> Option<Error> {
+    if hooks
+        .as_ref()
+        .and_then(|h| h.as_object())
+        .is_some_and(|h| !h.is_empty())
+    {
+        return Some(refuse(
+            "hooks",
+            "hooks run programs of the node inside the container; a Wasm container has no place for them. Remove them (device plugins and CDI devices add them)",
+        ));
     }
     if !linux.uid_mappings.is_empty() {
-        return Some(refuse("linux.uidMappings", "user namespaces are not supported yet; set hostUsers: true"));
+        return Some(refuse(
+            "linux.uidMappings",
+            "user namespaces are not supported yet; set hostUsers: true",
+        ));
     }
-    cpu_time.then(|| refuse(CPU_TIME, "the CPU-time budget is not supported yet; remove the annotation"))
+    cpu_time.then(|| {
+        refuse(
+            CPU_TIME,
+            "the CPU-time budget is not supported yet; remove the annotation",
+        )
+    })
 }
 
 fn check_process(process: &oci::Process) -> Result<(), Error> {
     if process.args.first().is_none_or(String::is_empty) {
-        return Err(refuse("process.args", "empty: the image has no entrypoint and the pod gives no command; name the module, for example command: [\"/app.wasm\"]"));
+        return Err(refuse(
+            "process.args",
+            "empty: the image has no entrypoint and the pod gives no command; name the module, for example command: [\"/app.wasm\"]",
+        ));
     }
     if !process.cwd.is_empty() && !process.cwd.starts_with('/') {
-        return Err(refuse("process.cwd", format!("{:?} is not an absolute path", process.cwd)));
+        return Err(refuse(
+            "process.cwd",
+            format!("{:?} is not an absolute path", process.cwd),
+        ));
     }
     let strings = process.args.iter().chain(&process.env);
     let bytes: usize = strings.clone().map(|s| s.len() + 1).sum();
     if bytes > MAX_ARGS_BYTES {
-        return Err(refuse("process.args and process.env", format!("{bytes} bytes together, the limit is {MAX_ARGS_BYTES}; move large values into a ConfigMap volume")));
+        return Err(refuse(
+            "process.args and process.env",
+            format!(
+                "{bytes} bytes together, the limit is {MAX_ARGS_BYTES}; move large values into a ConfigMap volume"
+            ),
+        ));
     }
     if let Some(bad) = strings.clone().find(|s| s.contains('\0')) {
-        return Err(refuse("process.args and process.env", format!("{:?} contains a NUL byte", bad.chars().take(40).collect::<String>())));
+        return Err(refuse(
+            "process.args and process.env",
+            format!(
+                "{:?} contains a NUL byte",
+                bad.chars().take(40).collect::<String>()
+            ),
+        ));
     }
     Ok(())
 }
@@ -251,23 +308,42 @@ fn check_process(process: &oci::Process) -> Result<(), Error> {
 /// Kernel file systems that every runtime adds and a WASI program must not see: whoever can write to
 /// /proc/self/mem owns its engine's process. `/dev` itself is made by the guest.
 fn is_kernel_mount(mount: &oci::Mount) -> bool {
-    matches!(mount.kind.as_str(), "proc" | "sysfs" | "cgroup" | "cgroup2" | "devpts" | "mqueue")
-        || mount.destination == "/dev"
+    matches!(
+        mount.kind.as_str(),
+        "proc" | "sysfs" | "cgroup" | "cgroup2" | "devpts" | "mqueue"
+    ) || mount.destination == "/dev"
 }
 
 fn volume(index: usize, mount: &oci::Mount) -> Result<Mount, Error> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     if !mount.destination.starts_with('/') {
-        return Err(refuse(&field("destination"), format!("{:?} is not an absolute path", mount.destination)));
+        return Err(refuse(
+            &field("destination"),
+            format!("{:?} is not an absolute path", mount.destination),
+        ));
     }
-    for (name, value) in [("destination", &mount.destination), ("source", &mount.source)] {
+    for (name, value) in [
+        ("destination", &mount.destination),
+        ("source", &mount.source),
+    ] {
         if value.contains('\0') {
             return Err(refuse(&field(name), "contains a NUL byte"));
         }
     }
-    let parsed = parse_options(&mount.kind, &mount.source, &mount.destination, &mount.options);
+    let parsed = parse_options(
+        &mount.kind,
+        &mount.source,
+        &mount.destination,
+        &mount.options,
+    );
     if parsed.flags & libc::MS_BIND == 0 && parsed.kind != "tmpfs" {
-        return Err(refuse(&field("type"), format!("{:?} at {} is not supported: bind mounts and tmpfs are", mount.kind, mount.destination)));
+        return Err(refuse(
+            &field("type"),
+            format!(
+                "{:?} at {} is not supported: bind mounts and tmpfs are",
+                mount.kind, mount.destination
+            ),
+        ));
     }
     Ok(parsed)
 }
@@ -285,18 +361,40 @@ fn namespaces(list: &[oci::Namespace]) -> Result<[Namespace; 5], Error> {
             "mount" if ns.path.is_empty() => continue,
             // Only with uidMappings, which are refused by name.
             "user" => continue,
-            other => return Err(refuse(&format!("linux.namespaces[{i}].type"), format!("{other:?} (path {:?}) is not supported", ns.path))),
+            other => {
+                return Err(refuse(
+                    &format!("linux.namespaces[{i}].type"),
+                    format!("{other:?} (path {:?}) is not supported", ns.path),
+                ));
+            }
         };
-        found[slot] = if ns.path.is_empty() { Namespace::New } else { Namespace::Path(ns.path.clone()) };
+        found[slot] = if ns.path.is_empty() {
+            Namespace::New
+        } else {
+            Namespace::Path(ns.path.clone())
+        };
     }
     Ok(found)
 }
 
 /// Names of getrlimit(2) and their numbers on Linux (asm-generic/resource.h).
 const RLIMITS: [&str; 16] = [
-    "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC",
-    "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE",
-    "RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME",
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
 ];
 
 fn rlimit(i: usize, limit: &oci::Rlimit) -> Result<(i32, u64, u64), Error> {
@@ -304,9 +402,17 @@ fn rlimit(i: usize, limit: &oci::Rlimit) -> Result<(i32, u64, u64), Error> {
     let n = RLIMITS
         .iter()
         .position(|name| *name == limit.kind)
-        .ok_or_else(|| refuse(&field, format!("{:?} is not a resource of getrlimit(2)", limit.kind)))?;
+        .ok_or_else(|| {
+            refuse(
+                &field,
+                format!("{:?} is not a resource of getrlimit(2)", limit.kind),
+            )
+        })?;
     if RLIMITS[n] == "RLIMIT_AS" {
-        return Err(refuse(&field, "RLIMIT_AS cannot be honoured: the engine reserves 12 GiB of address space per memory. Use the memory limit"));
+        return Err(refuse(
+            &field,
+            "RLIMIT_AS cannot be honoured: the engine reserves 12 GiB of address space per memory. Use the memory limit",
+        ));
     }
     Ok((n as i32, limit.soft, limit.hard))
 }
@@ -314,9 +420,16 @@ fn rlimit(i: usize, limit: &oci::Rlimit) -> Result<(i32, u64, u64), Error> {
 fn sysctls(map: BTreeMap<String, String>) -> Result<Vec<(String, String)>, Error> {
     let file = |(name, value): (String, String)| {
         // A name with slashes uses dots inside its parts (sysctl(8)): net/ipv4/conf/eth0.1/forwarding.
-        let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
+        let path = if name.contains('/') {
+            name.clone()
+        } else {
+            name.replace('.', "/")
+        };
         if path.split('/').any(|part| part.is_empty() || part == "..") {
-            return Err(refuse(&format!("linux.sysctl[{name}]"), "is not the name of a sysctl"));
+            return Err(refuse(
+                &format!("linux.sysctl[{name}]"),
+                "is not the name of a sysctl",
+            ));
         }
         Ok((path, value))
     };
@@ -329,12 +442,22 @@ fn cgroup(path: &str) -> Result<Option<CgroupPath>, Error> {
     }
     let parts: Vec<&str> = path.split(':').collect();
     if let [slice, prefix, name] = parts[..] {
-        return Ok(Some(CgroupPath::Systemd { slice: slice.into(), prefix: prefix.into(), name: name.into() }));
+        return Ok(Some(CgroupPath::Systemd {
+            slice: slice.into(),
+            prefix: prefix.into(),
+            name: name.into(),
+        }));
     }
     if path.split('/').any(|part| part == "..") {
-        return Err(refuse("linux.cgroupsPath", format!("{path:?} leaves its hierarchy")));
+        return Err(refuse(
+            "linux.cgroupsPath",
+            format!("{path:?} leaves its hierarchy"),
+        ));
     }
-    Ok(Some(CgroupPath::Cgroupfs(format!("/{}", path.trim_matches('/')))))
+    Ok(Some(CgroupPath::Cgroupfs(format!(
+        "/{}",
+        path.trim_matches('/')
+    ))))
 }
 
 fn resources(r: oci::Resources) -> Resources {
@@ -384,11 +507,20 @@ mod tests {
     #[test]
     fn a_container_of_cri_becomes_a_plan() {
         let plan = parse(container().to_string().as_bytes()).unwrap();
-        assert_eq!((plan.role, plan.sandbox_id.as_deref()), (Role::Container, Some("s")));
-        assert_eq!((plan.uid, plan.gid, plan.groups.as_slice()), (1, 2, &[3][..]));
+        assert_eq!(
+            (plan.role, plan.sandbox_id.as_deref()),
+            (Role::Container, Some("s"))
+        );
+        assert_eq!(
+            (plan.uid, plan.gid, plan.groups.as_slice()),
+            (1, 2, &[3][..])
+        );
         assert_eq!(plan.mounts.len(), 2, "kernel file systems are left out");
         assert_eq!(plan.termination_message.as_deref(), Some("/k/t"));
-        assert_eq!((plan.pid, plan.network), (Namespace::New, Namespace::Path("/n".into())));
+        assert_eq!(
+            (plan.pid, plan.network),
+            (Namespace::New, Namespace::Path("/n".into()))
+        );
         assert_eq!(plan.resources.memory_budget(), Some(1 << 20));
         assert_eq!(plan.cgroup, Some(CgroupPath::Cgroupfs("/pods/a".into())));
     }
@@ -397,14 +529,34 @@ mod tests {
     fn refusals_name_their_field() {
         assert!(error(|s| s["process"]["args"] = json!([])).contains("process.args"));
         assert!(error(|s| s["process"]["cwd"] = json!("x")).contains("process.cwd"));
-        assert!(error(|s| s["mounts"][1]["destination"] = json!("data")).contains("mounts[1].destination"));
-        assert!(error(|s| s["mounts"][1] = json!({"destination": "/x", "type": "nfs", "source": "h"})).contains("mounts[1].type"));
-        assert!(error(|s| s["linux"]["namespaces"][0]["type"] = json!("time2")).contains("namespaces[0]"));
+        assert!(
+            error(|s| s["mounts"][1]["destination"] = json!("data"))
+                .contains("mounts[1].destination")
+        );
+        assert!(
+            error(|s| s["mounts"][1] = json!({"destination": "/x", "type": "nfs", "source": "h"}))
+                .contains("mounts[1].type")
+        );
+        assert!(
+            error(|s| s["linux"]["namespaces"][0]["type"] = json!("time2"))
+                .contains("namespaces[0]")
+        );
         assert!(error(|s| s["linux"]["sysctl"] = json!({"net..x": "1"})).contains("sysctl"));
         assert!(error(|s| s["linux"]["cgroupsPath"] = json!("/a/../b")).contains("cgroupsPath"));
-        assert!(error(|s| s["annotations"]["slipway.dev/compile"] = json!("O9")).contains("slipway.dev/compile"));
-        assert!(error(|s| s["process"]["rlimits"] = json!([{"type": "RLIMIT_AS", "soft": 1, "hard": 1}])).contains("rlimits[0]"));
-        assert!(error(|s| s["process"]["env"] = json!(["A=".to_string() + &"x".repeat(3 << 20)])).contains("limit"));
+        assert!(
+            error(|s| s["annotations"]["slipway.dev/compile"] = json!("O9"))
+                .contains("slipway.dev/compile")
+        );
+        assert!(
+            error(
+                |s| s["process"]["rlimits"] = json!([{"type": "RLIMIT_AS", "soft": 1, "hard": 1}])
+            )
+            .contains("rlimits[0]")
+        );
+        assert!(
+            error(|s| s["process"]["env"] = json!(["A=".to_string() + &"x".repeat(3 << 20)]))
+                .contains("limit")
+        );
         assert!(error(|s| s["process"] = json!(7)).contains("line 1"));
     }
 
@@ -420,7 +572,10 @@ mod tests {
     fn both_cgroup_drivers_are_told_apart() {
         let mut spec = container();
         spec["linux"]["cgroupsPath"] = json!("kubepods.slice:cri-containerd:abc");
-        assert!(matches!(parse(spec.to_string().as_bytes()).unwrap().cgroup, Some(CgroupPath::Systemd { .. })));
+        assert!(matches!(
+            parse(spec.to_string().as_bytes()).unwrap().cgroup,
+            Some(CgroupPath::Systemd { .. })
+        ));
     }
 
     #[test]
@@ -428,6 +583,9 @@ mod tests {
         let mut spec = container();
         spec["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
         let plan = parse(spec.to_string().as_bytes()).unwrap();
-        assert_eq!(plan.sysctls, [("net/ipv4/ip_unprivileged_port_start".into(), "0".into())]);
+        assert_eq!(
+            plan.sysctls,
+            [("net/ipv4/ip_unprivileged_port_start".into(), "0".into())]
+        );
     }
 }

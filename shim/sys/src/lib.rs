@@ -65,7 +65,11 @@ unsafe fn clone3(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<
     let args = CloneArgs {
         flags: namespaces as u64
             | libc::CLONE_PIDFD as u64
-            | if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 },
+            | if cgroup.is_some() {
+                CLONE_INTO_CGROUP
+            } else {
+                0
+            },
         pidfd: &raw mut pidfd as u64,
         exit_signal: libc::SIGCHLD as u64,
         cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
@@ -132,7 +136,11 @@ pub fn spawn(
                 }
             }
             libc::syscall(libc::SYS_close_range, above as u32, u32::MAX, 0u32);
-            if exec.directory.as_ref().is_some_and(|d| libc::chdir(d.as_ptr()) != 0) {
+            if exec
+                .directory
+                .as_ref()
+                .is_some_and(|d| libc::chdir(d.as_ptr()) != 0)
+            {
                 libc::_exit(127);
             }
             libc::execve(exec.program.as_ptr(), argv.as_ptr(), envp.as_ptr());
@@ -213,9 +221,13 @@ pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
 /// # Errors
 /// epoll's, for example for a regular file.
 #[cfg(feature = "tokio")]
-pub fn watch(fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+pub fn watch(
+    fd: OwnedFd,
+    interest: tokio::io::Interest,
+) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd refers to one open file until it is dropped, and AsyncFd takes it from epoll before.
-    unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+    unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }
+        .map_err(io::Error::from)
 }
 
 /// setns(2) of the calling thread.
@@ -254,8 +266,10 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), String> {
     }
     let all: Vec<Gid> = groups.iter().map(|g| Gid::from_raw(*g)).collect();
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    rustix::thread::set_thread_groups(&all).map_err(|e| format!("supplementary groups {groups:?}: {e}"))?;
-    rustix::thread::set_thread_res_gid(group, group, group).map_err(|e| format!("group {gid}: {e}"))?;
+    rustix::thread::set_thread_groups(&all)
+        .map_err(|e| format!("supplementary groups {groups:?}: {e}"))?;
+    rustix::thread::set_thread_res_gid(group, group, group)
+        .map_err(|e| format!("group {gid}: {e}"))?;
     rustix::thread::set_thread_res_uid(user, user, user).map_err(|e| format!("user {uid}: {e}"))?;
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
@@ -282,7 +296,10 @@ pub fn pivot_to_current_dir() -> io::Result<()> {
 /// # Errors
 /// The system call's.
 pub fn set_rlimit(resource: i32, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
     // SAFETY: a local by pointer. The cast is the C library's type for the same number.
     check(unsafe { libc::setrlimit(resource as _, &raw const limit) })
 }
@@ -292,7 +309,12 @@ pub fn set_rlimit(resource: i32, soft: u64, hard: u64) -> io::Result<()> {
 /// # Errors
 /// The system call's.
 pub fn set_readonly_recursive(mount: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     // SAFETY: path and attributes live during the call, and the size is the structure's.
     let r = unsafe {
@@ -353,7 +375,12 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
 /// Body of a pod's holder: writes files (sysctls) and then sleeps and reaps until it is killed.
 ///
 /// It is pid 1 of a shared pid namespace, so it must reap; SIGTERM ends it as it ends a pause container.
-pub fn hold(joins: &[(RawFd, i32)], hostname: &CStr, writes: &[(CString, CString)], ready: RawFd) -> i32 {
+pub fn hold(
+    joins: &[(RawFd, i32)],
+    hostname: &CStr,
+    writes: &[(CString, CString)],
+    ready: RawFd,
+) -> i32 {
     // SAFETY: system calls on memory that the caller allocated before the clone; runs in its own process.
     unsafe {
         libc::setsid();
@@ -362,8 +389,7 @@ pub fn hold(joins: &[(RawFd, i32)], hostname: &CStr, writes: &[(CString, CString
                 return report(ready, 1);
             }
         }
-        if !hostname.is_empty()
-            && libc::sethostname(hostname.as_ptr(), hostname.count_bytes()) != 0
+        if !hostname.is_empty() && libc::sethostname(hostname.as_ptr(), hostname.count_bytes()) != 0
         {
             return report(ready, 2);
         }
@@ -371,7 +397,10 @@ pub fn hold(joins: &[(RawFd, i32)], hostname: &CStr, writes: &[(CString, CString
             let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             let n = value.count_bytes();
             if fd < 0 || libc::write(fd, value.as_ptr().cast(), n) != n as isize {
-                return report(ready, 16u8.saturating_add(u8::try_from(i).unwrap_or(u8::MAX)));
+                return report(
+                    ready,
+                    16u8.saturating_add(u8::try_from(i).unwrap_or(u8::MAX)),
+                );
             }
             libc::close(fd);
         }
@@ -405,9 +434,17 @@ fn report(fd: RawFd, code: u8) -> i32 {
 
 /// errno of a system call that returns -1, as a `Result`.
 fn check(r: i32) -> io::Result<()> {
-    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if r < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
 }

@@ -1,0 +1,51 @@
+# Slipway's verbs. Every one can be repeated and interrupted; `make help` lists them.
+
+SHELL := /bin/bash
+MUSL := x86_64-unknown-linux-musl
+TREE := target/dist/opt/slipway
+
+.PHONY: help setup engine build dist bed examples demo test test-unit test-integration lint bench clean
+
+help: ## List the verbs
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: ## Install what building and testing need from Debian's packages, where missing
+	@test/setup
+
+engine: setup ## Fetch WasmEdge and LLVM into target/engine
+	@engine/fetch
+
+build: engine ## Build shim, guest, compiler and command line
+	@echo "build: guest and compiler"
+	@cargo build --release --locked -p slipway-guest -p slipway-aot
+	@echo "build: shim, command line and helper, static"
+	@cargo build --release --locked --target $(MUSL) -p slipway-shim -p slipway-cli -p slipway-layers
+
+dist: build ## Assemble the installable tree and its tar under target/dist
+	@engine/dist
+
+bed: setup ## Fetch containerd, runc, crun and CNI plugins into target/bed
+	@test/bed/fetch
+
+examples: ## Build the small example modules into target/examples
+	@examples/build-all light
+
+demo: dist bed examples ## Run a Wasm pod through CRI on a private containerd, beside the same pod under runc
+	@test/demo
+
+test: test-unit test-integration ## Run all tests
+
+test-unit: engine ## Run the tests of the crates
+	@cargo test --locked --workspace
+
+test-integration: dist bed examples ## Run the tests on private containerds, 2.1 and 1.7
+	@test/integration/run
+
+lint: engine ## Check formatting, lints, licences and shell scripts
+	@test/lint
+
+bench: dist bed examples ## Measure beside runc, crun, a conventional shim and a null shim
+	@test/bench/run
+
+clean: ## Remove everything that was built or fetched
+	@rm -rf target

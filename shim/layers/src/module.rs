@@ -1,0 +1,183 @@
+use std::io::{self, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
+
+use crate::oci::{Index, Manifest, Platform};
+use crate::{Descriptor, Digest, LayersError, MAX_INDEX_DEPTH, MAX_JSON_BYTES, MAX_MODULE_BYTES};
+
+/// Blobs by digest.
+pub trait ContentStore {
+    /// Hands the blob from its first byte to its last to `sink`, in pieces, and ends early with an error of `sink`. Whether
+    /// the bytes match the digest is the caller's concern.
+    ///
+    /// # Errors
+    /// [`LayersError::Missing`], that of `sink`, or the store's own.
+    fn read(
+        &mut self,
+        digest: Digest,
+        sink: impl FnMut(&[u8]) -> Result<(), LayersError>,
+    ) -> impl Future<Output = Result<(), LayersError>>;
+}
+
+/// The layer that is an artefact's module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Module {
+    /// The module's digest.
+    #[serde(serialize_with = "text")]
+    pub digest: Digest,
+    /// The layer's media type.
+    pub media_type: String,
+    /// The module's length in bytes, at most [`MAX_MODULE_BYTES`].
+    pub size: u64,
+    /// The digest of the manifest that refers to it.
+    #[serde(serialize_with = "text")]
+    pub manifest: Digest,
+}
+
+/// Finds the module of the image that starts with the index or manifest `image`. `entrypoint`, the container's command,
+/// matters only where the image has several modules.
+///
+/// # Errors
+/// [`LayersError::NotWasm`] for an ordinary image.
+pub async fn find_module(
+    store: &mut impl ContentStore,
+    image: Descriptor,
+    entrypoint: Option<&str>,
+) -> Result<Module, LayersError> {
+    let descriptor = find_manifest(store, image).await?;
+    let manifest: Manifest = read_json(store, "manifest", &descriptor).await?;
+    if !manifest.is_wasm() {
+        return Err(LayersError::NotWasm {
+            config: manifest.config.media_type,
+        });
+    }
+    // containerd has made the container's spec from the config; a damaged one must not go unnoticed.
+    copy(
+        store,
+        "config",
+        &manifest.config,
+        MAX_JSON_BYTES,
+        &mut io::sink(),
+    )
+    .await?;
+    let layer = manifest.module(entrypoint)?;
+    bound("module", layer, MAX_MODULE_BYTES)?;
+    Ok(Module {
+        digest: layer.digest,
+        media_type: layer.media_type.clone(),
+        size: layer.size,
+        manifest: descriptor.digest,
+    })
+}
+
+/// Copies the module to `out`, whose content is of use only when this succeeds.
+///
+/// # Errors
+/// [`LayersError::Damaged`] where other bytes arrived, [`LayersError::Write`].
+pub async fn copy_module(
+    store: &mut impl ContentStore,
+    module: &Module,
+    out: &mut impl Write,
+) -> Result<(), LayersError> {
+    let layer = Descriptor::new(module.media_type.clone(), module.digest, module.size);
+    copy(store, "module", &layer, MAX_MODULE_BYTES, out).await
+}
+
+async fn find_manifest(
+    store: &mut impl ContentStore,
+    image: Descriptor,
+) -> Result<Descriptor, LayersError> {
+    let host = Platform::host();
+    let mut descriptor = image;
+    for _ in 0..=MAX_INDEX_DEPTH {
+        if descriptor.is_manifest() {
+            return Ok(descriptor);
+        }
+        if !descriptor.is_index() {
+            return Err(LayersError::NotAnImage {
+                digest: descriptor.digest,
+                media_type: descriptor.media_type,
+            });
+        }
+        let index: Index = read_json(store, "index", &descriptor).await?;
+        descriptor = index
+            .choose(&host)
+            .cloned()
+            .ok_or_else(|| LayersError::NoPlatform {
+                digest: descriptor.digest,
+                host: host.to_string(),
+                found: index.platforms(),
+            })?;
+    }
+    Err(LayersError::TooDeep)
+}
+
+async fn read_json<T: DeserializeOwned>(
+    store: &mut impl ContentStore,
+    what: &'static str,
+    blob: &Descriptor,
+) -> Result<T, LayersError> {
+    let mut json = Vec::new();
+    copy(store, what, blob, MAX_JSON_BYTES, &mut json).await?;
+    serde_json::from_slice(&json).map_err(|source| LayersError::Json {
+        what,
+        digest: blob.digest,
+        source,
+    })
+}
+
+/// Copies a blob and then says whether it was the one described, in full.
+async fn copy(
+    store: &mut impl ContentStore,
+    what: &'static str,
+    blob: &Descriptor,
+    limit: u64,
+    out: &mut impl Write,
+) -> Result<(), LayersError> {
+    bound(what, blob, limit)?;
+    let damaged = |found| {
+        Err(LayersError::Damaged {
+            digest: blob.digest,
+            found,
+        })
+    };
+    let mut received = 0;
+    let mut hash = Sha256::new();
+    store
+        .read(blob.digest, |piece| {
+            received += piece.len() as u64;
+            // Here, not at the end: a blob must not grow past the bound either.
+            if received > blob.size {
+                return damaged(format!("it has more than {} bytes", blob.size));
+            }
+            hash.update(piece);
+            out.write_all(piece).map_err(LayersError::Write)
+        })
+        .await?;
+    let digest = Digest(hash.finalize().into());
+    if received < blob.size {
+        damaged(format!("it has {received} bytes instead of {}", blob.size))
+    } else if digest != blob.digest {
+        damaged(format!("its digest is {digest}"))
+    } else {
+        Ok(())
+    }
+}
+
+fn bound(what: &'static str, blob: &Descriptor, limit: u64) -> Result<(), LayersError> {
+    if blob.size > limit {
+        return Err(LayersError::TooLarge {
+            what,
+            digest: blob.digest,
+            size: blob.size,
+            limit,
+        });
+    }
+    Ok(())
+}
+
+fn text<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(digest)
+}

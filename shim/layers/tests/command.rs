@@ -1,0 +1,85 @@
+//! The program without a containerd: its exit status and its one line on stderr.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy knows only the tests themselves, not what they share, as tests"
+)]
+
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output};
+
+fn slipway_layers(args: &[&str]) -> (Option<i32>, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = Command::new(env!("CARGO_BIN_EXE_slipway-layers"))
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(stdout.is_empty());
+    let message = String::from_utf8(stderr).unwrap();
+    assert_eq!(message.matches('\n').count(), 1, "{message}");
+    (status.code(), message)
+}
+
+#[test]
+fn senseless_arguments_are_status_2_and_the_usage() {
+    for (args, problem) in [
+        (&["-x"][..], "unknown argument \"-x\""),
+        (&["-address"], "-address needs a value"),
+        (&["-namespace", "n", "-image", "i"], "-address is missing"),
+        (&["-address", "a", "-namespace", "n"], "exactly one of"),
+        (
+            &[
+                "-address",
+                "a",
+                "-namespace",
+                "n",
+                "-image",
+                "i",
+                "-container",
+                "c",
+            ],
+            "exactly one of",
+        ),
+    ] {
+        let (status, message) = slipway_layers(args);
+        assert_eq!(status, Some(2));
+        assert!(
+            message.starts_with(problem) && message.contains("usage: "),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn an_address_where_nobody_listens_is_status_1_with_the_systems_reason() {
+    let scratch = tempfile::tempdir().unwrap();
+    let address = scratch.path().join("none.sock");
+    let address = address.to_str().unwrap();
+    let (status, message) =
+        slipway_layers(&["-address", address, "-namespace", "k8s.io", "-image", "a:1"]);
+    assert_eq!(status, Some(1));
+    assert!(
+        message.contains(address) && message.contains("No such file"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_server_that_hangs_up_is_status_1_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let address = scratch.path().join("containerd.sock");
+    let listener = UnixListener::bind(&address).unwrap();
+    let server = std::thread::spawn(move || drop(listener.accept()));
+    let (status, message) = slipway_layers(&[
+        "-address",
+        address.to_str().unwrap(),
+        "-namespace",
+        "k8s.io",
+        "-image",
+        "a:1",
+    ]);
+    assert_eq!(status, Some(1), "{message}");
+    server.join().unwrap();
+}

@@ -1,0 +1,187 @@
+"""A bed with containerd, and what every test may ask of it."""
+import json
+import os
+import re
+import subprocess
+import time
+import unittest
+
+ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
+TREE = os.path.realpath(os.environ.get("SLIPWAY_ROOT", f"{ROOT}/target/dist/opt/slipway"))
+EXAMPLES = f"{ROOT}/target/examples"
+# Bound of every wait for something that containerd does.
+PATIENCE = 30
+
+
+def run(*command, check=True, timeout=300, **options):
+    """Runs a command; the result has text in stdout and stderr."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def slipway(*args, **options):
+    return run(f"{TREE}/bin/slipway", *args, **options)
+
+
+class Bed:
+    """A private containerd."""
+
+    def __init__(self, version):
+        self.version = version
+        self.root = run(f"{ROOT}/test/bed/bed", "up", version).stdout.strip()
+        self.name = os.path.basename(self.root)
+        with open(f"{self.root}/crictl.yaml", "w") as f:
+            f.write(f"timeout: {PATIENCE}\n")
+        self.images = set()
+        self.count = 0
+
+    def down(self):
+        run(f"{ROOT}/test/bed/bed", "down", self.root)
+
+    def run(self, *command, **options):
+        return run(f"{ROOT}/test/bed/bed", "run", self.root, *command, **options)
+
+    def crictl(self, *args, **options):
+        return self.run("crictl", "-c", f"{self.root}/crictl.yaml", *args, **options)
+
+    def ctr(self, *args, **options):
+        return self.run("ctr", "-n", "k8s.io", *args, **options)
+
+    def image(self, module, name, *flags):
+        """Builds and imports an image of a module; returns its reference."""
+        reference = f"localhost/{name}:1"
+        if reference not in self.images:
+            tar = f"{self.root}/{name}.tar"
+            slipway("image", "build", module, "-t", reference, "-o", tar, *flags)
+            self.ctr("images", "import", tar)
+            self.images.add(reference)
+        return reference
+
+    def example(self, name):
+        return self.image(f"{EXAMPLES}/{name}.wasm", name)
+
+    def file_image(self, name, files, entrypoint):
+        """An ordinary image of files as they are: what `slipway image build` would refuse to make."""
+        reference = f"localhost/{name}:1"
+        tar = f"{self.root}/{name}.tar"
+        run("python3", f"{ROOT}/test/bed/image.py", tar, reference, json.dumps(entrypoint), *files)
+        self.ctr("images", "import", tar)
+        return reference
+
+    def state(self):
+        """All that a pod may leave behind, on the host and inside."""
+        inside = self.run("sh", "-c", "cat /proc/mounts; find /run/containerd/s /run/containerd/io.containerd.runtime.v2.task /run/containerd/fifo /run/netns -mindepth 1 2>/dev/null | grep -v 'task/k8s.io$'; ps -eo comm | grep -E 'slipway|shim|pause'", check=False).stdout
+        cgroups = run("find", "/sys/fs/cgroup", "-path", f"*{self.name}/*", "-type", "d", check=False).stdout
+        host = open("/proc/self/mountinfo").read()
+        temporary = "\n".join(n for n in os.listdir("/tmp") if n.startswith("slipway-") and "bed" not in n)
+        return sorted(inside.splitlines()), sorted(cgroups.splitlines()), len(host.splitlines()), temporary
+
+
+class Pod:
+    def __init__(self, bed, sandbox, config):
+        self.bed, self.sandbox, self.config = bed, sandbox, config
+
+    def create(self, image, args=(), command=(), **fields):
+        self.bed.count += 1
+        name = f"c{self.bed.count}"
+        config = {
+            "metadata": {"name": name}, "image": {"image": image}, "args": list(args), "log_path": f"{name}.log",
+            "linux": {"security_context": {"namespace_options": {"pid": 1}}}, **fields,
+        }
+        if command:
+            config["command"] = list(command)
+        path = f"{self.bed.root}/{name}.json"
+        with open(path, "w") as f:
+            json.dump(config, f)
+        done = self.bed.crictl("create", self.sandbox, path, self.config)
+        return Container(self.bed, done.stdout.strip(), f"{self.bed.root}/logs/{name}.log")
+
+    def start(self, image, args=(), **fields):
+        container = self.create(image, args, **fields)
+        container.start()
+        return container
+
+    def ip(self):
+        return json.loads(self.bed.crictl("inspectp", self.sandbox).stdout)["status"]["network"]["ip"]
+
+    def remove(self):
+        self.bed.crictl("rmp", "-f", self.sandbox)
+
+
+class Container:
+    def __init__(self, bed, id, log_path):
+        self.bed, self.id, self.log_path = bed, id, log_path
+
+    def start(self, check=True):
+        return self.bed.crictl("start", self.id, check=check)
+
+    def status(self):
+        return json.loads(self.bed.crictl("inspect", self.id).stdout)["status"]
+
+    def ended(self):
+        """Status once it has ended."""
+        for _ in range(PATIENCE * 10):
+            status = self.status()
+            if status["state"] == "CONTAINER_EXITED":
+                return status
+            time.sleep(0.1)  # CRI has no call that waits for the end of a container
+        raise AssertionError(f"still running: {status}")
+
+    def log(self):
+        """Lines as (stream, text)."""
+        try:
+            text = open(self.log_path).read()
+        except FileNotFoundError:
+            return []
+        return [m.groups() for m in re.finditer(r"^\S+ (stdout|stderr) [FP] (.*)$", text, re.M)]
+
+    def text(self):
+        return "\n".join(line for _, line in self.log())
+
+    def until(self, text):
+        """Waits for a text in the log."""
+        for _ in range(PATIENCE * 10):
+            if text in self.text():
+                return
+            time.sleep(0.1)  # a file has no event that all file systems give
+        raise AssertionError(f"no {text!r} in {self.text()!r}")
+
+
+class PodTest(unittest.TestCase):
+    """Each test leaves the bed as it found it."""
+
+    bed = None
+    maxDiff = None
+
+    def setUp(self):
+        self.before = self.bed.state()
+        self.pods = []
+        self.cases = 0
+
+    def tearDown(self):
+        for pod in self.pods:
+            pod.remove()
+        for _ in range(PATIENCE):
+            after = self.bed.state()
+            if after == self.before:
+                return
+            time.sleep(0.1)  # containerd removes some files after its answer
+        for before, now in zip(self.before, after):
+            self.assertEqual(before, now, "left behind")
+
+    def pod(self, handler="slipway", **fields):
+        self.bed.count += 1
+        name = f"p{self.bed.count}"
+        config = {
+            "metadata": {"name": name, "namespace": "test", "uid": name}, "hostname": name, "log_directory": f"{self.bed.root}/logs",
+            "linux": {"cgroup_parent": f"/{self.bed.name}", **fields.pop("linux", {})}, **fields,
+        }
+        path = f"{self.bed.root}/{name}.json"
+        with open(path, "w") as f:
+            json.dump(config, f)
+        sandbox = self.bed.crictl("runp", "--runtime", handler, path).stdout.strip()
+        pod = Pod(self.bed, sandbox, path)
+        self.pods.append(pod)
+        return pod

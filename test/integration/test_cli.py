@@ -1,0 +1,117 @@
+"""The command line, without containerd."""
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import unittest
+
+from harness import EXAMPLES, TREE, slipway
+
+
+class Cli(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.directory = tempfile.TemporaryDirectory()
+        os.environ["SLIPWAY_CACHE_DIR"] = f"{cls.directory.name}/cache"
+
+    @classmethod
+    def tearDownClass(cls):
+        del os.environ["SLIPWAY_CACHE_DIR"]
+        cls.directory.cleanup()
+
+    def hello(self, *args, **options):
+        return slipway("run", f"{EXAMPLES}/hello.wasm", *args, check=False, **options)
+
+    def test_run_gives_output_and_status(self):
+        done = self.hello("exit", "7")
+        self.assertEqual((done.returncode, done.stdout.splitlines()[0]), (7, "Hello from Slipway"))
+
+    def test_run_reports_traps_on_stderr(self):
+        done = self.hello("trap")
+        self.assertEqual(done.returncode, 134)
+        self.assertIn("unreachable", done.stderr)
+        self.assertNotIn("unreachable", done.stdout)
+
+    def test_run_holds_the_memory_budget(self):
+        done = slipway("run", "--memory", "8Mi", f"{EXAMPLES}/hello.wasm", "alloc", "50", check=False)
+        self.assertEqual(done.returncode, 137)
+        self.assertIn("8388608", done.stderr)
+
+    def test_run_holds_the_cpu_time(self):
+        self.assertEqual(slipway("run", "--cpu-time", "1", f"{EXAMPLES}/hello.wasm", "spin", check=False).returncode, 152)
+
+    def test_compiled_code_runs_not_the_interpreter(self):
+        # Interpreted, a million lines take 4.5 s of CPU time; compiled 0.2 s.
+        done = slipway("run", "--cpu-time", "2", f"{EXAMPLES}/envfiles.wasm", "lines", "1000000", check=False)
+        self.assertEqual((done.returncode, done.stdout.count("\n")), (0, 1000000))
+
+    def test_run_ends_with_a_signal(self):
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            process = subprocess.Popen([f"{TREE}/bin/slipway", "run", f"{EXAMPLES}/hello.wasm", "spin"], stdout=subprocess.PIPE, text=True)
+            process.stdout.readline()
+            process.send_signal(number)
+            process.communicate(timeout=20)
+            self.assertEqual(process.returncode, status)
+
+    def test_run_gives_directories_and_stdin(self):
+        with tempfile.TemporaryDirectory() as d:
+            done = slipway("run", "--dir", f"{d}:/v:ro", f"{EXAMPLES}/envfiles.wasm", "write", "/v/x", "y", check=False)
+            self.assertEqual(done.returncode, 1)
+            slipway("run", "--dir", f"{d}:/v", f"{EXAMPLES}/envfiles.wasm", "write", "/v/x", "y")
+            self.assertEqual(os.listdir(d), ["x"])
+        done = slipway("run", f"{EXAMPLES}/envfiles.wasm", "stdin", input="through\n")
+        self.assertEqual(done.stdout, "through\n")
+
+    def test_both_kinds_of_image_run(self):
+        for flags in ([], ["--artifact"]):
+            with tempfile.TemporaryDirectory() as d:
+                slipway("image", "build", f"{EXAMPLES}/hello.wasm", "-t", "localhost/x:1", "-o", f"{d}/x.tar", *flags)
+                self.assertEqual(slipway("run", f"{d}/x.tar", "exit", "4", check=False).returncode, 4)
+
+    def test_invoke_prints_what_the_function_returns(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".wat") as f:
+            f.write('(module (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1))))')
+            f.flush()
+            self.assertEqual(slipway("run", "--invoke", "add", f.name, "40", "2").stdout, "42\n")
+            bad = slipway("run", "--invoke", "add", f.name, "40", check=False)
+            self.assertEqual(bad.returncode, 125)
+            self.assertIn("takes 2 arguments", bad.stderr)
+
+    def test_inspect_tells_what_would_not_run_and_why(self):
+        info = json.loads(slipway("inspect", "--json", f"{EXAMPLES}/hello.wasm").stdout)
+        self.assertEqual(info["problems"], [])
+        with tempfile.NamedTemporaryFile("w", suffix=".wat") as f:
+            f.write('(module (import "env" "f" (func)))')
+            f.flush()
+            bad = slipway("inspect", f.name, check=False)
+            self.assertEqual(bad.returncode, 1)
+            self.assertIn("env", bad.stdout)
+
+    def test_compile_warms_the_cache_that_ls_and_rm_show(self):
+        slipway("cache", "rm", "--all")
+        slipway("compile", f"{EXAMPLES}/hello.wasm")
+        rows = json.loads(slipway("cache", "ls", "--json").stdout)
+        self.assertEqual(len(rows), 1)
+        self.assertNotIn("compiling", self.hello("exit", "0").stderr)
+        self.assertIn("removed 1", slipway("cache", "rm", rows[0]["artefact"][:12]).stdout)
+
+    def test_doctor_names_what_is_wrong_and_the_remedy(self):
+        done = slipway("doctor", "--json", "--address", "/nonexistent", "--config", "/nonexistent", check=False)
+        findings = {f["check"]: f for f in json.loads(done.stdout)}
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual((findings["containerd"]["level"], findings["engine"]["level"]), ("error", "ok"))
+        self.assertIn("--address", findings["containerd"]["remedy"])
+
+    def test_completions_and_man_pages_are_generated(self):
+        self.assertIn("complete", slipway("completions", "bash").stdout)
+        with tempfile.TemporaryDirectory() as d:
+            slipway("man", d)
+            self.assertIn("slipway-run.1", os.listdir(d))
+
+    def test_the_shim_says_its_version_and_refuses_bad_command_lines(self):
+        shim = f"{TREE}/bin/containerd-shim-slipway-v1"
+        self.assertIn("Version", subprocess.run([shim, "-v"], capture_output=True, text=True, check=True).stdout)
+        bad = subprocess.run([shim, "-bogus"], capture_output=True, text=True)
+        self.assertEqual(bad.returncode, 1)
+        self.assertIn("bogus", bad.stderr)
