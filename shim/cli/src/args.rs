@@ -61,11 +61,10 @@ pub struct Store {
 
 #[derive(Args)]
 pub struct Run {
-    /// A module (.wasm, .wat) or an image archive (.tar)
-    pub file: PathBuf,
-    /// Arguments of the program
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub args: Vec<String>,
+    /// A module (.wasm, .wat) or an image archive (.tar), and the arguments of the program
+    // One list, so that everything after the file is the program's own, whatever it looks like.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["FILE", "ARGS"], num_args = 1..)]
+    pub command: Vec<String>,
     /// Environment variable of the program; without =VALUE this shell's own
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
@@ -256,7 +255,7 @@ mod tests {
             panic!("run")
         };
         assert_eq!(
-            (run.env.as_slice(), run.args.as_slice()),
+            (run.env.as_slice(), &run.command[1..]),
             (
                 &["A=1".to_string()][..],
                 &["--env".to_string(), "x".to_string()][..]

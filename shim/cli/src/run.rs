@@ -19,8 +19,9 @@ pub fn run(args: &Run) -> Result<ExitCode, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("run needs root: it makes namespaces, mounts and cgroups, as a pod's runtime does. Try sudo".into());
     }
-    let source = source::open(&args.file)?;
-    let plan = plan(args, &source)?;
+    let (file, arguments) = args.command.split_first().ok_or("no file to run")?;
+    let source = source::open(Path::new(file))?;
+    let plan = plan(args, arguments, &source)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -30,11 +31,11 @@ pub fn run(args: &Run) -> Result<ExitCode, String> {
 }
 
 /// What the flags mean, in the words of a spec.
-fn plan(args: &Run, source: &Source) -> Result<Plan, String> {
+fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, String> {
     let mut argv = source.args.clone();
-    if !args.args.is_empty() {
+    if !arguments.is_empty() {
         argv.truncate(1);
-        argv.extend(args.args.iter().cloned());
+        argv.extend(arguments.iter().cloned());
     }
     if let (Some(function), Some(entry)) = (&args.invoke, argv.first_mut()) {
         let path = entry.split('#').next().unwrap_or_default();
