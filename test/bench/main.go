@@ -187,7 +187,7 @@ func run(ctx context.Context, p *plan) error {
 		return err
 	}
 	results := &results{runtimes: p.runtimes}
-	fmt.Fprintln(os.Stderr, "load before:", load())
+	before := load()
 	measureAll(ctx, p, client, results)
 	if p.extraMounts > 0 && ctx.Err() == nil {
 		fmt.Fprintf(os.Stderr, "mounting %d times\n", p.extraMounts)
@@ -200,11 +200,12 @@ func run(ctx context.Context, p *plan) error {
 			return err
 		}
 	}
-	fmt.Fprintln(os.Stderr, "load after:", load())
+	after := load()
 	if ctx.Err() != nil {
 		return fmt.Errorf("interrupted: %w", context.Cause(ctx))
 	}
 	results.print(os.Stdout)
+	fmt.Printf("load average before %s, after %s\n", before, after)
 	if p.out != "" {
 		if err := results.write(p.out); err != nil {
 			return err
@@ -237,11 +238,12 @@ func checkImages(ctx context.Context, images cri.ImageServiceClient, runtimes []
 	return nil
 }
 
-// load is the machine's load average: figures taken beside other work are worth less.
+// load is the machine's load average of the last minute: figures taken beside other work are worth less.
 func load() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return err.Error()
 	}
-	return strings.TrimSpace(string(text))
+	minute, _, _ := strings.Cut(string(text), " ")
+	return minute
 }
