@@ -41,13 +41,15 @@ func (f *failure) Error() string { return f.metric + ": " + f.err.Error() }
 func (c *client) start(ctx context.Context, r *runtime) (*pod, []timing, error) {
 	name := fmt.Sprintf("%s-%s-%d", r.name, c.run, c.count.Add(1))
 	namespaces := &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}
+	hostname := "pod"
 	if c.hostNetwork {
-		namespaces.Network = cri.NamespaceMode_NODE
+		// Such a pod has the node's name, too: crun refuses another one.
+		namespaces.Network, hostname = cri.NamespaceMode_NODE, ""
 	}
 	p := &pod{log: filepath.Join(c.logs, name, "app.log")}
 	sandbox := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
-		Hostname:     "pod",
+		Hostname:     hostname,
 		LogDirectory: filepath.Dir(p.log),
 		Linux: &cri.LinuxPodSandboxConfig{
 			CgroupParent:    c.cgroupParent,
