@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
-use slipway_protocol::{CONTROL_FD, End, FromGuest, Launch, PAGE_BYTES, ToGuest};
+use slipway_protocol::{CONTROL_FD, End, FromGuest, Launch, PAGE_BYTES, Timeline, ToGuest};
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
 enum Stop {
@@ -59,6 +59,8 @@ fn main() {
 
 fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
     let launch = receive_launch(control)?;
+    let mut steps = Timeline::default();
+    steps.mark("launch");
     // What lies in the host's tree is opened before the skeleton covers a part of it.
     let store = Store::open(
         &launch.cache_dir,
@@ -69,20 +71,27 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     .map_err(|e| e.to_string())?;
     let layer = resolve::open_layer(&launch)?;
     mounts::enter_namespaces(&launch)?;
+    steps.mark("namespaces");
     let rootfs = mounts::mount_rootfs(&launch)?;
+    steps.mark("mounts");
     let (module, entry) = resolve::module(&launch, layer, rootfs.as_fd())
         .map_err(|refusal| Stop::Tell(refusal.into()))?;
+    steps.mark("module");
     let artefact = find_artefact(control, &store, &launch, &module)?;
+    steps.mark("artefact");
     drop(store);
     mounts::enter_skeleton(&launch, &artefact)?;
+    steps.mark("skeleton");
     drop_privileges(&launch)?;
+    steps.mark("privileges");
     let loaded = engine
         .load(mounts::ARTEFACT)
         .map_err(|e| format!("{}: {e}", module.path))?;
     check_minimum(&loaded, &module.path)?;
     let call = entry_call(&loaded, &launch, entry)?;
     let wasi = wasi(&launch)?;
-    slipway_protocol::send(control, &FromGuest::Ready, &[])?;
+    steps.mark("load");
+    slipway_protocol::send(control, &FromGuest::Ready(steps), &[])?;
     match slipway_protocol::recv::<ToGuest>(control)? {
         (ToGuest::Start, streams) => {
             take_streams(streams)?;

@@ -1,6 +1,6 @@
 //! The guest's system calls that need `unsafe`: the engine's hook for memory growth, and signal handlers.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
@@ -65,9 +65,12 @@ pub unsafe extern "C" fn mmap(
         }
         COUNTED[memory].fetch_add(len as u64, Ordering::Relaxed);
     }
+    // All as wide as a register: the kernel reads all 64 bits of what a variadic call passes.
+    let (prot_bits, flag_bits, fd) = (c_long::from(prot), c_long::from(flags), c_long::from(fd));
     // SAFETY: passed on as it came.
     let mapped =
-        unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, off) } as *mut c_void;
+        unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot_bits, flag_bits, fd, off) };
+    let mapped = mapped as *mut c_void;
     if mapped == libc::MAP_FAILED {
         if let (Some(memory), Some(budget)) = (memory, budget) {
             budget.shrink(len as u64);
@@ -124,22 +127,10 @@ pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
 
 /// Maps the page that the host writes.
 pub fn obey_budget(fd: &OwnedFd) -> io::Result<()> {
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    use rustix::mm::{MapFlags, ProtFlags};
+    let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new shared mapping of a page that the host has sized; it is never unmapped.
-    let page = unsafe {
-        libc::syscall(
-            libc::SYS_mmap,
-            0,
-            4096,
-            prot,
-            libc::MAP_SHARED,
-            fd.as_raw_fd(),
-            0,
-        )
-    } as *mut c_void;
-    if page == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
+    let page = unsafe { rustix::mm::mmap(ptr::null_mut(), 4096, access, MapFlags::SHARED, fd, 0) }?;
     BUDGET.store(page.cast(), Ordering::Release);
     Ok(())
 }

@@ -15,7 +15,7 @@ pub use layer::{Layer, fetch_layer};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use slipway_protocol::{Budget, Error as ProtocolError, FromGuest, Launch, Mount, ToGuest};
+use slipway_protocol::{Budget, Error as ProtocolError, FromGuest, Launch, Mount, Timeline, ToGuest};
 use slipway_spec::{Namespace, Plan};
 
 /// Why a container was not created.
@@ -96,6 +96,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
 }
 
 /// Leads a guest from its spawn to `Ready`: the module is loaded, nothing of it has run. Compiles on a cache miss.
+/// Returns the guest's own steps.
 ///
 /// # Errors
 /// Every kind of [`StartError`]; the guest is gone then, or ends when it is dropped.
@@ -104,13 +105,13 @@ pub async fn make_ready(
     launch: &Launch,
     budget: &Budget,
     compiler: &Compiler,
-) -> Result<(), StartError> {
+) -> Result<Timeline, StartError> {
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.
     let _ = guest.send(&ToGuest::Launch, &[budget.as_fd(), body.as_fd()]);
     loop {
         match guest.recv().await {
-            Ok((FromGuest::Ready, _)) => return Ok(()),
+            Ok((FromGuest::Ready(steps), _)) => return Ok(steps),
             Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),
             Ok((FromGuest::NoEntrypoint(what), _)) => return Err(StartError::NoEntrypoint(what)),
             Ok((FromGuest::Failed(why), _)) => return Err(StartError::Refused(why)),

@@ -31,7 +31,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 mod budget;
+mod timeline;
 pub use budget::{Budget, BudgetPage, PAGE_BYTES};
+pub use timeline::Timeline;
 
 /// The guest's end of the pair is this descriptor.
 pub const CONTROL_FD: i32 = 3;
@@ -75,8 +77,8 @@ pub enum FromGuest {
     NotWasm(String),
     /// The image's root file system has no such file (an artefact image has none at all).
     NoEntrypoint(String),
-    /// The module is loaded, nothing of it has run.
-    Ready,
+    /// The module is loaded, nothing of it has run. With the steps that led there.
+    Ready(Timeline),
     /// Create failed; the text names file, offset or field, and the remedy.
     Failed(String),
     /// The program ended.

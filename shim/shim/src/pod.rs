@@ -10,7 +10,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
 use slipway_cgroup::Cgroup;
 use slipway_launch::{Compiler, Guest, Install, StartError, Surroundings};
-use slipway_protocol::{Budget, Mount};
+use slipway_protocol::{Budget, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
 use tokio::sync::Notify;
 
@@ -140,13 +140,15 @@ impl Pod {
         if lock(&self.members).contains_key(&request.id) {
             return Err(error::exists(&request.id));
         }
+        let mut steps = Timeline::begin();
         let bundle = Path::new(&request.bundle);
         let plan = slipway_spec::read(bundle).map_err(error::invalid)?;
         let cgroup = plan.cgroup.as_ref().map(Cgroup::new);
         self.record(&request.id, cgroup.as_ref());
+        steps.mark("spec");
         let created = match plan.role {
-            Role::Sandbox => self.create_sandbox(request, &plan, cgroup),
-            Role::Container => self.create_wasm(request, &plan, cgroup).await,
+            Role::Sandbox => self.create_sandbox(request, &plan, cgroup, &mut steps),
+            Role::Container => self.create_wasm(request, &plan, cgroup, &mut steps).await,
         };
         let container = match created {
             Ok(container) => container,
@@ -159,6 +161,8 @@ impl Pod {
             }
             Err(e) => return Err(error::start(&e)),
         };
+        self.log
+            .debug(&format!("created {}: microseconds: {steps}", request.id));
         self.publish_create(request, container.pid());
         let pid = container.pid();
         lock(&self.members).insert(request.id.clone(), Member::Own(container));
@@ -189,21 +193,26 @@ impl Pod {
         request: &api::CreateTaskRequest,
         plan: &Plan,
         cgroup: Option<Cgroup>,
+        steps: &mut Timeline,
     ) -> std::result::Result<Arc<Container>, StartError> {
         let refused = StartError::Refused;
         let made = Made::new(cgroup, plan)?;
         let into = made.open_v2()?;
+        steps.mark("cgroup");
         let holder =
             sandbox::hold(plan, into.as_ref().map(std::os::fd::AsFd::as_fd)).map_err(refused)?;
+        steps.mark("holder");
         if into.is_none() {
             made.join(holder.pid)?;
         }
+        steps.mark("join");
         let process = Process::holder(holder)?;
         let spare = slipway_launch::spawn(
             &self.install,
             &Namespace::New,
             into.as_ref().map(std::os::fd::AsFd::as_fd),
         );
+        steps.mark("spawn");
         match spare {
             Ok(spare) => {
                 if into.is_none() {
@@ -214,6 +223,7 @@ impl Pod {
             // The container's own attempt will say it to the one who can mend it.
             Err(e) => self.log.error(&format!("spare guest: {e}")),
         }
+        steps.mark("join_spare");
         Ok(Container::new(
             self.parts(
                 request,
@@ -232,9 +242,12 @@ impl Pod {
         request: &api::CreateTaskRequest,
         plan: &Plan,
         cgroup: Option<Cgroup>,
+        steps: &mut Timeline,
     ) -> std::result::Result<Arc<Container>, StartError> {
         let made = Made::new(cgroup, plan)?;
+        steps.mark("cgroup");
         let mut guest = self.guest(plan, &made)?;
+        steps.mark("join");
         let budget = Budget::new(plan.resources.memory_budget())?;
         let compiler = Compiler {
             install: self.install.clone(),
@@ -263,7 +276,8 @@ impl Pod {
                 slipway_launch::launch(&self.install, plan, surroundings(Some(layer.path())));
             ready = slipway_launch::make_ready(&guest, &launch, &budget, &compiler).await;
         }
-        ready?;
+        steps.append(ready?);
+        steps.mark("ready");
         if let Some(why) = &plan.unsupported {
             return Err(StartError::Refused(why.clone()));
         }
@@ -273,6 +287,7 @@ impl Pod {
             ));
         }
         let (streams, kept) = stdio::open(&paths(request)).map_err(StartError::Refused)?;
+        steps.mark("streams");
         let process = Process::Guest(guest);
         Ok(Container::new(
             self.parts(request, plan, made.keep(), process, (Some(streams), kept)),
