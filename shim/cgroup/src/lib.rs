@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use slipway_spec::{CgroupPath, Resources};
+use slipway_sys::CgroupEntry;
 
 /// statfs(2) `f_type` of cgroup2, linux/magic.h.
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
@@ -69,6 +70,17 @@ fn layout(root: &Path) -> Layout {
         .map(|name| (*name, root.join(name)))
         .filter(|(_, path)| file_system(path) == Some(CGROUP_SUPER_MAGIC));
     Layout::V1(found.collect())
+}
+
+fn open_tasks(files: impl IntoIterator<Item = PathBuf>) -> Result<CgroupEntry, Error> {
+    let open = |path: PathBuf| {
+        let file = fs::File::options().write(true).open(&path);
+        file.map(OwnedFd::from).map_err(fail(&path, "open"))
+    };
+    Ok(CgroupEntry {
+        v2: None,
+        v1: files.into_iter().map(open).collect::<Result<_, _>>()?,
+    })
 }
 
 /// One cgroup in all hierarchies.
@@ -326,51 +338,53 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The directory to clone into with CLONE_INTO_CGROUP; `None` on version 1.
+    /// How a child is born into the cgroup.
     ///
     /// # Errors
-    /// open's.
-    pub fn open_v2(&self) -> Result<Option<OwnedFd>, Error> {
-        let Layout::V2(root) = &self.layout else {
-            return Ok(None);
-        };
-        let path = root.join(&self.path);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty())
-            .map_err(|e| fail(&path, "open")(e.into()))?;
-        Ok(Some(fd))
-    }
-
-    /// Moves a process into the cgroup, in every hierarchy.
-    ///
-    /// # Errors
-    /// The first write that fails.
-    pub fn join(&self, pid: i32) -> Result<(), Error> {
-        for directory in self.directories() {
-            let path = directory.join("cgroup.procs");
-            fs::write(&path, pid.to_string()).map_err(fail(&path, "join"))?;
+    /// The file that cannot be opened.
+    pub fn entry(&self) -> Result<CgroupEntry, Error> {
+        match &self.layout {
+            Layout::V2(root) => {
+                let path = root.join(&self.path);
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(CWD, &path, flags, Mode::empty())
+                    .map_err(|e| fail(&path, "open")(e.into()))?;
+                Ok(CgroupEntry {
+                    v2: Some(fd),
+                    v1: Vec::new(),
+                })
+            }
+            Layout::V1(_) => open_tasks(self.join_files()),
         }
-        Ok(())
     }
 
-    /// Lets a process share the container's CPU time and limits, without its memory being charged here: a compiler
+    /// How a child is born into the container's share of CPU time, without its memory being charged here: a compiler
     /// needs hundreds of megabytes for a container that may have sixteen. Only version 1 can tell the two apart; on
-    /// version 2 this does nothing.
+    /// version 2 the child stays where its parent is.
     ///
     /// # Errors
-    /// The first write that fails.
-    pub fn join_cpu(&self, pid: i32) -> Result<(), Error> {
-        let Layout::V1(controllers) = &self.layout else {
-            return Ok(());
-        };
-        for (_, root) in controllers
-            .iter()
-            .filter(|(name, _)| name.starts_with("cpu"))
-        {
-            let path = root.join(&self.path).join("cgroup.procs");
-            fs::write(&path, pid.to_string()).map_err(fail(&path, "join"))?;
+    /// The file that cannot be opened.
+    pub fn cpu_entry(&self) -> Result<CgroupEntry, Error> {
+        match &self.layout {
+            Layout::V2(_) => Ok(CgroupEntry::default()),
+            Layout::V1(controllers) => {
+                let cpu = controllers
+                    .iter()
+                    .filter(|(name, _)| name.starts_with("cpu"));
+                open_tasks(cpu.map(|(_, root)| root.join(&self.path).join("tasks")))
+            }
         }
-        Ok(())
+    }
+
+    /// The files into which a process of one thread writes `0` to move itself here.
+    pub fn join_files(&self) -> Vec<PathBuf> {
+        let file = if self.is_v2() {
+            "cgroup.procs"
+        } else {
+            "tasks"
+        };
+        let directories = self.directories().into_iter();
+        directories.map(|d| d.join(file)).collect()
     }
 
     /// Processes in the cgroup itself, not below it.
@@ -482,6 +496,8 @@ fn weight(shares: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -526,18 +542,26 @@ mod tests {
             eprintln!("skipped: {e}");
             return;
         }
-        let child = std::process::Command::new("sleep")
-            .arg("100")
-            .spawn()
-            .unwrap();
-        cgroup.join(child.id() as i32).unwrap();
-        assert_eq!(cgroup.pids(), [child.id() as i32]);
+        let (mut runs, out) = std::io::pipe().unwrap();
+        let null = || fs::File::open("/dev/null").unwrap().into();
+        let program = slipway_sys::Exec {
+            program: c"/bin/sh".into(),
+            argv: vec![c"sh".into(), c"-c".into(), c"echo && exec sleep 100".into()],
+            envp: Vec::new(),
+            fds: vec![null(), out.into()],
+            directory: None,
+        };
+        let child = slipway_sys::spawn(program, 0, None, &cgroup.entry().unwrap()).unwrap();
+        runs.read_exact(&mut [0]).unwrap();
+        assert_eq!(cgroup.pids(), [child.pid]);
+        for file in cgroup.join_files() {
+            let inside = fs::read_to_string(&file).unwrap();
+            assert_eq!(inside.trim(), child.pid.to_string(), "{}", file.display());
+        }
         let metrics = cgroup.metrics();
         assert_eq!((metrics.pids_current, metrics.memory.limit), (1, 64 << 20));
-        let mut child = child;
-        let reaper = std::thread::spawn(move || child.wait());
         cgroup.remove().unwrap();
-        reaper.join().unwrap().unwrap();
+        assert_eq!(slipway_sys::reap(child.pid).unwrap(), Some(137));
         assert!(cgroup.directories().iter().all(|d| !d.exists()));
         cgroup.remove().unwrap();
         let parent = Cgroup {

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use slipway_cgroup::Cgroup;
-use slipway_launch::{Compiler, Guest, Install, StartError, Surroundings};
+use slipway_launch::{Compiler, Guest, Install, Surroundings};
 use slipway_protocol::{Budget, End};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
+use slipway_sys::CgroupEntry;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{self, Run};
@@ -143,13 +144,12 @@ impl Drop for Owned {
 async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, String> {
     let install = Install::locate();
     let cgroup = Owned(plan.cgroup.as_ref().map(Cgroup::new));
+    let mut entry = CgroupEntry::default();
     if let Some(cgroup) = &cgroup.0 {
         cgroup.create(&plan.resources).map_err(|e| e.to_string())?;
+        entry = cgroup.entry().map_err(|e| e.to_string())?;
     }
-    let guest = slipway_launch::spawn(&install, &plan.pid, None).map_err(|e| e.to_string())?;
-    if let Some(cgroup) = &cgroup.0 {
-        cgroup.join(guest.pid()).map_err(|e| e.to_string())?;
-    }
+    let guest = slipway_launch::spawn(&install, &plan.pid, &entry).map_err(|e| e.to_string())?;
     let progress = Arc::new(Progress::new());
     let compiler = Compiler {
         install: install.clone(),
@@ -173,30 +173,35 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
         },
     );
     let budget = Budget::new(args.memory).map_err(|e| format!("memory budget: {e}"))?;
-    let ended = tokio::select! {
-        ready = slipway_launch::make_ready(&guest, &launch, &budget, &compiler) => {
-            progress.done();
-            ready.map_err(explain)?;
-            guest.start(&streams()?).map_err(|e| e.to_string())?;
-            None
-        }
-        end = interrupted(&guest) => Some(end),
+    let inside = || Ok(Vec::new());
+    let resolved = tokio::select! {
+        resolved = slipway_launch::resolve(&guest, &launch, &budget, inside, &compiler) => resolved.map(|_| true),
+        () = forward_signal(&guest) => Ok(false),
     };
-    if ended.is_some() {
-        progress.done();
-    }
+    progress.done();
+    let mut starting = resolved.map_err(|e| e.to_string())?;
+    let start = async {
+        guest.loaded().await.map_err(|e| e.to_string())?;
+        guest.start(&streams()?).map_err(|e| e.to_string())
+    };
     let end = guest.wait();
-    tokio::pin!(end);
+    tokio::pin!(start, end);
     loop {
         tokio::select! {
-            end = &mut end => return Ok(end),
-            () = forward_signal(&guest) => {}
+            started = &mut start, if starting => {
+                started?;
+                starting = false;
+            }
+            end = &mut end => {
+                if starting {
+                    // Nobody asked for this end: the error says what happened.
+                    start.await?;
+                }
+                return Ok(end);
+            }
+            () = forward_signal(&guest) => starting = false,
         }
     }
-}
-
-fn explain(e: StartError) -> String {
-    e.to_string()
 }
 
 fn streams() -> Result<[OwnedFd; 3], String> {
@@ -210,10 +215,6 @@ fn streams() -> Result<[OwnedFd; 3], String> {
         own(&std::io::stdout())?,
         own(&std::io::stderr())?,
     ])
-}
-
-async fn interrupted(guest: &Guest) {
-    forward_signal(guest).await;
 }
 
 /// Ctrl-C and a polite end reach this process alone, for the guest has a session of its own.

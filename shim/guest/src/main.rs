@@ -51,6 +51,8 @@ fn main() {
         }
         Err(Stop::Tell(message)) => {
             let _ = slipway_protocol::send(control, &message, &[]);
+            // The host has the last word: it kills a guest that failed. This returns when the host itself is gone.
+            let _ = slipway_protocol::recv::<ToGuest>(control);
             sys::exit(1)
         }
         Err(Stop::Silent) => sys::exit(1),
@@ -74,12 +76,16 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("namespaces");
     let rootfs = mounts::mount_rootfs(&launch)?;
     steps.mark("mounts");
+    join_cgroup(control, &launch)?;
+    steps.mark("cgroup");
     let (module, entry) = resolve::module(&launch, layer, rootfs.as_fd())
         .map_err(|refusal| Stop::Tell(refusal.into()))?;
     steps.mark("module");
     let artefact = find_artefact(control, &store, &launch, &module)?;
     steps.mark("artefact");
+    slipway_protocol::send(control, &FromGuest::Resolved(steps), &[])?;
     drop(store);
+    let mut steps = Timeline::begin();
     mounts::enter_skeleton(&launch, &artefact)?;
     steps.mark("skeleton");
     drop_privileges(&launch)?;
@@ -110,6 +116,18 @@ fn receive_launch(control: BorrowedFd<'_>) -> Result<Launch, Stop> {
     };
     sys::obey_budget(&budget).map_err(|e| format!("memory budget: {e}"))?;
     Ok(slipway_protocol::read_launch(body)?)
+}
+
+/// Moves this process into the container's cgroup, which the host has made meanwhile.
+fn join_cgroup(control: BorrowedFd<'_>, launch: &Launch) -> Result<(), Stop> {
+    let (ToGuest::Cgroup(files), _) = slipway_protocol::recv::<ToGuest>(control)? else {
+        return Err("expected Cgroup".to_string().into());
+    };
+    for file in files {
+        std::fs::write(&file, "0").map_err(|e| format!("linux.cgroupsPath: join {file}: {e}"))?;
+    }
+    mounts::unshare_cgroup(launch)?;
+    Ok(())
 }
 
 fn take_streams(streams: Vec<OwnedFd>) -> Result<(), String> {

@@ -38,10 +38,7 @@ pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
         slipway_sys::setns(file.as_fd(), *kind)
             .map_err(|e| format!("linux.namespaces: join {ns}: {e}"))?;
     }
-    if launch.unshare != 0 {
-        slipway_sys::unshare(launch.unshare)
-            .map_err(|e| format!("linux.namespaces: make {:#x}: {e}", launch.unshare))?;
-    }
+    unshare(launch.unshare & !libc::CLONE_NEWCGROUP)?;
     if launch.unshare & libc::CLONE_NEWUTS != 0 && !launch.hostname.is_empty() {
         rustix::system::sethostname(launch.hostname.as_bytes())
             .map_err(|e| format!("hostname {:?}: {e}", launch.hostname))?;
@@ -52,6 +49,19 @@ pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
     .map_err(|e| format!("mount propagation: {e}"))
+}
+
+/// A new cgroup namespace, whose root is the cgroup that the process is in when it is made.
+pub fn unshare_cgroup(launch: &Launch) -> Result<(), String> {
+    unshare(launch.unshare & libc::CLONE_NEWCGROUP)
+}
+
+fn unshare(namespaces: i32) -> Result<(), String> {
+    if namespaces == 0 {
+        return Ok(());
+    }
+    slipway_sys::unshare(namespaces)
+        .map_err(|e| format!("linux.namespaces: make {namespaces:#x}: {e}"))
 }
 
 /// Mounts the root file system and the volumes; returns the root.

@@ -68,8 +68,7 @@ pub unsafe extern "C" fn mmap(
     // All as wide as a register: the kernel reads all 64 bits of what a variadic call passes.
     let (prot_bits, flag_bits, fd) = (c_long::from(prot), c_long::from(flags), c_long::from(fd));
     // SAFETY: passed on as it came.
-    let mapped =
-        unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot_bits, flag_bits, fd, off) };
+    let mapped = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot_bits, flag_bits, fd, off) };
     let mapped = mapped as *mut c_void;
     if mapped == libc::MAP_FAILED {
         if let (Some(memory), Some(budget)) = (memory, budget) {

@@ -168,10 +168,11 @@ impl Compiler {
             | libc::CLONE_NEWNET
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWUTS;
-        let child = slipway_sys::spawn(exec, namespaces, None, None).map_err(failed)?;
-        if let Some(cgroup) = &self.cgroup {
-            let _ = cgroup.join_cpu(child.pid);
-        }
+        let cgroup = self.cgroup.as_ref().map(Cgroup::cpu_entry).transpose();
+        let cgroup = cgroup
+            .map_err(|e| CompileError::Failed(e.to_string()))?
+            .unwrap_or_default();
+        let child = slipway_sys::spawn(exec, namespaces, None, &cgroup).map_err(failed)?;
         let deadline = match tier {
             slipway_cache::Tier::Quick => QUICK_DEADLINE,
             slipway_cache::Tier::Full => FULL_DEADLINE,

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use slipway_protocol::{End, Error, FromGuest, ToGuest};
+use slipway_protocol::{End, Error, FromGuest, Timeline, ToGuest};
 use slipway_spec::Namespace;
-use slipway_sys::{Child, Exec};
+use slipway_sys::{CgroupEntry, Child, Exec};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 
-use crate::Install;
+use crate::{Install, StartError, died};
 
 /// A running guest. Dropping it kills it.
 #[derive(Debug)]
@@ -18,20 +19,18 @@ pub struct Guest {
     pid: i32,
     pidfd: AsyncFd<OwnedFd>,
     control: AsyncFd<OwnedFd>,
+    /// Told by [`Guest::wait`]: the steps of loading, or why it failed.
+    loaded: watch::Sender<Option<Result<Timeline, String>>>,
 }
 
-/// Starts a guest that waits for its launch, in a new mount namespace and the given pid namespace; on cgroup v2 it is
-/// born in `cgroup`. Must be called within a tokio runtime.
+/// Starts a guest that waits for its launch, in a new mount namespace and the given pid namespace. Must be called within
+/// a tokio runtime.
 ///
 /// This is the one place that knows how a guest is made.
 ///
 /// # Errors
 /// A missing file of the installation, or clone3's.
-pub fn spawn(
-    install: &Install,
-    pid: &Namespace,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> io::Result<Guest> {
+pub fn spawn(install: &Install, pid: &Namespace, cgroup: &CgroupEntry) -> io::Result<Guest> {
     let argv = install.command("slipway-guest", &["runtime"], &[])?;
     let (host, guest) = slipway_protocol::pair()?;
     let null = || {
@@ -75,6 +74,7 @@ impl Guest {
             pid: child.pid,
             pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
             control: slipway_sys::watch(control, Interest::READABLE)?,
+            loaded: watch::Sender::new(None),
         })
     }
 
@@ -121,22 +121,49 @@ impl Guest {
         slipway_sys::pidfd_kill(self.pidfd.get_ref().as_fd(), signal)
     }
 
-    /// Waits for the end and takes the process off the kernel's table. What the guest reported counts; the kernel's
-    /// status is for ends that could not be reported.
+    /// Waits until the module is loaded, for a guest that [`crate::resolve`] has led so far. Only while somebody else
+    /// awaits [`Guest::wait`].
+    ///
+    /// # Errors
+    /// Why it could not be loaded.
+    pub async fn loaded(&self) -> Result<Timeline, StartError> {
+        let mut loaded = self.loaded.subscribe();
+        let told = loaded.wait_for(Option::is_some).await;
+        match told.ok().and_then(|told| told.clone()) {
+            Some(Ok(steps)) => Ok(steps),
+            Some(Err(why)) => Err(StartError::Refused(why)),
+            // The sender lives as long as `self`.
+            None => Err(StartError::Protocol(Error::Closed)),
+        }
+    }
+
+    /// Reads what the guest says to its end, and takes the process off the kernel's table then. What the guest reported
+    /// counts; the kernel's status is for ends that could not be reported.
     pub async fn wait(&self) -> End {
-        let _ = self.pidfd.readable().await;
         let mut reported = None;
-        while let Ok((message, _)) = slipway_protocol::recv(self.control.get_ref().as_fd()) {
-            if let FromGuest::Ended(end) = message {
-                reported = Some(end);
+        while let Ok((message, _)) = self.recv().await {
+            match message {
+                FromGuest::Ready(steps) => drop(self.loaded.send_replace(Some(Ok(steps)))),
+                FromGuest::Failed(why) => drop(self.loaded.send_replace(Some(Err(why)))),
+                FromGuest::Ended(end) => reported = Some(end),
+                _ => {}
             }
         }
+        let _ = self.pidfd.readable().await;
         let status = match slipway_sys::reap(self.pid) {
             Ok(Some(status)) => status,
             // Not a child of this process, or reaped before: without a report it was killed.
             _ => 137,
         };
-        reported.unwrap_or_else(|| unreported(status))
+        let end = reported.unwrap_or_else(|| unreported(status));
+        self.loaded.send_if_modified(|told| {
+            let unknown = told.is_none();
+            if unknown {
+                *told = Some(Err(died(&end).to_string()));
+            }
+            unknown
+        });
+        end
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use slipway_sys::Exec;
+use slipway_sys::{CgroupEntry, Exec};
 use tokio::io::Interest;
 
 use crate::artefact::path_of;
@@ -79,7 +79,7 @@ pub async fn fetch_layer(
         ],
         directory: None,
     };
-    let child = slipway_sys::spawn(exec, 0, None, None)?;
+    let child = slipway_sys::spawn(exec, 0, None, &CgroupEntry::default())?;
     let pidfd = slipway_sys::watch(child.pidfd, Interest::READABLE)?;
     let _ = pidfd.readable().await?;
     match slipway_sys::reap(child.pid)? {

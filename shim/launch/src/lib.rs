@@ -1,4 +1,4 @@
-//! The host's side of a guest: where things are installed, how a guest is spawned, how it is led to `Ready`.
+//! The host's side of a guest: where things are installed, how a guest is spawned, how it is led to its module.
 //!
 //! The shim and the command line share this crate, so that a module meets the same sandbox in a pod and on a terminal.
 
@@ -15,7 +15,9 @@ pub use layer::{Layer, fetch_layer};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use slipway_protocol::{Budget, Error as ProtocolError, FromGuest, Launch, Mount, Timeline, ToGuest};
+use slipway_protocol::{
+    Budget, End, Error as ProtocolError, FromGuest, Launch, Mount, Timeline, ToGuest,
+};
 use slipway_spec::{Namespace, Plan};
 
 /// Why a container was not created.
@@ -95,28 +97,35 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
     }
 }
 
-/// Leads a guest from its spawn to `Ready`: the module is loaded, nothing of it has run. Compiles on a cache miss.
-/// Returns the guest's own steps.
+/// Leads a guest from its spawn to a module that this node can run, compiled where the cache had no artefact. The guest
+/// goes on to load it: [`Guest::loaded`]. Returns the guest's steps.
+///
+/// `cgroup` is called while the guest mounts; it makes the cgroup and returns what [`ToGuest::Cgroup`] carries.
 ///
 /// # Errors
 /// Every kind of [`StartError`]; the guest is gone then, or ends when it is dropped.
-pub async fn make_ready(
+pub async fn resolve(
     guest: &Guest,
     launch: &Launch,
     budget: &Budget,
+    cgroup: impl FnOnce() -> Result<Vec<String>, StartError>,
     compiler: &Compiler,
 ) -> Result<Timeline, StartError> {
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.
     let _ = guest.send(&ToGuest::Launch, &[budget.as_fd(), body.as_fd()]);
+    let _ = guest.send(&ToGuest::Cgroup(cgroup()?), &[]);
     loop {
         match guest.recv().await {
-            Ok((FromGuest::Ready(steps), _)) => return Ok(steps),
+            Ok((FromGuest::Resolved(steps), _)) => return Ok(steps),
             Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),
             Ok((FromGuest::NoEntrypoint(what), _)) => return Err(StartError::NoEntrypoint(what)),
             Ok((FromGuest::Failed(why), _)) => return Err(StartError::Refused(why)),
-            Ok((FromGuest::Ended(end), _)) => {
-                return Err(StartError::Died(end.status.into(), String::new()));
+            Ok((FromGuest::Ended(end), _)) => return Err(died(&end)),
+            Ok((FromGuest::Ready(_), _)) => {
+                return Err(StartError::Refused(
+                    "the guest sent Ready before Resolved".into(),
+                ));
             }
             Ok((
                 FromGuest::NeedArtefact {
@@ -148,15 +157,20 @@ pub async fn make_ready(
                 let _ = guest.send(&answer, &[]);
             }
             Err(ProtocolError::Closed) => {
-                let end = guest.wait().await;
-                let hint = if end.status == 137 {
-                    ": killed, perhaps by the memory limit while it loaded"
-                } else {
-                    ""
-                };
-                return Err(StartError::Died(end.status.into(), hint.into()));
+                return Err(died(&guest.wait().await));
             }
             Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// A guest that ended before its module was loaded.
+fn died(end: &End) -> StartError {
+    let hint = match end.status {
+        126 => ": it could not enter its cgroup",
+        127 => ": its program could not be executed",
+        137 => ": killed, perhaps by the memory limit while it loaded",
+        _ => "",
+    };
+    StartError::Died(end.status.into(), hint.into())
 }

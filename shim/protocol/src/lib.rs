@@ -5,10 +5,11 @@
 //! ```text
 //! host                                   guest
 //!   Launch + [budget page, launch body] ──▶│  engine loaded, no privileges dropped, nothing hostile seen
-//!                                          │  joins namespaces, mounts, resolves the entrypoint
+//!   (makes the cgroup meanwhile)           │  joins namespaces, mounts
+//!   Cgroup ───────────────────────────────▶│  moves itself there, resolves the entrypoint
 //!   ◀─ NeedArtefact + [module]             │  only on a cache miss
 //!   Artefact ─────────────────────────────▶│  look again
-//!                                          │  pivots, drops privileges, loads the artefact
+//!   ◀─ Resolved                            │  Create answers; the guest pivots, drops privileges, loads the artefact
 //!   ◀─ Ready                               │
 //!   Start + [stdin, stdout, stderr] ──────▶│  runs the entrypoint
 //!   ◀─ Ended                               │  then exits
@@ -16,7 +17,8 @@
 //! The streams come last: to open containerd's FIFOs and close them again would end them for the runtime that a Linux
 //! program is handed to.
 //!
-//! In place of any of its messages the guest may send `NotWasm` or `Failed`, and end. An end without a message
+//! In place of any of its messages the guest may send `NotWasm`, `NoEntrypoint` or `Failed`; it waits for its end then,
+//! so that an error of loading is Start's answer and not an exit of a container that never ran. An end without a message
 //! means that it was killed: by SIGKILL, by the kernel's OOM killer, or by a fault that no handler could report.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -49,6 +51,8 @@ const MAX_FDS: usize = 8;
 pub enum ToGuest {
     /// What to become. The body, a [`Launch`], is in the last descriptor.
     Launch,
+    /// The cgroup is there: files into which the guest writes `0` to move itself. None where it was born inside.
+    Cgroup(Vec<String>),
     /// The artefact was compiled (or the module refused): look it up again.
     Artefact,
     /// The artefact cannot be made; the text is the container's error.
@@ -77,7 +81,9 @@ pub enum FromGuest {
     NotWasm(String),
     /// The image's root file system has no such file (an artefact image has none at all).
     NoEntrypoint(String),
-    /// The module is loaded, nothing of it has run. With the steps that led there.
+    /// The entrypoint is a module that this node can run, and its artefact is there. With the steps that led there.
+    Resolved(Timeline),
+    /// The module is loaded, nothing of it has run. With the steps since `Resolved`.
     Ready(Timeline),
     /// Create failed; the text names file, offset or field, and the remedy.
     Failed(String),

@@ -175,8 +175,12 @@ impl Container {
         self.exit.borrow().clone()
     }
 
-    /// Lets a created process run.
-    pub fn start(&self, events: &Events) -> Result<()> {
+    /// Lets a created process run, as soon as its module is loaded.
+    pub async fn start(&self, events: &Events, log: &Log) -> Result<()> {
+        if let Process::Guest(guest) = &self.process {
+            let steps = guest.loaded().await.map_err(|e| error::start(&e))?;
+            log.debug(&format!("started {}: microseconds: {steps}", self.id));
+        }
         let mut life = self.life();
         if life.status != Status::CREATED {
             return Err(error::precondition(format!(

@@ -386,7 +386,7 @@ impl Delegate {
             fds: vec![null()?, null()?, null()?, listener.into()],
             directory: Some(text(&directory.display().to_string())?),
         };
-        let child = slipway_sys::spawn(exec, 0, None, None)?;
+        let child = slipway_sys::spawn(exec, 0, None, &slipway_sys::CgroupEntry::default())?;
         std::fs::write(
             directory.join(PID_FILE),
             format!(

@@ -12,6 +12,7 @@ use slipway_cgroup::Cgroup;
 use slipway_launch::{Compiler, Guest, Install, StartError, Surroundings};
 use slipway_protocol::{Budget, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
+use slipway_sys::CgroupEntry;
 use tokio::sync::Notify;
 
 use crate::container::{Container, Exit, Parts, Process};
@@ -64,7 +65,8 @@ pub struct Pod {
     cache_bytes: u64,
     /// Events to containerd.
     pub events: Events,
-    log: Log,
+    /// The shim's log.
+    pub log: Log,
     members: Mutex<HashMap<String, Member>>,
     /// A guest that was started when the pod was, and has its engine loaded when the first container comes.
     spare: Mutex<Option<Guest>>,
@@ -195,35 +197,18 @@ impl Pod {
         cgroup: Option<Cgroup>,
         steps: &mut Timeline,
     ) -> std::result::Result<Arc<Container>, StartError> {
-        let refused = StartError::Refused;
-        let made = Made::new(cgroup, plan)?;
-        let into = made.open_v2()?;
+        let mut made = Made::new(cgroup);
+        made.create(plan)?;
         steps.mark("cgroup");
-        let holder =
-            sandbox::hold(plan, into.as_ref().map(std::os::fd::AsFd::as_fd)).map_err(refused)?;
-        steps.mark("holder");
-        if into.is_none() {
-            made.join(holder.pid)?;
-        }
-        steps.mark("join");
+        let holder = sandbox::hold(plan, &made.entry()?).map_err(StartError::Refused)?;
         let process = Process::holder(holder)?;
-        let spare = slipway_launch::spawn(
-            &self.install,
-            &Namespace::New,
-            into.as_ref().map(std::os::fd::AsFd::as_fd),
-        );
-        steps.mark("spawn");
-        match spare {
-            Ok(spare) => {
-                if into.is_none() {
-                    let _ = made.join(spare.pid());
-                }
-                *lock(&self.spare) = Some(spare);
-            }
+        steps.mark("holder");
+        match slipway_launch::spawn(&self.install, &Namespace::New, &made.entry()?) {
+            Ok(spare) => *lock(&self.spare) = Some(spare),
             // The container's own attempt will say it to the one who can mend it.
             Err(e) => self.log.error(&format!("spare guest: {e}")),
         }
-        steps.mark("join_spare");
+        steps.mark("spare");
         Ok(Container::new(
             self.parts(
                 request,
@@ -244,16 +229,18 @@ impl Pod {
         cgroup: Option<Cgroup>,
         steps: &mut Timeline,
     ) -> std::result::Result<Arc<Container>, StartError> {
-        let made = Made::new(cgroup, plan)?;
-        steps.mark("cgroup");
-        let mut guest = self.guest(plan, &made)?;
-        steps.mark("join");
+        let mut made = Made::new(cgroup.clone());
+        let mut guest = match self.spare(plan) {
+            Some(spare) => spare,
+            None => self.guest(plan, &mut made)?,
+        };
+        steps.mark("guest");
         let budget = Budget::new(plan.resources.memory_budget())?;
         let compiler = Compiler {
             install: self.install.clone(),
             cache_dir: self.cache_dir.clone(),
             cache_bytes: self.cache_bytes,
-            cgroup: made.cgroup.clone(),
+            cgroup: cgroup.clone(),
             progress: {
                 let log = self.log.clone();
                 Arc::new(move |text: &str| log.info(text))
@@ -267,17 +254,20 @@ impl Pod {
             module,
         };
         let launch = slipway_launch::launch(&self.install, plan, surroundings(None));
-        let mut ready = slipway_launch::make_ready(&guest, &launch, &budget, &compiler).await;
-        if let (Err(StartError::NoEntrypoint(missing)), Some(image)) = (&ready, &plan.image) {
+        let enter = || made.enter(plan);
+        let mut resolved =
+            slipway_launch::resolve(&guest, &launch, &budget, enter, &compiler).await;
+        if let (Err(StartError::NoEntrypoint(missing)), Some(image)) = (&resolved, &plan.image) {
             // An image that is a Wasm artefact has no root file system: its module is a layer.
             let layer = self.layer(image, plan, missing.clone()).await?;
-            guest = self.guest(plan, &made)?;
+            guest = self.guest(plan, &mut made)?;
             let launch =
                 slipway_launch::launch(&self.install, plan, surroundings(Some(layer.path())));
-            ready = slipway_launch::make_ready(&guest, &launch, &budget, &compiler).await;
+            let enter = || made.enter(plan);
+            resolved = slipway_launch::resolve(&guest, &launch, &budget, enter, &compiler).await;
         }
-        steps.append(ready?);
-        steps.mark("ready");
+        steps.append(resolved?);
+        steps.mark("resolved");
         if let Some(why) = &plan.unsupported {
             return Err(StartError::Refused(why.clone()));
         }
@@ -296,34 +286,21 @@ impl Pod {
         ))
     }
 
-    /// A guest in the container's cgroup: the spare where it fits, else a new one.
-    fn guest(&self, plan: &Plan, made: &Made) -> std::io::Result<Guest> {
+    /// The guest that was started with the pod, where it fits.
+    fn spare(&self, plan: &Plan) -> Option<Guest> {
         // Taken in any case: a pod whose first container cannot use it will not use it later.
-        let spare = lock(&self.spare)
-            .take()
-            .filter(|_| plan.pid == Namespace::New);
-        let into = made.open_v2()?;
-        let (guest, born_inside) = match spare {
-            Some(guest) => (guest, false),
-            None => (
-                slipway_launch::spawn(
-                    &self.install,
-                    &plan.pid,
-                    into.as_ref().map(std::os::fd::AsFd::as_fd),
-                )?,
-                into.is_some(),
-            ),
-        };
-        if !born_inside {
-            made.join(guest.pid())?;
-        }
-        if let Some(score) = plan.oom_score_adj {
-            // Lowering it needs CAP_SYS_RESOURCE, which a nested host may not have: the score is a wish then.
-            let _ = std::fs::write(
-                format!("/proc/{}/oom_score_adj", guest.pid()),
-                score.to_string(),
-            );
-        }
+        let spare = lock(&self.spare).take();
+        let spare = spare.filter(|_| plan.pid == Namespace::New)?;
+        set_oom_score(plan, &spare);
+        Some(spare)
+    }
+
+    /// A new guest, born in the container's cgroup: what its engine takes is the container's.
+    fn guest(&self, plan: &Plan, made: &mut Made) -> std::io::Result<Guest> {
+        made.create(plan)?;
+        made.inside = true;
+        let guest = slipway_launch::spawn(&self.install, &plan.pid, &made.entry()?)?;
+        set_oom_score(plan, &guest);
         Ok(guest)
     }
 
@@ -428,38 +405,56 @@ fn root_mounts(request: &api::CreateTaskRequest) -> Vec<Mount> {
         .collect()
 }
 
-/// A cgroup that was made for a container that does not exist yet: removed again unless it comes to exist.
+fn set_oom_score(plan: &Plan, guest: &Guest) {
+    if let Some(score) = plan.oom_score_adj {
+        // Lowering it needs CAP_SYS_RESOURCE, which a nested host may not have: the score is a wish then.
+        let _ = std::fs::write(
+            format!("/proc/{}/oom_score_adj", guest.pid()),
+            score.to_string(),
+        );
+    }
+}
+
+/// The cgroup of a container that does not exist yet: removed again unless it comes to exist.
 struct Made {
     cgroup: Option<Cgroup>,
+    created: bool,
+    /// The guest was born in it.
+    inside: bool,
     keep: bool,
 }
 
 impl Made {
-    fn new(cgroup: Option<Cgroup>, plan: &Plan) -> std::io::Result<Self> {
-        let made = Self {
+    fn new(cgroup: Option<Cgroup>) -> Self {
+        Self {
             cgroup,
+            created: false,
+            inside: false,
             keep: false,
-        };
-        if let Some(cgroup) = &made.cgroup {
+        }
+    }
+
+    fn create(&mut self, plan: &Plan) -> std::io::Result<()> {
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| !self.created) {
+            self.created = true;
             cgroup
                 .create(&plan.resources)
                 .map_err(std::io::Error::other)?;
         }
-        Ok(made)
+        Ok(())
     }
 
-    fn open_v2(&self) -> std::io::Result<Option<std::os::fd::OwnedFd>> {
-        match &self.cgroup {
-            Some(cgroup) => cgroup.open_v2().map_err(std::io::Error::other),
-            None => Ok(None),
-        }
+    fn entry(&self) -> std::io::Result<CgroupEntry> {
+        let entry = self.cgroup.as_ref().map(Cgroup::entry).transpose();
+        Ok(entry.map_err(std::io::Error::other)?.unwrap_or_default())
     }
 
-    fn join(&self, pid: i32) -> std::io::Result<()> {
-        match &self.cgroup {
-            Some(cgroup) => cgroup.join(pid).map_err(std::io::Error::other),
-            None => Ok(()),
-        }
+    /// Makes the cgroup for a guest that is not in it yet, and says how it gets there.
+    fn enter(&mut self, plan: &Plan) -> std::result::Result<Vec<String>, StartError> {
+        self.create(plan)?;
+        let files = self.cgroup.as_ref().filter(|_| !self.inside);
+        let files = files.map(Cgroup::join_files).unwrap_or_default();
+        Ok(files.iter().map(|f| f.display().to_string()).collect())
     }
 
     fn keep(mut self) -> Option<Cgroup> {

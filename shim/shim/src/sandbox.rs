@@ -3,10 +3,10 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use slipway_spec::{Namespace, Plan};
-use slipway_sys::Child;
+use slipway_sys::{CgroupEntry, Child};
 
 /// Starts the holder and waits until its namespaces are as the plan says.
 ///
@@ -14,7 +14,7 @@ use slipway_sys::Child;
 ///
 /// # Errors
 /// A text that names the namespace, host name or sysctl.
-pub fn hold(plan: &Plan, cgroup: Option<BorrowedFd<'_>>) -> Result<Child, String> {
+pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
     let kinds = [
         (&plan.pid, libc::CLONE_NEWPID),
         (&plan.network, libc::CLONE_NEWNET),
@@ -55,7 +55,7 @@ pub fn hold(plan: &Plan, cgroup: Option<BorrowedFd<'_>>) -> Result<Child, String
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| format!("pipe: {e}"))?;
     let ready = write.as_raw_fd();
-    let body = || slipway_sys::hold(&joins, &hostname, &sysctls, ready);
+    let body = |in_cgroup| slipway_sys::hold(in_cgroup, &joins, &hostname, &sysctls, ready);
     let child = slipway_sys::fork_holder(new, cgroup, body)
         .map_err(|e| format!("start the holder: {e}"))?;
     drop(write);
@@ -82,6 +82,7 @@ fn explain(code: u8, plan: &Plan) -> String {
     match code {
         1 => "linux.namespaces: one of the paths cannot be joined".into(),
         2 => format!("hostname {:?} cannot be set", plan.hostname),
+        3 => "linux.cgroupsPath: the kernel did not let the holder in".into(),
         16.. if usize::from(code - 16) < plan.sysctls.len() => {
             let (name, value) = &plan.sysctls[usize::from(code - 16)];
             format!(

@@ -91,7 +91,7 @@ later! {
             match self.0.member(&request.id)? {
                 Member::Own(container) => {
                     no_exec(&container, &request.exec_id)?;
-                    container.start(&self.0.events)?;
+                    container.start(&self.0.events, &self.0.log).await?;
                     Ok(api::StartResponse { pid: container.pid(), ..Default::default() })
                 }
                 Member::Linux => self.0.delegate.forward(&request.id, "Start", context, &request).await,

@@ -34,6 +34,32 @@ pub struct Exec {
     pub directory: Option<CString>,
 }
 
+/// How a child gets into its cgroup before it runs anything; the default is the parent's.
+///
+/// Never by a write of the child's pid into `cgroup.procs`: after a quiet moment that waits for an RCU grace period,
+/// 10 ms p50. Born inside (version 2) or moving itself as a single thread (version 1), the kernel needs no such lock.
+#[derive(Debug, Default)]
+pub struct CgroupEntry {
+    /// Version 2: the directory to be born in.
+    pub v2: Option<OwnedFd>,
+    /// Version 1: the `tasks` file of each hierarchy, open for writing.
+    pub v1: Vec<OwnedFd>,
+}
+
+impl CgroupEntry {
+    fn tasks(&self) -> Vec<RawFd> {
+        self.v1.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+}
+
+/// Moves the calling thread, the only one of its process. Async-signal-safe.
+fn enter_tasks(tasks: &[RawFd]) -> bool {
+    tasks.iter().all(|fd| {
+        // SAFETY: one byte of a constant; the descriptors were opened before the clone.
+        unsafe { libc::write(*fd, c"0".as_ptr().cast(), 1) == 1 }
+    })
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -101,16 +127,17 @@ fn reset_signals() {
     }
 }
 
-/// Starts a program in new namespaces (`CLONE_NEW…` flags) and, on cgroup v2, directly in a cgroup.
+/// Starts a program in new namespaces (`CLONE_NEW…` flags) and in a cgroup.
 ///
 /// # Errors
-/// clone3's. That the exec failed is seen as the child's end with status 127.
+/// clone3's. That the cgroup could not be entered is seen as the child's end with status 126, a failed exec with 127.
 pub fn spawn(
     exec: Exec,
     namespaces: i32,
     pid_namespace: Option<BorrowedFd<'_>>,
-    cgroup: Option<BorrowedFd<'_>>,
+    cgroup: &CgroupEntry,
 ) -> io::Result<Child> {
+    let tasks = cgroup.tasks();
     let argv = pointers(&exec.argv);
     let envp = pointers(&exec.envp);
     let mut fds: Vec<RawFd> = exec.fds.iter().map(AsRawFd::as_raw_fd).collect();
@@ -119,9 +146,13 @@ pub fn spawn(
         None => None,
     };
     // SAFETY: the child branch below only makes system calls on memory that was allocated before.
-    let cloned = unsafe { clone3(namespaces, cgroup) };
+    let cloned = unsafe { clone3(namespaces, cgroup.v2.as_ref().map(AsFd::as_fd)) };
     if let Ok(Cloned::Child) = cloned {
         reset_signals();
+        if !enter_tasks(&tasks) {
+            // SAFETY: ends the child without running the parent's exit handlers.
+            unsafe { libc::_exit(126) }
+        }
         // SAFETY: descriptors and strings live in this copy of the parent's memory until exec or _exit.
         unsafe {
             libc::setsid();
@@ -154,7 +185,8 @@ pub fn spawn(
     }
 }
 
-/// A forked copy of the caller that never returns: `body` runs in the child.
+/// A forked copy of the caller that never returns: `body` runs in the child, which is told whether it could enter the
+/// cgroup.
 ///
 /// `body` must confine itself to system calls on memory allocated before: it runs in a copy of a process whose
 /// other threads, if any, are gone.
@@ -163,15 +195,16 @@ pub fn spawn(
 /// clone3's.
 pub fn fork_holder(
     namespaces: i32,
-    cgroup: Option<BorrowedFd<'_>>,
-    body: impl FnOnce() -> i32,
+    cgroup: &CgroupEntry,
+    body: impl FnOnce(bool) -> i32,
 ) -> io::Result<Child> {
+    let tasks = cgroup.tasks();
     // SAFETY: `body` is required above to be async-signal-safe.
-    match unsafe { clone3(namespaces, cgroup) }? {
+    match unsafe { clone3(namespaces, cgroup.v2.as_ref().map(AsFd::as_fd)) }? {
         Cloned::Parent(child) => Ok(child),
         Cloned::Child => {
             reset_signals();
-            let status = body();
+            let status = body(enter_tasks(&tasks));
             // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(status) }
         }
@@ -372,10 +405,12 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) })
 }
 
-/// Body of a pod's holder: writes files (sysctls) and then sleeps and reaps until it is killed.
+/// Body of a pod's holder: writes files (sysctls) and then sleeps and reaps until it is killed. One byte to `ready`
+/// says how it went: 0 well, 1 a namespace, 2 the host name, 3 the cgroup, 16 + i the i-th write.
 ///
 /// It is pid 1 of a shared pid namespace, so it must reap; SIGTERM ends it as it ends a pause container.
 pub fn hold(
+    in_cgroup: bool,
     joins: &[(RawFd, i32)],
     hostname: &CStr,
     writes: &[(CString, CString)],
@@ -384,6 +419,9 @@ pub fn hold(
     // SAFETY: system calls on memory that the caller allocated before the clone; runs in its own process.
     unsafe {
         libc::setsid();
+        if !in_cgroup {
+            return report(ready, 3);
+        }
         for &(fd, kind) in joins {
             if libc::setns(fd, kind) != 0 {
                 return report(ready, 1);
