@@ -70,6 +70,13 @@ class Lifecycle(PodTest):
         shims = self.bed.run("sh", "-c", "ps -eo comm | grep -c containerd-shim").stdout.strip()
         self.assertEqual(shims, "1")
 
+    def test_containerd_2_starts_no_program_for_further_containers(self):
+        container = self.pod().start(self.bed.example("hello"), ["sleep"])
+        # The shim's `start` leaves its address in the bundle that it was called for.
+        bundle = f"/run/containerd/io.containerd.runtime.v2.task/k8s.io/{container.id}"
+        started = self.bed.run("test", "-e", f"{bundle}/address", check=False).returncode == 0
+        self.assertEqual(started, self.bed.version == "1.7")
+
     def test_twenty_pods_of_a_new_image_compile_once(self):
         with tempfile.TemporaryDirectory() as d:
             wat = f"{d}/new.wat"

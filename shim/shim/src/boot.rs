@@ -18,8 +18,11 @@ const SOCKETS: &str = "/run/containerd/s";
 const MAX_INPUT: u64 = 10 << 20;
 /// In the bundle: the socket's address.
 const ADDRESS_FILE: &str = "address";
-/// The newest version of the task API that this shim speaks.
+/// The newest version of the task API that this shim speaks. With it, containerd 2 asks a pod's shim for its further
+/// containers; with an older one it would run `start` and `delete` for each, which takes as long as Create itself.
 const TASK_API: i32 = 3;
+/// What containerd 1.7 knows; it refuses a newer one, and both say MAX_SHIM_VERSION=2.
+const OLD_TASK_API: i32 = 2;
 
 /// The flags that containerd passes to every action.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -130,7 +133,11 @@ enum Answer {
 }
 
 /// containerd's ttrpc address and the form of the answer.
-fn bootstrap(flags: &Flags, input: &[u8]) -> Result<(String, String, Answer), String> {
+fn bootstrap(
+    flags: &Flags,
+    input: &[u8],
+    by_containerd_2: bool,
+) -> Result<(String, String, Answer), String> {
     // Runtime options (a protobuf Any) decode as bootstrap parameters too; the id tells them apart.
     let params = BootstrapParams::parse_from_bytes(input)
         .ok()
@@ -143,12 +150,14 @@ fn bootstrap(flags: &Flags, input: &[u8]) -> Result<(String, String, Answer), St
         ),
         None => {
             let env = |name| std::env::var(name).unwrap_or_default();
-            // 1.7 knows version 2 and says so; it refuses a higher one.
-            let newest = env("MAX_SHIM_VERSION").parse().unwrap_or(2);
             (
                 env("TTRPC_ADDRESS"),
                 flags.address.clone(),
-                Answer::Json(TASK_API.min(newest)),
+                Answer::Json(if by_containerd_2 {
+                    TASK_API
+                } else {
+                    OLD_TASK_API
+                }),
             )
         }
     };
@@ -235,7 +244,8 @@ fn listen(path: &Path) -> Result<Option<UnixListener>, String> {
 
 /// Removes the socket of a shim that was killed; one that still answers keeps it.
 pub fn unlink_socket(flags: &Flags) {
-    let group = slipway_spec::sandbox_of(&flags.bundle).unwrap_or_else(|| flags.id.clone());
+    let pod = slipway_spec::preview(&flags.bundle).pod;
+    let group = pod.unwrap_or_else(|| flags.id.clone());
     let path = socket_path(flags, &group);
     if UnixStream::connect(&path).is_err() {
         let _ = std::fs::remove_file(path);
@@ -245,8 +255,9 @@ pub fn unlink_socket(flags: &Flags) {
 /// `start`: binds the pod's socket, forks the daemon that serves it, and answers. No second exec: 0.3 ms, not 1.6.
 pub fn start(flags: &Flags) -> Result<(), String> {
     let input = read_stdin()?;
-    let (ttrpc, grpc, answer) = bootstrap(flags, &input)?;
-    let group = slipway_spec::sandbox_of(&flags.bundle).unwrap_or_else(|| flags.id.clone());
+    let preview = slipway_spec::preview(&flags.bundle);
+    let (ttrpc, grpc, answer) = bootstrap(flags, &input, preview.by_containerd_2)?;
+    let group = preview.pod.unwrap_or_else(|| flags.id.clone());
     let path = socket_path(flags, &group);
     let address = format!("unix://{}", path.display());
     // containerd 1.7 looks here for its shims after a restart; 2.x keeps a record of its own.
@@ -389,7 +400,7 @@ mod tests {
         };
         let bytes = params.write_to_bytes().unwrap();
         assert_eq!(
-            bootstrap(&flags, &bytes),
+            bootstrap(&flags, &bytes, false),
             Ok(("/t".into(), "/g".into(), Answer::Protobuf))
         );
     }

@@ -91,10 +91,64 @@ pub fn parse(json: &[u8]) -> Result<Plan, Error> {
     plan::plan(spec)
 }
 
-/// The pod that a bundle belongs to, from the annotations of CRI; read on the shim's way to its socket, where
-/// nothing else of the spec matters. `None` for a container of its own, or where there is no readable spec.
-pub fn sandbox_of(bundle: &Path) -> Option<String> {
-    let bytes = std::fs::read(bundle.join("config.json")).ok()?;
-    let spec: oci::Annotated = serde_json::from_slice(&bytes).ok()?;
-    spec.annotations.get(plan::SANDBOX_ID).cloned()
+/// What a shim has to know of a spec on the way to its socket, where nothing else of it matters.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Preview {
+    /// The pod that the bundle belongs to, from the annotations of CRI; `None` for a container of its own.
+    pub pod: Option<String>,
+    /// The spec is a sandbox's that the CRI plugin of containerd 2 has written: an annotation tells, which that of 1.7 does
+    /// not write.
+    pub by_containerd_2: bool,
+}
+
+/// Reads that part. Nothing where there is no readable spec: Create will say why.
+pub fn preview(bundle: &Path) -> Preview {
+    let read = || {
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(bundle.join("config.json")).ok()?;
+        file.take(MAX_CONFIG_BYTES).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice::<oci::Preview>(&bytes).ok()
+    };
+    let spec: oci::Preview = read().unwrap_or_default();
+    Preview {
+        pod: spec.annotations.get(plan::SANDBOX_ID).cloned(),
+        by_containerd_2: spec.annotations.contains_key(plan::SANDBOX_IMAGE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preview_of(json: &str) -> Preview {
+        let bundle = tempfile::tempdir().unwrap();
+        std::fs::write(bundle.path().join("config.json"), json).unwrap();
+        preview(bundle.path())
+    }
+
+    #[test]
+    fn a_preview_tells_the_pod_and_who_wrote_the_spec() {
+        let spec = |more: &str| {
+            format!(r#"{{"annotations": {{"io.kubernetes.cri.sandbox-id": "s"{more}}}}}"#)
+        };
+        let pod = Some("s".to_string());
+        assert_eq!(
+            preview_of(&spec(
+                r#", "io.kubernetes.cri.podsandbox.image-name": "pause""#
+            )),
+            Preview {
+                pod: pod.clone(),
+                by_containerd_2: true
+            }
+        );
+        assert_eq!(
+            preview_of(&spec("")),
+            Preview {
+                pod,
+                by_containerd_2: false
+            }
+        );
+        assert_eq!(preview_of("{"), Preview::default());
+        assert_eq!(preview(Path::new("/nonexistent")), Preview::default());
+    }
 }

@@ -12,7 +12,7 @@ fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-pub(crate) struct Annotated {
+pub(crate) struct Preview {
     #[serde(deserialize_with = "or_default")]
     pub annotations: BTreeMap<String, String>,
 }

@@ -7,6 +7,7 @@ use slipway_protocol::{Mount, Tier};
 use crate::{Error, oci, parse_options};
 
 pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+pub(crate) const SANDBOX_IMAGE: &str = "io.kubernetes.cri.podsandbox.image-name";
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 const COMPILE: &str = "slipway.dev/compile";
