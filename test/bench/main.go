@@ -81,6 +81,8 @@ type plan struct {
 	cgroupParent string
 	timeout      time.Duration
 	out          string
+	// timeline is containerd's log, to read the steps of slipway's pod starts from.
+	timeline string
 }
 
 func parse(arguments []string) (*plan, error) {
@@ -102,6 +104,7 @@ func parse(arguments []string) (*plan, error) {
 	set.BoolVar(&p.hostNetwork, "host-network", false, "pods in the node's network namespace, without CNI")
 	set.StringVar(&p.cgroupParent, "cgroup-parent", os.Getenv("CGROUP_PARENT"), "parent of the pods' cgroups (default: $CGROUP_PARENT)")
 	set.DurationVar(&p.timeout, "timeout", time.Minute, "limit of each CRI request")
+	set.StringVar(&p.timeline, "timeline", "", "containerd's log at debug level: read the steps of slipway's pod starts from it")
 	set.StringVar(&p.out, "out", "", "write the results here, as JSON")
 	// Each of these changes one part of a runtime: -image conventional=localhost/other:1
 	part := func(name, usage string, change func(*runtime, string)) {
@@ -203,6 +206,11 @@ func run(ctx context.Context, p *plan) error {
 	after := load()
 	if ctx.Err() != nil {
 		return fmt.Errorf("interrupted: %w", context.Cause(ctx))
+	}
+	if p.timeline != "" {
+		if err := readTimeline(p.timeline, p.runtimes[0], results); err != nil {
+			return err
+		}
 	}
 	results.print(os.Stdout)
 	fmt.Printf("load average before %s, after %s\n", before, after)
