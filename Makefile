@@ -35,13 +35,13 @@ demo: dist bed examples ## Run a Wasm pod through CRI on a private containerd, b
 
 test: test-unit test-integration ## Run all tests
 
-test-unit: engine ## Run the tests of the crates
-	@cargo test --locked --workspace
+test-unit: engine bed ## Run the tests of the crates and of the benchmark's client
+	@test/unit
 
 test-integration: dist bed examples ## Run the tests on private containerds, 2.1 and 1.7
 	@test/integration/run
 
-lint: engine ## Check formatting, lints, licences and shell scripts
+lint: engine bed ## Check formatting, lints, licences and shell scripts
 	@test/lint
 
 bench: dist bed examples ## Measure beside runc, crun, a conventional shim and a null shim
