@@ -1,10 +1,12 @@
 """Wasm pods through CRI, on a real containerd."""
+import json
 import os
 import socket
 import subprocess
 import tempfile
+import time
 
-from harness import EXAMPLES, PodTest, slipway
+from harness import EXAMPLES, PATIENCE, PodTest, slipway
 
 
 class Lifecycle(PodTest):
@@ -91,6 +93,34 @@ class Lifecycle(PodTest):
             self.assertEqual(container.ended()["exitCode"], 0)
         log = open(f"{self.bed.root}/containerd.log").read()
         self.assertEqual(log.count(f"compiling /new.wat"), 1)
+
+    def test_a_big_module_starts_unoptimised_and_its_next_start_is_optimised(self):
+        # 3 MB of data; waits an hour by poll_oneoff (one subscription at 0: clock 1, 3.6e12 ns).
+        text = r'''(module
+          (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+          (memory (export "memory") 64)
+          (data (i32.const 16) "\01")
+          (data (i32.const 24) "\00\a0\b8\30\46\03")
+          (data (i32.const 4096) "%s")
+          (func (export "_start") (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))'''
+        with tempfile.TemporaryDirectory() as d:
+            wat = f"{d}/big{os.getpid()}.wat"
+            with open(wat, "w") as f:
+                f.write(text % (str(os.getpid()).ljust(3 << 20, "x")))
+            image = self.bed.image(wat, f"big{os.getpid()}")
+        pod = self.pod()
+        pod.start(image)
+        tiers = lambda: {e["tier"] for e in json.loads(self.bed.run("slipway", "cache", "ls", "--json").stdout) if f"big{os.getpid()}" in e["origin"]}
+        for _ in range(PATIENCE * 10):
+            if tiers() == {"quick", "full"}:
+                break
+            time.sleep(0.1)  # the cache tells nobody what becomes of it
+        self.assertEqual(tiers(), {"quick", "full"})
+        log = lambda: open(f"{self.bed.root}/containerd.log").read()
+        compiling = f"compiling /big{os.getpid()}.wat"
+        self.assertEqual([log().count(compiling), log().count("at low priority for the next start")], [2, 1])
+        pod.start(image)
+        self.assertEqual(log().count(compiling), 2)
 
 
 class Surroundings(PodTest):

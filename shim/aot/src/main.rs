@@ -81,7 +81,11 @@ fn enclose() -> Result<(), String> {
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, CPU_SECONDS, CPU_SECONDS))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CORE as i32, 0, 0))
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
-    slipway_sys::become_user(NOBODY, NOBODY, &[]).map_err(|e| format!("compiler's sandbox: {e}"))
+    slipway_sys::become_user(NOBODY, NOBODY, &[])
+        .map_err(|e| format!("compiler's sandbox: {e}"))?;
+    // After the change of user, which clears it: a compile must not outlive the shim that waits for it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(io)
 }
 
 fn inherited(fd: i32) -> std::io::Result<OwnedFd> {

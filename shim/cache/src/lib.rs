@@ -23,6 +23,7 @@
 //! <key>.lock     held while one process compiles; gone when nobody does
 //! tmp-…          being written; swept when its writer is dead
 //! store.lock     held for moments while entries appear or disappear
+//! background.lock  held by the one who compiles what nobody waits for
 //! ```
 //!
 //! An entry is one file, so it appears, is replaced and disappears atomically. It is never changed in place: whatever
@@ -47,7 +48,7 @@ pub use entry::Meta;
 pub use error::Error;
 pub use key::{Key, Tier, cpu_features};
 pub use list::{Entry, Kind, Removed};
-pub use lock::KeyLock;
+pub use lock::{BackgroundTurn, KeyLock};
 pub use store::{Artefact, Lookup, Options, Store};
 pub use write::PendingArtefact;
 

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use slipway_launch::{Compiler, Install, Job};
+use slipway_protocol::Module;
 
 use crate::args::Compile;
 use crate::terminal::Progress;
@@ -32,15 +33,13 @@ pub fn compile(args: &Compile) -> Result<ExitCode, String> {
             Arc::new(move |text: &str| progress.say(text))
         },
     };
-    let job = Job {
-        module,
+    let what = Module {
         digest: *slipway_module::Digest::of(&bytes).as_bytes(),
         size: bytes.len() as u64,
         path: path.clone(),
         engine,
-        damaged: None,
-        tier: run::tier(args.tier),
     };
+    let job = Job::new(module, what, run::tier(args.tier));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
-use slipway_protocol::{CONTROL_FD, End, FromGuest, Launch, PAGE_BYTES, Timeline, ToGuest};
+use slipway_protocol::{CONTROL_FD, End, FromGuest, Launch, PAGE_BYTES, Tier, Timeline, ToGuest};
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
 enum Stop {
@@ -149,16 +149,20 @@ fn find_artefact(
             .lookup(store, launch.tier)
             .map_err(|e| format!("{}: {e}", module.path))
     };
+    let found = |artefact, tier| {
+        if tier == slipway_cache::Tier::Quick && launch.tier == Tier::Auto {
+            let message = FromGuest::Unoptimised(module.description());
+            slipway_protocol::send(control, &message, &[module.file.as_fd()])?;
+        }
+        Ok(artefact)
+    };
     let damaged = match lookup()? {
-        Lookup::Hit(artefact) => return Ok(artefact),
-        Lookup::Refused(reason) => return Err(format!("{}: {reason}", module.path).into()),
-        Lookup::Miss { damaged } => damaged,
+        (Lookup::Hit(artefact), tier) => return found(artefact, tier),
+        (Lookup::Refused(reason), _) => return Err(format!("{}: {reason}", module.path).into()),
+        (Lookup::Miss { damaged }, _) => damaged,
     };
     let need = FromGuest::NeedArtefact {
-        digest: module.digest,
-        size: module.size,
-        path: module.path.clone(),
-        engine: slipway_engine::version(),
+        module: module.description(),
         damaged,
     };
     slipway_protocol::send(control, &need, &[module.file.as_fd()])?;
@@ -168,9 +172,9 @@ fn find_artefact(
         _ => return Err("expected Artefact".to_string().into()),
     }
     match lookup()? {
-        Lookup::Hit(artefact) => Ok(artefact),
-        Lookup::Refused(reason) => Err(format!("{}: {reason}", module.path).into()),
-        Lookup::Miss { damaged } => Err(format!(
+        (Lookup::Hit(artefact), tier) => found(artefact, tier),
+        (Lookup::Refused(reason), _) => Err(format!("{}: {reason}", module.path).into()),
+        (Lookup::Miss { damaged }, _) => Err(format!(
             "{}: the artefact was compiled but is gone again ({}); is the cache in {} too small?",
             module.path,
             damaged.unwrap_or_else(|| "evicted".into()),

@@ -51,21 +51,33 @@ impl Module {
         Key::new(self.digest, &slipway_engine::version(), tier)
     }
 
-    /// Looks for the wanted tier; with no wish, the full one wins wherever it exists.
+    /// Looks for the wanted tier; with no wish, the full one wins wherever it exists. Says which it was.
     pub fn lookup(
         &self,
         store: &Store,
         wanted: slipway_protocol::Tier,
-    ) -> Result<Lookup, slipway_cache::Error> {
+    ) -> Result<(Lookup, Tier), slipway_cache::Error> {
         use slipway_protocol::Tier as Wanted;
-        match wanted {
-            Wanted::Full => store.lookup(&self.key(Tier::Full)),
-            Wanted::Quick => store.lookup(&self.key(Tier::Quick)),
-            Wanted::Auto if wanted.is_full(self.size) => store.lookup(&self.key(Tier::Full)),
-            Wanted::Auto => match store.lookup(&self.key(Tier::Full))? {
-                Lookup::Miss { damaged: None } => store.lookup(&self.key(Tier::Quick)),
-                found => Ok(found),
-            },
+        let quick_is_enough = match wanted {
+            Wanted::Full => false,
+            Wanted::Quick => return Ok((store.lookup(&self.key(Tier::Quick))?, Tier::Quick)),
+            Wanted::Auto => !wanted.is_full(self.size),
+        };
+        match store.lookup(&self.key(Tier::Full))? {
+            Lookup::Miss { damaged: None } if quick_is_enough => {
+                Ok((store.lookup(&self.key(Tier::Quick))?, Tier::Quick))
+            }
+            found => Ok((found, Tier::Full)),
+        }
+    }
+
+    /// As the host knows it.
+    pub fn description(&self) -> slipway_protocol::Module {
+        slipway_protocol::Module {
+            digest: self.digest,
+            size: self.size,
+            path: self.path.clone(),
+            engine: slipway_engine::version(),
         }
     }
 }

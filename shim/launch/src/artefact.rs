@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use slipway_cache::{Key, Lookup, Options, Store};
+use slipway_cache::{Key, KeyLock, Lookup, Options, Store};
 use slipway_cgroup::Cgroup;
-use slipway_protocol::Tier;
+use slipway_protocol::{Module, Tier};
 use slipway_sys::Exec;
 
 use crate::Install;
@@ -21,8 +21,20 @@ const QUICK_DEADLINE: Duration = Duration::from_secs(600);
 const FULL_DEADLINE: Duration = Duration::from_secs(1800);
 /// Most of the compiler's own output that is read, in bytes.
 const MAX_MESSAGE: u64 = 16 << 10;
+/// Memory of a full compile as a multiple of the module's size: 2.5 GB for 14 MB, 3.3 GB for 36 MB.
+const COMPILE_MEMORY_FACTOR: u64 = 180;
+/// The nice value of a compile that nobody waits for.
+const LOWEST: i32 = 19;
 /// slipway-aot's status for a module that it refuses.
 const REFUSED: u32 = 3;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Priority {
+    /// A start waits for it.
+    Normal,
+    /// Nobody does.
+    Low,
+}
 
 /// Makes artefacts for one pod.
 #[derive(Clone)]
@@ -43,19 +55,36 @@ pub struct Compiler {
 #[derive(Debug)]
 pub struct Job {
     /// Its file.
-    pub module: OwnedFd,
-    /// sha256 of its bytes.
-    pub digest: [u8; 32],
-    /// Its size in bytes.
-    pub size: u64,
-    /// Its name, for messages.
-    pub path: String,
-    /// The engine's part of the key.
-    pub engine: String,
+    file: OwnedFd,
+    /// What it is.
+    module: Module,
     /// What was wrong with a former artefact.
     pub damaged: Option<String>,
     /// What is wanted.
-    pub tier: Tier,
+    tier: Tier,
+}
+
+impl Job {
+    /// The module in `file`, compiled as `tier` says.
+    pub fn new(file: OwnedFd, module: Module, tier: Tier) -> Self {
+        Self {
+            file,
+            module,
+            damaged: None,
+            tier,
+        }
+    }
+
+    fn tier(&self) -> slipway_cache::Tier {
+        match self.tier.is_full(self.module.size) {
+            true => slipway_cache::Tier::Full,
+            false => slipway_cache::Tier::Quick,
+        }
+    }
+
+    fn key(&self) -> Key {
+        Key::new(self.module.digest, &self.module.engine, self.tier())
+    }
 }
 
 /// Why there is no artefact.
@@ -83,67 +112,107 @@ impl Compiler {
         done.unwrap_or_else(|e| Err(CompileError::Failed(e.to_string())))
     }
 
-    fn compile_now(&self, job: &Job) -> Result<(), CompileError> {
-        let full = job.tier.is_full(job.size);
-        let tier = if full {
-            slipway_cache::Tier::Full
-        } else {
-            slipway_cache::Tier::Quick
+    /// Compiles a module that runs unoptimised in full, for its next start: at low priority, one at a time on a node,
+    /// and only where there is memory for it. That it cannot be done is for the log alone. Call it on a thread of its
+    /// own.
+    pub fn improve(&self, job: &Job) {
+        if let Err(e) = self.try_improve(job) {
+            (self.progress)(&format!("{}: not optimised: {e}", job.module.path));
+        }
+    }
+
+    fn try_improve(&self, job: &Job) -> Result<(), CompileError> {
+        let store = self.store()?;
+        let Some(_turn) = store.background_turn()? else {
+            return Ok(());
         };
-        let key = Key::new(job.digest, &job.engine, tier);
-        let store = Store::open(
-            &self.cache_dir,
-            Options {
-                max_bytes: self.cache_bytes,
-            },
-        )?;
+        let needed = job.module.size.saturating_mul(COMPILE_MEMORY_FACTOR);
+        let available = available_memory();
+        if available < 2 * needed {
+            return Err(CompileError::Failed(format!(
+                "it may take {needed} bytes of memory, and the node has {available} available; `slipway compile --tier full` does it anyway"
+            )));
+        }
+        // Whoever compiles it already does so for all.
+        let Some(lock) = store.lock_until(&job.key(), std::time::Instant::now())? else {
+            return Ok(());
+        };
+        match store.lookup(&job.key())? {
+            Lookup::Miss { .. } => self.fill(&store, &lock, job, Priority::Low),
+            _ => Ok(()),
+        }
+    }
+
+    fn store(&self) -> Result<Store, slipway_cache::Error> {
+        let max_bytes = self.cache_bytes;
+        Store::open(&self.cache_dir, Options { max_bytes })
+    }
+
+    fn compile_now(&self, job: &Job) -> Result<(), CompileError> {
+        let store = self.store()?;
         if let Some(damage) = &job.damaged {
             (self.progress)(&format!("damaged artefact removed: {damage}"));
         }
-        let lock = store.lock(&key)?;
-        match store.lookup(&key)? {
-            Lookup::Hit(_) => return Ok(()),
-            Lookup::Refused(reason) => return Err(CompileError::Refused(reason)),
-            Lookup::Miss { .. } => {}
+        let lock = store.lock(&job.key())?;
+        match store.lookup(&job.key())? {
+            Lookup::Hit(_) => Ok(()),
+            Lookup::Refused(reason) => Err(CompileError::Refused(reason)),
+            Lookup::Miss { .. } => self.fill(&store, &lock, job, Priority::Normal),
         }
+    }
+
+    /// Compiles into the entry that is locked.
+    fn fill(
+        &self,
+        store: &Store,
+        lock: &KeyLock,
+        job: &Job,
+        priority: Priority,
+    ) -> Result<(), CompileError> {
+        let path = &job.module.path;
         (self.progress)(&format!(
-            "compiling {} ({} bytes, {} optimisation)",
-            job.path,
-            job.size,
-            if full { "full" } else { "no" }
+            "compiling {path} ({} bytes, {} optimisation{})",
+            job.module.size,
+            match job.tier() {
+                slipway_cache::Tier::Full => "full",
+                slipway_cache::Tier::Quick => "no",
+            },
+            match priority {
+                Priority::Normal => "",
+                Priority::Low => ", at low priority for the next start",
+            }
         ));
         let started = std::time::Instant::now();
-        let pending = store.pending(&lock)?;
+        let pending = store.pending(lock)?;
         let out = pending
             .file()
             .try_clone()
             .map_err(|e| CompileError::Failed(e.to_string()))?;
-        match self.run(job, tier, out.into()) {
-            Ok(()) => drop(store.insert(&lock, pending, &job.path)?),
+        match self.run(job, priority, out.into()) {
+            Ok(()) => drop(store.insert(lock, pending, path)?),
             Err(CompileError::Refused(reason)) => {
                 // Not worth failing for: the next pod would hear it from the compiler again.
-                let _ = store.insert_refusal(&lock, &reason, &job.path);
+                let _ = store.insert_refusal(lock, &reason, path);
                 return Err(CompileError::Refused(reason));
             }
             Err(e) => return Err(e),
         }
         (self.progress)(&format!(
-            "compiled {} in {:.1} s",
-            job.path,
+            "compiled {path} in {:.1} s",
             started.elapsed().as_secs_f64()
         ));
         Ok(())
     }
 
     /// slipway-aot from start to end: namespaces of its own, the module in, the artefact out.
-    fn run(&self, job: &Job, tier: slipway_cache::Tier, out: OwnedFd) -> Result<(), CompileError> {
+    fn run(&self, job: &Job, priority: Priority, out: OwnedFd) -> Result<(), CompileError> {
         let failed = |e: std::io::Error| CompileError::Failed(e.to_string());
         let argv = self
             .install
             .command(
                 "slipway-aot",
                 &["compiler", "runtime"],
-                &[&tier.to_string()],
+                &[&job.tier().to_string()],
             )
             .map_err(failed)?;
         let memfd = || rustix::fs::memfd_create(c"slipway-aot", rustix::fs::MemfdFlags::CLOEXEC);
@@ -158,7 +227,7 @@ impl Compiler {
                 null,
                 clone(&message)?,
                 clone(&message)?,
-                clone(&job.module)?,
+                clone(&job.file)?,
                 out,
             ],
             directory: Some(c_path(std::path::Path::new("/")).map_err(failed)?),
@@ -173,7 +242,12 @@ impl Compiler {
             .map_err(|e| CompileError::Failed(e.to_string()))?
             .unwrap_or_default();
         let child = slipway_sys::spawn(exec, namespaces, None, &cgroup).map_err(failed)?;
-        let deadline = match tier {
+        if priority == Priority::Low {
+            // Fails only for a process that has ended.
+            let _ = rustix::process::Pid::from_raw(child.pid)
+                .map(|pid| rustix::process::setpriority_process(Some(pid), LOWEST));
+        }
+        let deadline = match job.tier() {
             slipway_cache::Tier::Quick => QUICK_DEADLINE,
             slipway_cache::Tier::Full => FULL_DEADLINE,
         };
@@ -197,6 +271,14 @@ impl Compiler {
             ))),
         }
     }
+}
+
+/// MemAvailable of /proc/meminfo in bytes; 0 where it cannot be read.
+fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 /// The status at the end; `None` at the deadline, when the process has been killed.

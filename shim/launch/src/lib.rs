@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use slipway_protocol::{
-    Budget, End, Error as ProtocolError, FromGuest, Launch, Mount, Timeline, ToGuest,
+    Budget, End, Error as ProtocolError, FromGuest, Launch, Mount, Tier, Timeline, ToGuest,
 };
 use slipway_spec::{Namespace, Plan};
 
@@ -56,6 +56,15 @@ pub struct Surroundings<'a> {
     pub cache_bytes: u64,
     /// A module that is not in the root file system.
     pub module: Option<String>,
+}
+
+/// A guest whose module was found, and compiled.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The guest's steps so far.
+    pub steps: Timeline,
+    /// What [`Compiler::improve`] can do for the next start.
+    pub unoptimised: Option<Job>,
 }
 
 /// The guest's part of a plan.
@@ -98,7 +107,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
 }
 
 /// Leads a guest from its spawn to a module that this node can run, compiled where the cache had no artefact. The guest
-/// goes on to load it: [`Guest::loaded`]. Returns the guest's steps.
+/// goes on to load it: [`Guest::loaded`].
 ///
 /// `cgroup` is called while the guest mounts; it makes the cgroup and returns what [`ToGuest::Cgroup`] carries.
 ///
@@ -110,14 +119,19 @@ pub async fn resolve(
     budget: &Budget,
     cgroup: impl FnOnce() -> Result<Vec<String>, StartError>,
     compiler: &Compiler,
-) -> Result<Timeline, StartError> {
+) -> Result<Resolved, StartError> {
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.
     let _ = guest.send(&ToGuest::Launch, &[budget.as_fd(), body.as_fd()]);
     let _ = guest.send(&ToGuest::Cgroup(cgroup()?), &[]);
+    let mut unoptimised = None;
     loop {
         match guest.recv().await {
-            Ok((FromGuest::Resolved(steps), _)) => return Ok(steps),
+            Ok((FromGuest::Resolved(steps), _)) => return Ok(Resolved { steps, unoptimised }),
+            Ok((FromGuest::Unoptimised(module), fds)) => {
+                let full = Tier::Full;
+                unoptimised = fds.into_iter().next().map(|f| Job::new(f, module, full));
+            }
             Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),
             Ok((FromGuest::NoEntrypoint(what), _)) => return Err(StartError::NoEntrypoint(what)),
             Ok((FromGuest::Failed(why), _)) => return Err(StartError::Refused(why)),
@@ -127,29 +141,13 @@ pub async fn resolve(
                     "the guest sent Ready before Resolved".into(),
                 ));
             }
-            Ok((
-                FromGuest::NeedArtefact {
-                    digest,
-                    size,
-                    path,
-                    engine,
-                    damaged,
-                },
-                fds,
-            )) => {
-                let module = fds
+            Ok((FromGuest::NeedArtefact { module, damaged }, fds)) => {
+                let file = fds
                     .into_iter()
                     .next()
                     .ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
-                let job = Job {
-                    module,
-                    digest,
-                    size,
-                    path,
-                    engine,
-                    damaged,
-                    tier: launch.tier,
-                };
+                let mut job = Job::new(file, module, launch.tier);
+                job.damaged = damaged;
                 let answer = match compiler.compile(job).await {
                     Ok(()) => ToGuest::Artefact,
                     Err(e) => ToGuest::NoArtefact(e.to_string()),

@@ -9,6 +9,7 @@
 //!   Cgroup ───────────────────────────────▶│  moves itself there, resolves the entrypoint
 //!   ◀─ NeedArtefact + [module]             │  only on a cache miss
 //!   Artefact ─────────────────────────────▶│  look again
+//!   ◀─ Unoptimised + [module]             │  only where a quick artefact is used in place of a full one
 //!   ◀─ Resolved                            │  Create answers; the guest pivots, drops privileges, loads the artefact
 //!   ◀─ Ready                               │
 //!   Start + [stdin, stdout, stderr] ──────▶│  runs the entrypoint
@@ -64,19 +65,15 @@ pub enum ToGuest {
 /// From the guest to the host.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromGuest {
-    /// The cache has no artefact of the module in the packet's descriptor. Its digest and the wanted tier are in it.
+    /// The cache has no artefact of the module in the packet's descriptor.
     NeedArtefact {
-        /// sha256 of the module's bytes.
-        digest: [u8; 32],
-        /// Size in bytes.
-        size: u64,
-        /// Where the module was found, for messages.
-        path: String,
-        /// The engine's part of the artefact's key.
-        engine: String,
+        /// Which module.
+        module: Module,
         /// What the cache said about a damaged entry, for the log.
         damaged: Option<String>,
     },
+    /// The module in the packet's descriptor runs, but unoptimised: compiled in full, its next start would do better.
+    Unoptimised(Module),
     /// The entrypoint is a program for Linux, not for this engine.
     NotWasm(String),
     /// The image's root file system has no such file (an artefact image has none at all).
@@ -89,6 +86,19 @@ pub enum FromGuest {
     Failed(String),
     /// The program ended.
     Ended(End),
+}
+
+/// A module as the cache knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Module {
+    /// sha256 of its bytes.
+    pub digest: [u8; 32],
+    /// Size in bytes.
+    pub size: u64,
+    /// Where it was found, for messages.
+    pub path: String,
+    /// The engine's part of the artefact's key.
+    pub engine: String,
 }
 
 /// How a program ended.

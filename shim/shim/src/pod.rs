@@ -82,7 +82,7 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
         .enable_time()
         .build()
         .map_err(|e| format!("runtime: {e}"))?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let env = |name: &str| std::env::var(name).ok();
         let events = Events::new(&settings.ttrpc, &settings.namespace, settings.log.clone());
         let pod = Arc::new(Pod {
@@ -108,7 +108,10 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
         let _ = tokio::time::timeout(std::time::Duration::from_secs(1), server.shutdown()).await;
         drop(lock(&pod.spare).take());
         Ok(())
-    })
+    });
+    // A compile that nobody waits for any more ends with this process.
+    runtime.shutdown_background();
+    served
 }
 
 /// A program's streams and the shim's ends of them.
@@ -266,7 +269,8 @@ impl Pod {
             let enter = || made.enter(plan);
             resolved = slipway_launch::resolve(&guest, &launch, &budget, enter, &compiler).await;
         }
-        steps.append(resolved?);
+        let resolved = resolved?;
+        steps.append(resolved.steps);
         steps.mark("resolved");
         if let Some(why) = &plan.unsupported {
             return Err(StartError::Refused(why.clone()));
@@ -275,6 +279,9 @@ impl Pod {
             return Err(StartError::Refused(
                 "process.terminal: terminals are not supported yet; set tty: false".into(),
             ));
+        }
+        if let Some(job) = resolved.unoptimised {
+            tokio::task::spawn_blocking(move || compiler.improve(&job));
         }
         let (streams, kept) = stdio::open(&paths(request)).map_err(StartError::Refused)?;
         steps.mark("streams");
