@@ -1,12 +1,14 @@
 """The command line, without containerd."""
+import glob
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import unittest
 
-from harness import EXAMPLES, TREE, slipway
+from harness import BED, EXAMPLES, ROOT, TREE, slipway
 
 
 class Cli(unittest.TestCase):
@@ -53,6 +55,20 @@ class Cli(unittest.TestCase):
             process.send_signal(number)
             process.communicate(timeout=20)
             self.assertEqual(process.returncode, status)
+
+    def test_the_tree_runs_on_a_host_without_its_libc(self):
+        # A root with nothing but a static busybox: neither glibc nor any library of the host is in sight.
+        with tempfile.TemporaryDirectory() as root:
+            for d in ("bin", "dev", "proc", "sys", "tmp", "old", "var"):
+                os.mkdir(f"{root}/{d}")
+            subprocess.run(["tar", "-xf", *glob.glob(f"{ROOT}/target/dist/slipway-*.tar"), "-C", root], check=True)
+            shutil.copy(f"{BED}/bin/busybox", f"{root}/bin/busybox")
+            shutil.copy(f"{EXAMPLES}/hello.wasm", root)
+            enter = '''cd "$0" && mount --bind . . && cd "$0" && mount -t proc proc proc && mount --rbind /dev dev && mount --rbind /sys sys &&
+                pivot_root . old && exec bin/busybox chroot . /bin/busybox sh -c "busybox umount -l /old && opt/slipway/bin/slipway run /hello.wasm exit 7"'''
+            done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", enter, root],
+                env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=120)
+            self.assertEqual((done.returncode, done.stdout.splitlines()[:1]), (7, ["Hello from Slipway"]), done.stderr)
 
     def test_run_gives_directories_and_stdin(self):
         with tempfile.TemporaryDirectory() as d:
