@@ -387,6 +387,45 @@ impl Cgroup {
         directories.map(|d| d.join(file)).collect()
     }
 
+    /// Stops all processes where they are, or lets them go on; returns when they do.
+    ///
+    /// # Errors
+    /// A write that fails, or processes that do not stop within some seconds.
+    pub fn freeze(&self, freeze: bool) -> Result<(), Error> {
+        let Some(directory) = self.controller("freezer") else {
+            return Err(fail(&self.path, "freeze")(
+                io::ErrorKind::Unsupported.into(),
+            ));
+        };
+        let (file, value, state, done) = match (self.is_v2(), freeze) {
+            (true, true) => ("cgroup.freeze", "1", "cgroup.events", "frozen 1"),
+            (true, false) => ("cgroup.freeze", "0", "cgroup.events", "frozen 0"),
+            (false, true) => ("freezer.state", "FROZEN", "freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED", "freezer.state", "THAWED"),
+        };
+        let path = directory.join(file);
+        let started = Instant::now();
+        loop {
+            // On version 1 a process that forks may escape the first attempt.
+            fs::write(&path, value).map_err(fail(&path, "freeze"))?;
+            let now = fs::read_to_string(directory.join(state)).unwrap_or_default();
+            if now.lines().any(|l| l == done) {
+                return Ok(());
+            }
+            if started.elapsed() > KILL_PATIENCE {
+                let _ = freeze.then(|| fs::write(&path, if self.is_v2() { "0" } else { "THAWED" }));
+                return Err(fail(&path, "freeze")(io::ErrorKind::TimedOut.into()));
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+
+    /// Memory in use that could not be had back by dropping caches, in bytes.
+    pub fn memory_usage(&self) -> u64 {
+        let memory = self.metrics().memory;
+        memory.usage.saturating_sub(memory.file)
+    }
+
     /// Processes in the cgroup itself, not below it.
     pub fn pids(&self) -> Vec<i32> {
         let Some(directory) = self.directories().into_iter().next() else {

@@ -170,6 +170,7 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
             cache_dir: &args.store.cache_dir,
             cache_bytes: args.store.cache_bytes,
             module: source.module.as_ref().map(|m| m.display().to_string()),
+            exec_in: None,
         },
     );
     let budget = Budget::new(args.memory).map_err(|e| format!("memory budget: {e}"))?;
@@ -182,7 +183,7 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
     let mut starting = resolved.map_err(|e| e.to_string())?;
     let start = async {
         guest.loaded().await.map_err(|e| e.to_string())?;
-        guest.start(&streams()?).map_err(|e| e.to_string())
+        guest.start(&streams()?, false).map_err(|e| e.to_string())
     };
     let end = guest.wait();
     tokio::pin!(start, end);

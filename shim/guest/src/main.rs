@@ -74,7 +74,11 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     let layer = resolve::open_layer(&launch)?;
     mounts::enter_namespaces(&launch)?;
     steps.mark("namespaces");
-    let rootfs = mounts::mount_rootfs(&launch)?;
+    let shared = launch.exec_in.map(mounts::Shared::of).transpose()?;
+    let rootfs = match &shared {
+        Some(shared) => shared.rootfs()?,
+        None => mounts::mount_rootfs(&launch)?,
+    };
     steps.mark("mounts");
     join_cgroup(control, &launch)?;
     steps.mark("cgroup");
@@ -86,7 +90,10 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     slipway_protocol::send(control, &FromGuest::Resolved(steps), &[])?;
     drop(store);
     let mut steps = Timeline::begin();
-    mounts::enter_skeleton(&launch, &artefact)?;
+    match shared {
+        Some(shared) => shared.enter(&artefact)?,
+        None => mounts::enter_skeleton(&launch, &artefact)?,
+    }
     steps.mark("skeleton");
     drop_privileges(&launch)?;
     steps.mark("privileges");
@@ -99,8 +106,8 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("load");
     slipway_protocol::send(control, &FromGuest::Ready(steps), &[])?;
     match slipway_protocol::recv::<ToGuest>(control)? {
-        (ToGuest::Start, streams) => {
-            take_streams(streams)?;
+        (ToGuest::Start { terminal }, streams) => {
+            take_streams(streams, terminal)?;
             Ok(run(loaded, &wasi, &call))
         }
         _ => Err(Stop::from("expected Start".to_string())),
@@ -130,11 +137,16 @@ fn join_cgroup(control: BorrowedFd<'_>, launch: &Launch) -> Result<(), Stop> {
     Ok(())
 }
 
-fn take_streams(streams: Vec<OwnedFd>) -> Result<(), String> {
+fn take_streams(streams: Vec<OwnedFd>, terminal: bool) -> Result<(), String> {
     let streams: [OwnedFd; 3] = streams
         .try_into()
         .map_err(|_| "expected Start with three descriptors".to_string())?;
-    sys::set_standard_streams(&streams).map_err(|e| format!("standard streams: {e}"))
+    sys::set_standard_streams(&streams).map_err(|e| format!("standard streams: {e}"))?;
+    if terminal {
+        // This process leads a session of its own since its start; so Ctrl-C reaches it.
+        rustix::process::ioctl_tiocsctty(&streams[0]).map_err(|e| format!("terminal: {e}"))?;
+    }
+    Ok(())
 }
 
 /// The artefact from the cache, or, where the cache has none, after the host has compiled it.

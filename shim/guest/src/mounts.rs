@@ -51,6 +51,64 @@ pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
     .map_err(|e| format!("mount propagation: {e}"))
 }
 
+/// The file systems of a container that runs, for an exec in it.
+pub struct Shared {
+    mounts: OwnedFd,
+    pid: i32,
+}
+
+impl Shared {
+    /// Those of the guest with this pid.
+    pub fn of(pid: i32) -> Result<Self, String> {
+        let path = format!("/proc/{pid}/ns/mnt");
+        let file = fs::File::open(&path).map_err(|e| format!("the container: {path}: {e}"))?;
+        Ok(Self {
+            mounts: file.into(),
+            pid,
+        })
+    }
+
+    /// The container's root.
+    pub fn rootfs(&self) -> Result<OwnedFd, String> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let path = format!("/proc/{}/root/rootfs", self.pid);
+        rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty())
+            .map_err(|e| format!("the container: {path}: {e}"))
+    }
+
+    /// Makes the container's skeleton the root of this process, with its own artefact in the place of the container's.
+    pub fn enter(self, artefact: &Artefact) -> Result<(), String> {
+        use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+        let error = |what: &str| {
+            let what = what.to_string();
+            move |e: rustix::io::Errno| format!("the container's skeleton: {what}: {e}")
+        };
+        // Cloned while this process is where the file was opened: elsewhere its mount could not be.
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = open_tree(artefact.file(), "", flags).map_err(error("artefact"))?;
+        slipway_sys::set_readonly_recursive(tree.as_fd())
+            .map_err(|e| format!("the container's skeleton: artefact: {e}"))?;
+        slipway_sys::setns(self.mounts.as_fd(), libc::CLONE_NEWNS)
+            .map_err(|e| format!("the container's mounts: {e}"))?;
+        unshare(libc::CLONE_NEWNS)?;
+        mount_change(
+            "/",
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )
+        .map_err(error("propagation"))?;
+        move_mount(
+            &tree,
+            "",
+            CWD,
+            ARTEFACT,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .map_err(error("artefact"))
+    }
+}
+
 /// A new cgroup namespace, whose root is the cgroup that the process is in when it is made.
 pub fn unshare_cgroup(launch: &Launch) -> Result<(), String> {
     unshare(launch.unshare & libc::CLONE_NEWCGROUP)

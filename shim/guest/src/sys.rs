@@ -124,6 +124,36 @@ pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     unsafe { libc::syscall(libc::SYS_munmap, addr, len) as c_int }
 }
 
+/// epoll_wait(2) as the engine calls it for poll_oneoff: goes on where the container was frozen and thawed or stopped and
+/// continued meanwhile. The kernel ends the call with EINTR then, which programs take for a failure of sleep.
+///
+/// # Safety
+/// epoll_wait(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut libc::epoll_event,
+    count: c_int,
+    timeout: c_int,
+) -> c_int {
+    let started = std::time::Instant::now();
+    let mut left = timeout;
+    loop {
+        // No signal mask: the plain call.
+        let mask = ptr::null::<libc::sigset_t>();
+        // SAFETY: passed on as it came.
+        let ready = unsafe { libc::epoll_pwait(epoll, events, count, left, mask) };
+        let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+        if ready >= 0 || !interrupted {
+            return ready;
+        }
+        if timeout >= 0 {
+            let passed = c_int::try_from(started.elapsed().as_millis()).unwrap_or(c_int::MAX);
+            left = timeout.saturating_sub(passed).max(0);
+        }
+    }
+}
+
 /// Maps the page that the host writes.
 pub fn obey_budget(fd: &OwnedFd) -> io::Result<()> {
     use rustix::mm::{MapFlags, ProtFlags};

@@ -91,12 +91,15 @@ impl Guest {
         slipway_protocol::send(self.control.get_ref().as_fd(), message, fds)
     }
 
-    /// Lets a guest that is ready run its entrypoint on these standard streams.
+    /// Lets a guest that is ready run its entrypoint on these standard streams, which are a terminal or not.
     ///
     /// # Errors
     /// [`Error::Closed`] once the guest is gone.
-    pub fn start(&self, streams: &[OwnedFd; 3]) -> Result<(), Error> {
-        self.send(&ToGuest::Start, &slipway_protocol::borrow(streams))
+    pub fn start(&self, streams: &[OwnedFd; 3], terminal: bool) -> Result<(), Error> {
+        self.send(
+            &ToGuest::Start { terminal },
+            &slipway_protocol::borrow(streams),
+        )
     }
 
     /// The next message.

@@ -56,6 +56,8 @@ pub struct Surroundings<'a> {
     pub cache_bytes: u64,
     /// A module that is not in the root file system.
     pub module: Option<String>,
+    /// Host's pid of the container's guest, for an exec.
+    pub exec_in: Option<i32>,
 }
 
 /// A guest whose module was found, and compiled.
@@ -102,6 +104,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         cache_dir: around.cache_dir.into(),
         cache_bytes: around.cache_bytes,
         tier: plan.tier,
+        exec_in: around.exec_in,
         module: around.module,
     }
 }

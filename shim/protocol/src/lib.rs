@@ -59,7 +59,10 @@ pub enum ToGuest {
     /// The artefact cannot be made; the text is the container's error.
     NoArtefact(String),
     /// Run the entrypoint on the three standard streams in the packet.
-    Start,
+    Start {
+        /// They are a terminal, which becomes the process's own.
+        terminal: bool,
+    },
 }
 
 /// From the guest to the host.
@@ -151,6 +154,8 @@ pub struct Launch {
     pub cache_bytes: u64,
     /// Wanted optimisation.
     pub tier: Tier,
+    /// Host's pid of a guest whose file systems this one shares, for an exec; nothing is mounted then.
+    pub exec_in: Option<i32>,
     /// Module given by the host (a Wasm artefact's layer) instead of a file of the root file system:
     /// path of a file that the guest may read before it drops privileges.
     pub module: Option<String>,
@@ -368,7 +373,7 @@ mod tests {
         let (host, guest) = pair().unwrap();
         drop(guest);
         assert!(matches!(
-            send(host.as_fd(), &ToGuest::Start, &[]),
+            send(host.as_fd(), &ToGuest::Start { terminal: false }, &[]),
             Err(Error::Closed)
         ));
         assert!(matches!(

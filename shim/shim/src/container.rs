@@ -1,116 +1,52 @@
-//! One container of the pod whose process is our own: the sandbox's holder, or a Wasm guest.
-//!
-//! ```text
-//! Created ──start──▶ Running ──end of the process──▶ Stopped ──delete──▶ (gone)
-//!    └───────────────end of the process──────────────▶┘
-//! ```
-//! All changes of state happen in functions without an await, on the shim's one thread, and publish their event
-//! there: a TaskExit cannot overtake its TaskStart, and a TaskOOM precedes its TaskExit.
+//! One container of the pod that is our own: the sandbox with its holder, or a Wasm container with its guests.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::Status;
-use containerd_shim_protos::events::task::{TaskExit, TaskOOM, TaskStart};
-use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use containerd_shim_protos::events::task::{
+    TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
 use slipway_cgroup::Cgroup;
-use slipway_launch::Guest;
-use slipway_protocol::End;
-use slipway_sys::Child;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use slipway_protocol::{Budget, End};
+use slipway_spec::{Plan, Resources};
 
 use crate::error::{self, Result};
 use crate::events::{Events, now};
 use crate::log::Log;
-use crate::stdio::{Kept, Paths};
+use crate::process::{Exit, Process};
 
-/// The process behind a container.
-pub enum Process {
-    /// The pod's namespaces.
-    Holder {
-        /// Its pid.
-        pid: i32,
-        /// Readable when it has ended.
-        pidfd: AsyncFd<OwnedFd>,
-    },
-    /// A program.
-    Guest(Guest),
-}
-
-impl Process {
-    /// Wraps a holder. Within the runtime.
-    pub fn holder(child: Child) -> std::io::Result<Self> {
-        Ok(Self::Holder {
-            pid: child.pid,
-            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
-        })
-    }
-
-    fn pid(&self) -> i32 {
-        match self {
-            Self::Holder { pid, .. } => *pid,
-            Self::Guest(guest) => guest.pid(),
-        }
-    }
-
-    fn kill(&self, signal: i32) -> std::io::Result<()> {
-        match self {
-            Self::Holder { pidfd, .. } => slipway_sys::pidfd_kill(pidfd.get_ref().as_fd(), signal),
-            Self::Guest(guest) => guest.kill(signal),
-        }
-    }
-
-    async fn wait(&self) -> End {
-        match self {
-            Self::Guest(guest) => guest.wait().await,
-            Self::Holder { pid, pidfd } => {
-                let _ = pidfd.readable().await;
-                let status = slipway_sys::reap(*pid).ok().flatten().unwrap_or(137);
-                End {
-                    status: u8::try_from(status).unwrap_or(255),
-                    reason: String::new(),
-                    out_of_memory: false,
-                }
-            }
-        }
-    }
-}
-
-/// How and when the process ended.
-#[derive(Debug, Clone)]
-pub struct Exit {
-    /// Status as containers report it.
-    pub status: u32,
-    /// When.
-    pub at: Timestamp,
-}
-
-/// What stays the same for a container's life.
+/// A container.
 pub struct Container {
     /// containerd's id.
     pub id: String,
     /// Its bundle.
     pub bundle: String,
-    /// Its streams, as containerd named them.
-    pub paths: Paths,
+    /// What it was made from.
+    pub plan: Plan,
     /// Where it is accounted; `None` where the spec names no cgroup.
     pub cgroup: Option<Cgroup>,
-    /// Host file that tells the kubelet why a container ended.
-    pub termination_message: Option<String>,
-    process: Process,
+    /// Its own process; when that ends, the container ends.
+    pub main: Process,
     /// OOM kills in the cgroup before the process began: a cgroup may be older than its container.
     oom_kills_before: u64,
-    life: Mutex<Life>,
-    exit: watch::Sender<Option<Exit>>,
+    execs: Mutex<HashMap<String, Arc<Exec>>>,
+    /// The memory budgets of its guests.
+    budgets: Mutex<Budgets>,
 }
 
-struct Life {
-    status: Status,
-    /// The program's streams, until it runs.
-    streams: Option<[OwnedFd; 3]>,
-    kept: Kept,
+/// A process that was added to a running container.
+pub struct Exec {
+    /// The process.
+    pub process: Process,
+    /// What it is to become.
+    pub plan: Plan,
+}
+
+#[derive(Default)]
+struct Budgets {
+    limit: Option<u64>,
+    pages: Vec<Arc<Budget>>,
 }
 
 /// What a new container is made from.
@@ -120,17 +56,18 @@ pub struct Parts {
     /// See [`Container`].
     pub bundle: String,
     /// See [`Container`].
-    pub paths: Paths,
+    pub plan: Plan,
     /// See [`Container`].
     pub cgroup: Option<Cgroup>,
-    /// See [`Container`].
-    pub termination_message: Option<String>,
-    /// The process, created and not started.
-    pub process: Process,
-    /// The program's streams; the sandbox has none.
-    pub streams: Option<[OwnedFd; 3]>,
-    /// The shim's ends of them.
-    pub kept: Kept,
+    /// See [`Container`]; created and not started.
+    pub main: Process,
+    /// Its memory budget; the sandbox has none.
+    pub budget: Option<Arc<Budget>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Never held across an await or a call that can panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Container {
@@ -140,134 +77,214 @@ impl Container {
             oom_kills_before: parts.cgroup.as_ref().map_or(0, Cgroup::oom_kills),
             id: parts.id,
             bundle: parts.bundle,
-            paths: parts.paths,
             cgroup: parts.cgroup,
-            termination_message: parts.termination_message,
-            process: parts.process,
-            life: Mutex::new(Life {
-                status: Status::CREATED,
-                streams: parts.streams,
-                kept: parts.kept,
+            main: parts.main,
+            execs: Mutex::default(),
+            budgets: Mutex::new(Budgets {
+                limit: parts.plan.resources.memory_budget(),
+                pages: parts.budget.into_iter().collect(),
             }),
-            exit: watch::Sender::new(None),
+            plan: parts.plan,
         });
-        tokio::spawn(watch_end(container.clone(), events, log));
+        tokio::spawn(watch_main(container.clone(), events, log));
         container
     }
 
-    fn life(&self) -> MutexGuard<'_, Life> {
-        // Never held across an await or a call that can panic.
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Process id on the host.
-    pub fn pid(&self) -> u32 {
-        self.process.pid().unsigned_abs()
-    }
-
-    /// containerd's word for the state.
-    pub fn status(&self) -> Status {
-        self.life().status
-    }
-
-    /// The end, once there is one.
-    pub fn exited(&self) -> Option<Exit> {
-        self.exit.borrow().clone()
-    }
-
-    /// Lets a created process run, as soon as its module is loaded.
+    /// Lets the created container run, as soon as its module is loaded.
     pub async fn start(&self, events: &Events, log: &Log) -> Result<()> {
-        if let Process::Guest(guest) = &self.process {
-            let steps = guest.loaded().await.map_err(|e| error::start(&e))?;
+        if let Some(steps) = self.main.loaded().await? {
             log.debug(&format!("started {}: microseconds: {steps}", self.id));
         }
-        let mut life = self.life();
-        if life.status != Status::CREATED {
-            return Err(error::precondition(format!(
-                "container {} is {:?}, not created",
-                self.id, life.status
-            )));
-        }
-        if let (Process::Guest(guest), Some(streams)) = (&self.process, life.streams.take()) {
-            guest.start(&streams).map_err(|e| {
-                error::precondition(format!("container {}: the guest is gone: {e}", self.id))
-            })?;
-        }
-        life.status = Status::RUNNING;
+        self.main.begin()?;
         events.publish(&TaskStart {
             container_id: self.id.clone(),
-            pid: self.pid(),
+            pid: self.main.pid(),
             ..TaskStart::default()
         });
         Ok(())
     }
 
-    /// Sends a signal to the process.
-    pub fn kill(&self, signal: u32) -> Result<()> {
-        if self.status() == Status::STOPPED {
-            return Err(error::not_found("process already finished"));
+    /// Stops all processes of the container where they are.
+    pub fn pause(&self, events: &Events) -> Result<()> {
+        self.main.turn(Status::RUNNING, Status::PAUSED)?;
+        if let Err(e) = self.freezable()?.freeze(true) {
+            let _ = self.main.turn(Status::PAUSED, Status::RUNNING);
+            return Err(error::internal(e));
         }
-        let number = i32::try_from(signal)
-            .map_err(|_| error::invalid(format!("signal {signal} does not exist")))?;
-        match self.process.kill(number) {
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
-                Err(error::not_found("process already finished"))
+        events.publish(&TaskPaused {
+            container_id: self.id.clone(),
+            ..TaskPaused::default()
+        });
+        Ok(())
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self, events: &Events) -> Result<()> {
+        self.main.turn(Status::PAUSED, Status::RUNNING)?;
+        self.freezable()?.freeze(false).map_err(error::internal)?;
+        events.publish(&TaskResumed {
+            container_id: self.id.clone(),
+            ..TaskResumed::default()
+        });
+        Ok(())
+    }
+
+    fn freezable(&self) -> Result<&Cgroup> {
+        let none =
+            || error::precondition("linux.cgroupsPath is empty: there is nothing to freeze by");
+        self.cgroup.as_ref().ok_or_else(none)
+    }
+
+    /// Sends a signal to the container's own process, or to its execs too. A frozen one could not end.
+    pub fn kill(&self, signal: u32, all: bool) -> Result<()> {
+        if all {
+            for exec in lock(&self.execs).values() {
+                let _ = exec.process.kill(signal);
             }
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-                Err(error::invalid(format!("signal {signal} does not exist")))
-            }
-            other => other.map_err(|e| error::internal(format!("kill {}: {e}", self.id))),
         }
+        self.main.kill(signal)?;
+        let deadly = signal == libc::SIGKILL.unsigned_abs();
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| deadly && self.is_paused()) {
+            cgroup.freeze(false).map_err(error::internal)?;
+        }
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        self.main.status() == Status::PAUSED
+    }
+
+    /// Moves limits of the running container. The memory budget of its guests moves at once; a limit of the cgroup
+    /// that is below what is in use stays where it is, for it would kill: growth is refused by the budget then.
+    pub fn update(&self, resources: &Resources, log: &Log) -> Result<()> {
+        let mut applied = resources.clone();
+        if let (Some(limit), Some(cgroup)) =
+            (resources.memory_limit.filter(|l| *l != 0), &self.cgroup)
+        {
+            let used = cgroup.memory_usage();
+            if u64::try_from(limit).is_ok_and(|limit| limit < used) {
+                log.info(&format!(
+                    "container {}: {used} bytes of memory are in use, the limit is {limit} now: nothing more is granted",
+                    self.id
+                ));
+                (applied.memory_limit, applied.memory_swap) = (None, None);
+            }
+            let mut budgets = lock(&self.budgets);
+            budgets.limit = resources.memory_budget();
+            for page in &budgets.pages {
+                page.set_limit(budgets.limit).map_err(error::internal)?;
+            }
+        }
+        match &self.cgroup {
+            Some(cgroup) => cgroup.apply(&applied).map_err(error::internal),
+            None => Ok(()),
+        }
+    }
+
+    /// A budget page for a further guest, with the limit as it is now.
+    pub fn new_budget(&self) -> std::io::Result<Arc<Budget>> {
+        let mut budgets = lock(&self.budgets);
+        let page = Arc::new(Budget::new(budgets.limit)?);
+        // Those of guests that have ended are held by nobody else.
+        budgets.pages.retain(|page| Arc::strong_count(page) > 1);
+        budgets.pages.push(page.clone());
+        Ok(page)
     }
 
     /// Processes of the container: all in its cgroup.
     pub fn pids(&self) -> Vec<u32> {
-        let mut pids: Vec<u32> = match (&self.process, &self.cgroup) {
-            (Process::Guest(_), Some(cgroup)) => {
-                cgroup.pids().into_iter().map(i32::unsigned_abs).collect()
-            }
-            _ => Vec::new(),
-        };
-        if pids.is_empty() && self.status() != Status::STOPPED {
-            pids.push(self.pid());
+        let cgroup = self.cgroup.as_ref().filter(|_| !self.plan.args.is_empty());
+        let mut pids: Vec<u32> = cgroup
+            .map(|c| c.pids().into_iter().map(i32::unsigned_abs).collect())
+            .unwrap_or_default();
+        if pids.is_empty() && self.main.status() != Status::STOPPED {
+            pids.push(self.main.pid());
         }
         pids
     }
 
-    /// The program's stdin ends.
-    pub fn close_stdin(&self) {
-        self.life().kept.close_stdin();
+    /// The process that a request means.
+    pub fn process(self: &Arc<Self>, exec: &str) -> Result<Which> {
+        if exec.is_empty() {
+            return Ok(Which::Main(self.clone()));
+        }
+        self.exec(exec).map(Which::Exec)
     }
 
-    /// Waits for the end.
-    pub async fn wait(&self) -> Exit {
-        let mut exit = self.exit.subscribe();
-        let ended = exit.wait_for(Option::is_some).await;
-        let exit = ended.ok().and_then(|exit| exit.clone());
-        // The sender lives as long as `self`.
-        exit.unwrap_or_else(|| Exit {
-            status: 255,
+    /// An exec by its id.
+    pub fn exec(&self, id: &str) -> Result<Arc<Exec>> {
+        let execs = lock(&self.execs);
+        let none = || error::not_found(format!("exec {id} of container {}", self.id));
+        execs.get(id).cloned().ok_or_else(none)
+    }
+
+    /// Adds an exec that does not run yet.
+    pub fn add_exec(&self, exec: Exec) -> Result<()> {
+        let mut execs = lock(&self.execs);
+        if execs.contains_key(&exec.process.id) {
+            return Err(error::exists(&exec.process.id));
+        }
+        execs.insert(exec.process.id.clone(), Arc::new(exec));
+        Ok(())
+    }
+
+    /// Takes an exec away that does not run.
+    pub fn remove_exec(&self, id: &str) -> Result<Exit> {
+        let exec = self.exec(id)?;
+        if exec.process.status() == Status::RUNNING {
+            return Err(error::precondition(format!(
+                "exec {id} is running: kill it first"
+            )));
+        }
+        lock(&self.execs).remove(id);
+        let never = Exit {
+            status: 0,
             at: now(),
-        })
+        };
+        Ok(exec.process.exited().unwrap_or(never))
     }
 
     /// Ends what is left of the container, and removes its cgroup.
     pub async fn destroy(&self) -> std::result::Result<Exit, slipway_cgroup::Error> {
-        let _ = self.process.kill(libc::SIGKILL);
-        let exit = self.wait().await;
+        let _ = self.kill(libc::SIGKILL.unsigned_abs(), true);
+        let exit = self.main.wait().await;
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove()?;
         }
         Ok(exit)
     }
+
+    /// True once for each time that the kernel's OOM killer was here.
+    fn killed_for_memory(&self) -> bool {
+        self.cgroup.as_ref().map_or(0, Cgroup::oom_kills) > self.oom_kills_before
+    }
+}
+
+/// The process that a request means.
+pub enum Which {
+    /// The container's own.
+    Main(Arc<Container>),
+    /// An exec.
+    Exec(Arc<Exec>),
+}
+
+impl std::ops::Deref for Which {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        match self {
+            Self::Main(container) => &container.main,
+            Self::Exec(exec) => &exec.process,
+        }
+    }
 }
 
 /// The one task that moves a container to Stopped.
-async fn watch_end(container: Arc<Container>, events: Events, log: Log) {
-    let mut end = container.process.wait().await;
-    let killed =
-        container.cgroup.as_ref().map_or(0, Cgroup::oom_kills) > container.oom_kills_before;
-    if killed && end.status == 137 && !end.out_of_memory {
+async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
+    let Some(mut end) = container.main.body_end().await else {
+        return;
+    };
+    if container.killed_for_memory() && end.status == 137 && !end.out_of_memory {
         end.out_of_memory = true;
         end.reason = "killed by the kernel: the container's memory limit was reached".into();
     }
@@ -276,18 +293,31 @@ async fn watch_end(container: Arc<Container>, events: Events, log: Log) {
             "container {} ended with status {}: {}",
             container.id, end.status, end.reason
         ));
-        if let Some(file) = &container.termination_message {
+        if let Some(file) = &container.plan.termination_message {
             write_termination_message(file, &end.reason);
         }
     }
+    // Its execs end with it, as they would with the first process of a pid namespace.
+    for exec in lock(&container.execs).values() {
+        let _ = exec.process.kill(libc::SIGKILL.unsigned_abs());
+    }
+    ended(&container, &container.main, &end, &events);
+}
+
+/// The one task that moves an exec to Stopped.
+pub async fn watch_exec(container: Arc<Container>, exec: Arc<Exec>, events: Events) {
+    let Some(end) = exec.process.body_end().await else {
+        return;
+    };
+    ended(&container, &exec.process, &end, &events);
+}
+
+fn ended(container: &Container, process: &Process, end: &End, events: &Events) {
     let exit = Exit {
         status: end.status.into(),
         at: now(),
     };
-    let mut life = container.life();
-    life.status = Status::STOPPED;
-    life.streams = None;
-    life.kept.finish();
+    process.stop();
     if end.out_of_memory {
         events.publish(&TaskOOM {
             container_id: container.id.clone(),
@@ -296,13 +326,23 @@ async fn watch_end(container: Arc<Container>, events: Events, log: Log) {
     }
     events.publish(&TaskExit {
         container_id: container.id.clone(),
-        id: container.id.clone(),
-        pid: container.pid(),
+        id: process.id.clone(),
+        pid: process.pid(),
         exit_status: exit.status,
         exited_at: Some(exit.at.clone()).into(),
         ..TaskExit::default()
     });
-    container.exit.send_replace(Some(exit));
+    process.tell(exit);
+}
+
+/// Announces an exec that runs.
+pub fn exec_started(container: &Container, exec: &Exec, events: &Events) {
+    events.publish(&TaskExecStarted {
+        container_id: container.id.clone(),
+        exec_id: exec.process.id.clone(),
+        pid: exec.process.pid(),
+        ..TaskExecStarted::default()
+    });
 }
 
 /// What the kubelet reads of a termination message, in bytes.

@@ -26,11 +26,11 @@ use slipway_sys::Exec;
 use tokio::io::Interest;
 
 use crate::boot::{self, Flags};
-use crate::container::Exit;
 use crate::error::{self, Result};
 use crate::events::{Events, now};
 use crate::log::Log;
 use crate::pod::Settings;
+use crate::process::Exit;
 
 const PROGRAM: &str = "containerd-shim-runc-v2";
 /// Directory in the sandbox's bundle that is the delegate's working directory.

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -49,6 +50,8 @@ events! {
     TaskStart "/tasks/start";
     TaskExit "/tasks/exit";
     TaskDelete "/tasks/delete";
+    TaskExecAdded "/tasks/exec-added";
+    TaskExecStarted "/tasks/exec-started";
     TaskOOM "/tasks/oom";
     TaskPaused "/tasks/paused";
     TaskResumed "/tasks/resumed";

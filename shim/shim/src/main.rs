@@ -11,6 +11,7 @@ mod error;
 mod events;
 mod log;
 mod pod;
+mod process;
 mod sandbox;
 mod service;
 mod stats;

@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api;
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use slipway_cgroup::Cgroup;
-use slipway_launch::{Compiler, Guest, Install, StartError, Surroundings};
+use slipway_launch::{Compiler, Guest, Install, Resolved, StartError, Surroundings};
 use slipway_protocol::{Budget, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
 use slipway_sys::CgroupEntry;
 use tokio::sync::Notify;
 
-use crate::container::{Container, Exit, Parts, Process};
+use crate::container::{self, Container, Exec, Parts};
 use crate::delegate::Delegate;
 use crate::error::{self, Result};
 use crate::events::Events;
 use crate::log::Log;
+use crate::process::{Body, Exit, Process};
 use crate::stdio::{self, Paths};
 use crate::{cleanup, sandbox, service};
 
@@ -114,9 +115,6 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
     served
 }
 
-/// A program's streams and the shim's ends of them.
-type Streams = (Option<[std::os::fd::OwnedFd; 3]>, stdio::Kept);
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Never held across an await.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -168,8 +166,8 @@ impl Pod {
         };
         self.log
             .debug(&format!("created {}: microseconds: {steps}", request.id));
-        self.publish_create(request, container.pid());
-        let pid = container.pid();
+        let pid = container.main.pid();
+        self.publish_create(request, pid);
         lock(&self.members).insert(request.id.clone(), Member::Own(container));
         Ok(pid)
     }
@@ -204,7 +202,7 @@ impl Pod {
         made.create(plan)?;
         steps.mark("cgroup");
         let holder = sandbox::hold(plan, &made.entry()?).map_err(StartError::Refused)?;
-        let process = Process::holder(holder)?;
+        let body = Body::holder(holder)?;
         steps.mark("holder");
         match slipway_launch::spawn(&self.install, &Namespace::New, &made.entry()?) {
             Ok(spare) => *lock(&self.spare) = Some(spare),
@@ -212,17 +210,9 @@ impl Pod {
             Err(e) => self.log.error(&format!("spare guest: {e}")),
         }
         steps.mark("spare");
-        Ok(Container::new(
-            self.parts(
-                request,
-                plan,
-                made.keep(),
-                process,
-                (None, stdio::Kept::default()),
-            ),
-            self.events.clone(),
-            self.log.clone(),
-        ))
+        let main = Process::new(&request.id, paths(request), false);
+        main.embody(body, None, (None, stdio::Kept::default()));
+        Ok(self.container(request, plan, made.keep(), main, None))
     }
 
     async fn create_wasm(
@@ -232,65 +222,193 @@ impl Pod {
         cgroup: Option<Cgroup>,
         steps: &mut Timeline,
     ) -> std::result::Result<Arc<Container>, StartError> {
-        let mut made = Made::new(cgroup.clone());
+        let compiler = self.compiler(cgroup.as_ref());
+        let mut made = Made::new(cgroup);
         let mut guest = match self.spare(plan) {
             Some(spare) => spare,
             None => self.guest(plan, &mut made)?,
         };
         steps.mark("guest");
-        let budget = Budget::new(plan.resources.memory_budget())?;
-        let compiler = Compiler {
-            install: self.install.clone(),
-            cache_dir: self.cache_dir.clone(),
-            cache_bytes: self.cache_bytes,
-            cgroup: cgroup.clone(),
-            progress: {
-                let log = self.log.clone();
-                Arc::new(move |text: &str| log.info(text))
-            },
-        };
-        let surroundings = |module| Surroundings {
+        let budget = Arc::new(Budget::new(plan.resources.memory_budget())?);
+        let around = Surroundings {
             bundle: Path::new(&request.bundle),
             root_mounts: root_mounts(request),
             cache_dir: &self.cache_dir,
             cache_bytes: self.cache_bytes,
-            module,
+            module: None,
+            exec_in: None,
         };
-        let launch = slipway_launch::launch(&self.install, plan, surroundings(None));
-        let enter = || made.enter(plan);
-        let mut resolved =
-            slipway_launch::resolve(&guest, &launch, &budget, enter, &compiler).await;
-        if let (Err(StartError::NoEntrypoint(missing)), Some(image)) = (&resolved, &plan.image) {
-            // An image that is a Wasm artefact has no root file system: its module is a layer.
-            let layer = self.layer(image, plan, missing.clone()).await?;
-            guest = self.guest(plan, &mut made)?;
-            let launch =
-                slipway_launch::launch(&self.install, plan, surroundings(Some(layer.path())));
-            let enter = || made.enter(plan);
-            resolved = slipway_launch::resolve(&guest, &launch, &budget, enter, &compiler).await;
-        }
-        let resolved = resolved?;
+        let resolved = self
+            .resolve(&mut guest, plan, around, &budget, &mut made, &compiler)
+            .await?;
         steps.append(resolved.steps);
         steps.mark("resolved");
         if let Some(why) = &plan.unsupported {
             return Err(StartError::Refused(why.clone()));
         }
-        if request.terminal {
-            return Err(StartError::Refused(
-                "process.terminal: terminals are not supported yet; set tty: false".into(),
-            ));
-        }
         if let Some(job) = resolved.unoptimised {
             tokio::task::spawn_blocking(move || compiler.improve(&job));
         }
-        let (streams, kept) = stdio::open(&paths(request)).map_err(StartError::Refused)?;
+        let streams = stdio::open(&paths(request), request.terminal, plan.uid)
+            .map_err(StartError::Refused)?;
         steps.mark("streams");
-        let process = Process::Guest(guest);
-        Ok(Container::new(
-            self.parts(request, plan, made.keep(), process, (Some(streams), kept)),
+        let main = Process::new(&request.id, paths(request), request.terminal);
+        main.embody(Body::Guest(guest), Some(budget.clone()), streams);
+        Ok(self.container(request, plan, made.keep(), main, Some(budget)))
+    }
+
+    /// Leads a guest to its module: a file of the root file system, or, where there is none, the image's layer.
+    async fn resolve(
+        &self,
+        guest: &mut Guest,
+        plan: &Plan,
+        around: Surroundings<'_>,
+        budget: &Budget,
+        made: &mut Made,
+        compiler: &Compiler,
+    ) -> std::result::Result<Resolved, StartError> {
+        let launch = slipway_launch::launch(&self.install, plan, around.clone());
+        let enter = || made.enter(plan);
+        let resolved = slipway_launch::resolve(guest, &launch, budget, enter, compiler).await;
+        let (Err(StartError::NoEntrypoint(missing)), Some(image)) = (&resolved, &plan.image) else {
+            return resolved;
+        };
+        // An image that is a Wasm artefact has no root file system.
+        let layer = self.layer(image, plan, missing.clone()).await?;
+        *guest = self.guest(plan, made)?;
+        let around = Surroundings {
+            module: Some(layer.path()),
+            ..around
+        };
+        let launch = slipway_launch::launch(&self.install, plan, around);
+        let enter = || made.enter(plan);
+        slipway_launch::resolve(guest, &launch, budget, enter, compiler).await
+    }
+
+    fn compiler(&self, cgroup: Option<&Cgroup>) -> Compiler {
+        Compiler {
+            install: self.install.clone(),
+            cache_dir: self.cache_dir.clone(),
+            cache_bytes: self.cache_bytes,
+            cgroup: cgroup.cloned(),
+            progress: {
+                let log = self.log.clone();
+                Arc::new(move |text: &str| log.info(text))
+            },
+        }
+    }
+
+    fn container(
+        &self,
+        request: &api::CreateTaskRequest,
+        plan: &Plan,
+        cgroup: Option<Cgroup>,
+        main: Process,
+        budget: Option<Arc<Budget>>,
+    ) -> Arc<Container> {
+        let parts = Parts {
+            id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            plan: plan.clone(),
+            cgroup,
+            main,
+            budget,
+        };
+        Container::new(parts, self.events.clone(), self.log.clone())
+    }
+
+    /// Exec: notes a further process of a running container; Start makes it.
+    pub fn add_exec(&self, container: &Container, request: &api::ExecProcessRequest) -> Result<()> {
+        if container.main.status() != api::Status::RUNNING {
+            return Err(error::precondition(format!(
+                "container {} is {:?}: exec needs a running one",
+                container.id,
+                container.main.status()
+            )));
+        }
+        if container.plan.role == Role::Sandbox {
+            return Err(error::unimplemented(
+                "a sandbox has no programs and no root file system to exec in",
+            ));
+        }
+        let plan = container
+            .plan
+            .exec(&request.spec.value, container.main.pid())
+            .map_err(error::invalid)?;
+        let paths = Paths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+        };
+        container.add_exec(Exec {
+            process: Process::new(&request.exec_id, paths, request.terminal),
+            plan,
+        })?;
+        self.events.publish(&TaskExecAdded {
+            container_id: container.id.clone(),
+            exec_id: request.exec_id.clone(),
+            ..TaskExecAdded::default()
+        });
+        Ok(())
+    }
+
+    /// Start of an exec: a new guest in the container's namespaces, cgroup and root file system.
+    pub async fn start_exec(&self, container: &Arc<Container>, exec: &Arc<Exec>) -> Result<()> {
+        let started = self.run_exec(container, exec).await;
+        if let Err(e) = started {
+            exec.process.fail();
+            return Err(error::start(&e));
+        }
+        tokio::spawn(container::watch_exec(
+            container.clone(),
+            exec.clone(),
             self.events.clone(),
-            self.log.clone(),
-        ))
+        ));
+        if let Err(e) = exec.process.loaded().await {
+            // It waits for its end; nobody else would end it.
+            let _ = exec.process.kill(libc::SIGKILL.unsigned_abs());
+            return Err(e);
+        }
+        exec.process.begin()?;
+        container::exec_started(container, exec, &self.events);
+        Ok(())
+    }
+
+    async fn run_exec(
+        &self,
+        container: &Arc<Container>,
+        exec: &Arc<Exec>,
+    ) -> std::result::Result<(), StartError> {
+        let plan = &exec.plan;
+        let compiler = self.compiler(container.cgroup.as_ref());
+        let mut made = Made::existing(container.cgroup.clone());
+        let mut guest = self.guest(plan, &mut made)?;
+        let budget = container.new_budget()?;
+        let around = Surroundings {
+            bundle: Path::new(&container.bundle),
+            root_mounts: Vec::new(),
+            cache_dir: &self.cache_dir,
+            cache_bytes: self.cache_bytes,
+            module: None,
+            exec_in: i32::try_from(container.main.pid()).ok(),
+        };
+        let resolved = self
+            .resolve(&mut guest, plan, around, &budget, &mut made, &compiler)
+            .await;
+        resolved.map_err(|e| match e {
+            StartError::NoEntrypoint(what) => StartError::NoEntrypoint(format!(
+                "exec: {what}. A Wasm container has no shell or tools: exec runs modules of its image"
+            )),
+            StartError::NotWasm(what) => StartError::Refused(format!(
+                "exec: {what}: only modules run in a Wasm container"
+            )),
+            other => other,
+        })?;
+        let streams = stdio::open(&exec.process.paths, exec.process.terminal, plan.uid)
+            .map_err(StartError::Refused)?;
+        exec.process
+            .embody(Body::Guest(guest), Some(budget), streams);
+        Ok(())
     }
 
     /// The guest that was started with the pod, where it fits.
@@ -328,26 +446,6 @@ impl Pod {
         .await
     }
 
-    fn parts(
-        &self,
-        request: &api::CreateTaskRequest,
-        plan: &Plan,
-        cgroup: Option<Cgroup>,
-        process: Process,
-        (streams, kept): Streams,
-    ) -> Parts {
-        Parts {
-            id: request.id.clone(),
-            bundle: request.bundle.clone(),
-            paths: paths(request),
-            cgroup,
-            termination_message: plan.termination_message.clone(),
-            process,
-            streams,
-            kept,
-        }
-    }
-
     /// Notes a container in the sandbox's bundle, for `delete` after a crash: containerd calls it for the sandbox only.
     fn record(&self, id: &str, cgroup: Option<&Cgroup>) {
         let line = format!("{id} {}\n", cgroup.map(Cgroup::path).unwrap_or_default());
@@ -362,9 +460,10 @@ impl Pod {
 
     /// Delete: what a stopped or never started container leaves.
     pub async fn delete(&self, container: &Container) -> Result<Exit> {
-        if container.status() == api::Status::RUNNING {
+        let status = container.main.status();
+        if matches!(status, api::Status::RUNNING | api::Status::PAUSED) {
             return Err(error::precondition(format!(
-                "container {} is running: kill it first",
+                "container {} is {status:?}: kill it first",
                 container.id
             )));
         }
@@ -375,7 +474,7 @@ impl Pod {
         }
         self.events.publish(&TaskDelete {
             container_id: container.id.clone(),
-            pid: container.pid(),
+            pid: container.main.pid(),
             exit_status: exit.status,
             exited_at: Some(exit.at.clone()).into(),
             ..TaskDelete::default()
@@ -438,6 +537,16 @@ impl Made {
             created: false,
             inside: false,
             keep: false,
+        }
+    }
+
+    /// Another process's already, for an exec.
+    fn existing(cgroup: Option<Cgroup>) -> Self {
+        Self {
+            cgroup,
+            created: true,
+            inside: true,
+            keep: true,
         }
     }
 

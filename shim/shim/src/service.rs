@@ -11,8 +11,8 @@ use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim_protos::types::task::ProcessInfo;
+use slipway_spec::Resources;
 
-use crate::container::Container;
 use crate::error::{self, Result};
 use crate::pod::{Member, Pod};
 use crate::stats;
@@ -41,32 +41,32 @@ pub async fn listen(socket: UnixListener, pod: Arc<Pod>) -> std::result::Result<
     Ok(server)
 }
 
-/// Execs are not there yet; their requests carry an exec id.
-fn no_exec(container: &Container, exec: &str) -> Result<()> {
-    match exec.is_empty() {
-        true => Ok(()),
-        false => Err(error::not_found(format!(
-            "exec {exec} of container {}",
-            container.id
-        ))),
+/// The type of Update's resources.
+const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+
+fn resources(request: &api::UpdateTaskRequest) -> Result<Resources> {
+    let any = request.resources.get_or_default();
+    if !any.type_url.ends_with(RESOURCES) {
+        return Err(error::invalid(format!(
+            "resources of type {:?}: expected {RESOURCES}",
+            any.type_url
+        )));
     }
+    slipway_spec::parse_resources(&any.value).map_err(error::invalid)
 }
 
-fn not_yet(what: &str, id: &str) -> containerd_shim_protos::ttrpc::Error {
-    error::unimplemented(format!(
-        "container {id}: {what} is not supported yet for Wasm containers"
-    ))
-}
-
-/// Methods that are Unimplemented for our own containers and forwarded for Linux ones.
-macro_rules! later {
-    ($($method:ident($request:ty) $name:literal;)* { $($rest:tt)* }) => {
+/// Methods that answer nothing: what is done for a container of ours, in one expression; Linux ones are forwarded.
+macro_rules! service {
+    ($($method:ident($request:ident: $type:ty) $name:literal |$service:ident, $container:ident| $body:expr;)* { $($rest:tt)* }) => {
         #[async_trait]
         impl Task for Service {
-            $(async fn $method(&self, context: &TtrpcContext, request: $request) -> Result<api::Empty> {
-                match self.0.member(&request.id)? {
-                    Member::Own(_) => Err(not_yet($name, &request.id)),
-                    Member::Linux => self.0.delegate.forward(&request.id, $name, context, &request).await,
+            $(async fn $method(&self, context: &TtrpcContext, $request: $type) -> Result<api::Empty> {
+                match self.0.member(&$request.id)? {
+                    Member::Own($container) => {
+                        let $service = &self.0;
+                        $body.map(|()| api::Empty::default())
+                    }
+                    Member::Linux => self.0.delegate.forward(&$request.id, $name, context, &$request).await,
                 }
             })*
             $($rest)*
@@ -74,13 +74,29 @@ macro_rules! later {
     };
 }
 
-later! {
-    pause(api::PauseRequest) "Pause";
-    resume(api::ResumeRequest) "Resume";
-    checkpoint(api::CheckpointTaskRequest) "Checkpoint";
-    exec(api::ExecProcessRequest) "Exec";
-    resize_pty(api::ResizePtyRequest) "ResizePty";
-    update(api::UpdateTaskRequest) "Update";
+service! {
+    pause(request: api::PauseRequest) "Pause" |pod, container| container.pause(&pod.events);
+    resume(request: api::ResumeRequest) "Resume" |pod, container| container.resume(&pod.events);
+    checkpoint(request: api::CheckpointTaskRequest) "Checkpoint" |_pod, container| Err(error::unimplemented(format!(
+        "container {}: a Wasm container cannot be checkpointed", container.id
+    )));
+    exec(request: api::ExecProcessRequest) "Exec" |pod, container| pod.add_exec(&container, &request);
+    resize_pty(request: api::ResizePtyRequest) "ResizePty" |_pod, container| {
+        let side = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        container.process(&request.exec_id)?.resize(side(request.width), side(request.height))
+    };
+    update(request: api::UpdateTaskRequest) "Update" |pod, container| container.update(&resources(&request)?, &pod.log);
+    kill(request: api::KillRequest) "Kill" |_pod, container| match request.exec_id.as_str() {
+        "" => container.kill(request.signal, request.all),
+        exec => container.exec(exec)?.process.kill(request.signal),
+    };
+    close_io(request: api::CloseIORequest) "CloseIO" |_pod, container| {
+        let process = container.process(&request.exec_id)?;
+        if request.stdin {
+            process.close_stdin();
+        }
+        Ok(())
+    };
     {
         async fn create(&self, context: &TtrpcContext, request: api::CreateTaskRequest) -> Result<api::CreateTaskResponse> {
             let pid = self.0.create(&request, context).await?;
@@ -90,9 +106,12 @@ later! {
         async fn start(&self, context: &TtrpcContext, request: api::StartRequest) -> Result<api::StartResponse> {
             match self.0.member(&request.id)? {
                 Member::Own(container) => {
-                    no_exec(&container, &request.exec_id)?;
-                    container.start(&self.0.events, &self.0.log).await?;
-                    Ok(api::StartResponse { pid: container.pid(), ..Default::default() })
+                    match request.exec_id.as_str() {
+                        "" => container.start(&self.0.events, &self.0.log).await?,
+                        exec => self.0.start_exec(&container, &container.exec(exec)?).await?,
+                    }
+                    let pid = container.process(&request.exec_id)?.pid();
+                    Ok(api::StartResponse { pid, ..Default::default() })
                 }
                 Member::Linux => self.0.delegate.forward(&request.id, "Start", context, &request).await,
             }
@@ -101,16 +120,18 @@ later! {
         async fn state(&self, context: &TtrpcContext, request: api::StateRequest) -> Result<api::StateResponse> {
             match self.0.member(&request.id)? {
                 Member::Own(container) => {
-                    no_exec(&container, &request.exec_id)?;
-                    let exit = container.exited();
+                    let process = container.process(&request.exec_id)?;
+                    let exit = process.exited();
                     Ok(api::StateResponse {
                         id: container.id.clone(),
+                        exec_id: request.exec_id,
                         bundle: container.bundle.clone(),
-                        pid: container.pid(),
-                        status: container.status().into(),
-                        stdin: container.paths.stdin.clone(),
-                        stdout: container.paths.stdout.clone(),
-                        stderr: container.paths.stderr.clone(),
+                        pid: process.pid(),
+                        status: process.status().into(),
+                        stdin: process.paths.stdin.clone(),
+                        stdout: process.paths.stdout.clone(),
+                        stderr: process.paths.stderr.clone(),
+                        terminal: process.terminal,
                         exit_status: exit.as_ref().map_or(0, |e| e.status),
                         exited_at: exit.map(|e| e.at).into(),
                         ..Default::default()
@@ -124,8 +145,7 @@ later! {
         async fn wait(&self, context: &TtrpcContext, request: api::WaitRequest) -> Result<api::WaitResponse> {
             match self.0.member(&request.id)? {
                 Member::Own(container) => {
-                    no_exec(&container, &request.exec_id)?;
-                    let exit = container.wait().await;
+                    let exit = container.process(&request.exec_id)?.wait().await;
                     Ok(api::WaitResponse { exit_status: exit.status, exited_at: Some(exit.at).into(), ..Default::default() })
                 }
                 Member::Linux if request.exec_id.is_empty() => self.0.delegate.wait(context, &request).await,
@@ -133,25 +153,16 @@ later! {
             }
         }
 
-        async fn kill(&self, context: &TtrpcContext, request: api::KillRequest) -> Result<api::Empty> {
-            match self.0.member(&request.id)? {
-                Member::Own(container) => {
-                    no_exec(&container, &request.exec_id)?;
-                    // `all` means the same: a container of ours is one process.
-                    container.kill(request.signal)?;
-                    Ok(api::Empty::default())
-                }
-                Member::Linux => self.0.delegate.forward(&request.id, "Kill", context, &request).await,
-            }
-        }
-
         async fn delete(&self, context: &TtrpcContext, request: api::DeleteRequest) -> Result<api::DeleteResponse> {
             match self.0.member(&request.id)? {
                 Member::Own(container) => {
-                    no_exec(&container, &request.exec_id)?;
-                    let exit = self.0.delete(&container).await?;
+                    let pid = container.process(&request.exec_id)?.pid();
+                    let exit = match request.exec_id.as_str() {
+                        "" => self.0.delete(&container).await?,
+                        exec => container.remove_exec(exec)?,
+                    };
                     Ok(api::DeleteResponse {
-                        pid: container.pid(),
+                        pid,
                         exit_status: exit.status,
                         exited_at: Some(exit.at).into(),
                         ..Default::default()
@@ -176,19 +187,6 @@ later! {
             }
         }
 
-        async fn close_io(&self, context: &TtrpcContext, request: api::CloseIORequest) -> Result<api::Empty> {
-            match self.0.member(&request.id)? {
-                Member::Own(container) => {
-                    no_exec(&container, &request.exec_id)?;
-                    if request.stdin {
-                        container.close_stdin();
-                    }
-                    Ok(api::Empty::default())
-                }
-                Member::Linux => self.0.delegate.forward(&request.id, "CloseIO", context, &request).await,
-            }
-        }
-
         async fn stats(&self, context: &TtrpcContext, request: api::StatsRequest) -> Result<api::StatsResponse> {
             match self.0.member(&request.id)? {
                 Member::Own(container) => {
@@ -202,7 +200,7 @@ later! {
 
         async fn connect(&self, context: &TtrpcContext, request: api::ConnectRequest) -> Result<api::ConnectResponse> {
             let task_pid = match self.0.member(&request.id) {
-                Ok(Member::Own(container)) => container.pid(),
+                Ok(Member::Own(container)) => container.main.pid(),
                 Ok(Member::Linux) => {
                     let answer: Result<api::ConnectResponse> = self.0.delegate.forward(&request.id, "Connect", context, &request).await;
                     answer.map_or(0, |a| a.task_pid)

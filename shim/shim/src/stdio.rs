@@ -1,12 +1,17 @@
-//! Standard streams: containerd's FIFOs go to the guest as they are, nothing is copied on the way.
+//! Standard streams: containerd's FIFOs go to the guest as they are, nothing is copied on the way. A terminal is a pty of
+//! which the shim keeps the master, and copies between that and the FIFOs.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::termios::Winsize;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
 
 /// How long output that nobody has read yet is kept after the end.
 const LINGER: Duration = Duration::from_secs(10);
@@ -22,6 +27,9 @@ pub struct Paths {
     pub stderr: String,
 }
 
+/// A program's streams, until it runs, and the shim's ends of them.
+pub type Streams = (Option<[OwnedFd; 3]>, Kept);
+
 /// The shim's own ends, which keep the FIFOs alive.
 #[derive(Debug, Default)]
 pub struct Kept {
@@ -29,6 +37,28 @@ pub struct Kept {
     stdin: Option<OwnedFd>,
     /// Read and write ends: a log reader may come late, or go away and come back.
     output: Vec<OwnedFd>,
+    terminal: Option<Terminal>,
+}
+
+/// The master's side of a pty.
+#[derive(Debug)]
+pub struct Terminal {
+    master: Arc<AsyncFd<OwnedFd>>,
+    /// Copies from stdin's FIFO.
+    input: Option<AbortHandle>,
+}
+
+impl Terminal {
+    /// Sets the size in characters; the program's side is told by SIGWINCH.
+    pub fn resize(&self, width: u16, height: u16) -> std::io::Result<()> {
+        let size = Winsize {
+            ws_col: width,
+            ws_row: height,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        Ok(rustix::termios::tcsetwinsize(self.master.get_ref(), size)?)
+    }
 }
 
 fn nonblocking() -> i32 {
@@ -39,11 +69,14 @@ fn blocking(fd: &impl AsFd) -> std::io::Result<()> {
     Ok(rustix::io::ioctl_fionbio(fd, false)?)
 }
 
-/// Opens the three streams for a guest.
+/// Opens the three streams for a guest, or a terminal that belongs to `uid`. Within the runtime.
 ///
 /// # Errors
 /// A text that names the stream and its path.
-pub fn open(paths: &Paths) -> Result<([OwnedFd; 3], Kept), String> {
+pub fn open(paths: &Paths, terminal: bool, uid: u32) -> Result<Streams, String> {
+    if terminal {
+        return open_terminal(paths, uid).map_err(|e| format!("terminal: {e}"));
+    }
     let mut kept = Kept::default();
     let stdin = match paths.stdin.as_str() {
         "" => null()?,
@@ -55,7 +88,86 @@ pub fn open(paths: &Paths) -> Result<([OwnedFd; 3], Kept), String> {
     };
     let stdout = output("stdout", &paths.stdout)?;
     let stderr = output("stderr", &paths.stderr)?;
-    Ok(([stdin, stdout, stderr], kept))
+    Ok((Some([stdin, stdout, stderr]), kept))
+}
+
+fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let slave = ioctl_tiocgptpeer(&master, flags)?;
+    rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(uid)), None)?;
+    rustix::io::ioctl_fionbio(&master, true)?;
+    let both = Interest::READABLE | Interest::WRITABLE;
+    let master = Arc::new(slipway_sys::watch(master, both)?);
+    let mut kept = Kept::default();
+    let mut input = None;
+    if !paths.stdin.is_empty() {
+        // Both ends: a client that detaches must not end the program's input.
+        let fifo = open_fifo(&paths.stdin)?;
+        let fifo = slipway_sys::watch(fifo, Interest::READABLE)?;
+        let copy = copy_to_terminal(fifo, master.clone());
+        input = Some(tokio::spawn(copy).abort_handle());
+    }
+    if !paths.stdout.is_empty() {
+        let fifo = slipway_sys::watch(open_fifo(&paths.stdout)?, Interest::WRITABLE)?;
+        tokio::spawn(copy_from_terminal(master.clone(), fifo));
+    }
+    kept.terminal = Some(Terminal { master, input });
+    let streams = [slave.try_clone()?, slave.try_clone()?, slave];
+    Ok((Some(streams), kept))
+}
+
+fn open_fifo(path: &str) -> std::io::Result<OwnedFd> {
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(nonblocking());
+    Ok(options.open(path)?.into())
+}
+
+/// What is copied at once, in bytes; a line of typing is less.
+const COPY: usize = 4096;
+
+async fn copy_to_terminal(fifo: AsyncFd<OwnedFd>, master: Arc<AsyncFd<OwnedFd>>) {
+    let mut buffer = [0; COPY];
+    while let Ok(n @ 1..) = read(&fifo, &mut buffer).await {
+        if write(&master, &buffer[..n]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Until the last of the program's descriptors is closed (EIO) and all is copied.
+async fn copy_from_terminal(master: Arc<AsyncFd<OwnedFd>>, fifo: AsyncFd<OwnedFd>) {
+    let mut buffer = [0; COPY];
+    while let Ok(n @ 1..) = read(&master, &mut buffer).await {
+        if write(&fifo, &buffer[..n]).await.is_err() {
+            return;
+        }
+    }
+    linger_on(&fifo).await;
+}
+
+async fn read(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        let mut ready = fd.readable().await?;
+        match rustix::io::read(fd.get_ref(), &mut *buffer) {
+            Err(rustix::io::Errno::WOULDBLOCK) => ready.clear_ready(),
+            other => return Ok(other?),
+        }
+    }
+}
+
+async fn write(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let mut ready = fd.writable().await?;
+        match rustix::io::write(fd.get_ref(), bytes) {
+            Err(rustix::io::Errno::WOULDBLOCK) => ready.clear_ready(),
+            other => bytes = &bytes[other?..],
+        }
+    }
+    Ok(())
 }
 
 fn null() -> Result<OwnedFd, String> {
@@ -119,9 +231,18 @@ impl Kept {
         self.stdin = None;
     }
 
+    /// The terminal, if there is one.
+    pub fn terminal(&self) -> Option<&Terminal> {
+        self.terminal.as_ref()
+    }
+
     /// After the program's end: lets a reader see the end of file once it has read everything.
     pub fn finish(&mut self) {
         self.stdin = None;
+        // The copy of its output ends by itself, when the last of the program's descriptors is closed.
+        if let Some(input) = self.terminal.take().and_then(|t| t.input) {
+            input.abort();
+        }
         for fifo in self.output.drain(..) {
             if unread(&fifo) > 0 {
                 tokio::spawn(linger(fifo));
@@ -136,9 +257,12 @@ fn unread(fifo: &OwnedFd) -> u64 {
 
 /// Keeps a FIFO with unread output open until its reader has taken it.
 async fn linger(fifo: OwnedFd) {
-    let Ok(fifo) = slipway_sys::watch(fifo, Interest::WRITABLE) else {
-        return;
-    };
+    if let Ok(fifo) = slipway_sys::watch(fifo, Interest::WRITABLE) {
+        linger_on(&fifo).await;
+    }
+}
+
+async fn linger_on(fifo: &AsyncFd<OwnedFd>) {
     let drained = async {
         while unread(fifo.get_ref()) > 0 {
             // Edge-triggered: every read by the other side makes the FIFO writable anew.

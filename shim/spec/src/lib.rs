@@ -91,6 +91,18 @@ pub fn parse(json: &[u8]) -> Result<Plan, Error> {
     plan::plan(spec)
 }
 
+/// Parses linux.resources alone, as Update sends them.
+///
+/// # Errors
+/// [`Error::Json`].
+pub fn parse_resources(json: &[u8]) -> Result<Resources, Error> {
+    let resources = serde_json::from_slice(json).map_err(|source| Error::Json {
+        path: "linux.resources".into(),
+        source,
+    })?;
+    Ok(plan::resources(resources))
+}
+
 /// What a shim has to know of a spec on the way to its socket, where nothing else of it matters.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Preview {

@@ -155,6 +155,49 @@ fn refuse(field: &str, reason: impl Into<String>) -> Error {
     }
 }
 
+impl Plan {
+    /// The plan of a further process in this running container, whose guest has this pid.
+    ///
+    /// # Errors
+    /// [`Error::Json`] and [`Error::Field`].
+    pub fn exec(&self, process: &[u8], pid: u32) -> Result<Self, Error> {
+        let process: oci::Process =
+            serde_json::from_slice(process).map_err(|source| Error::Json {
+                path: "the process to exec".into(),
+                source,
+            })?;
+        check_process(&process)?;
+        let rlimits = process.rlimits.iter().enumerate();
+        let join = |ns: &Namespace, name: &str| match ns {
+            Namespace::Host => Namespace::Host,
+            _ => Namespace::Path(format!("/proc/{pid}/ns/{name}")),
+        };
+        Ok(Self {
+            rlimits: rlimits
+                .map(|(i, l)| rlimit(i, l))
+                .collect::<Result<_, _>>()?,
+            args: process.args,
+            env: process.env,
+            cwd: if process.cwd.is_empty() {
+                "/".into()
+            } else {
+                process.cwd
+            },
+            terminal: process.terminal,
+            uid: process.user.uid,
+            gid: process.user.gid,
+            groups: process.user.additional_gids,
+            mounts: Vec::new(),
+            pid: join(&self.pid, "pid"),
+            network: join(&self.network, "net"),
+            ipc: join(&self.ipc, "ipc"),
+            uts: join(&self.uts, "uts"),
+            cgroup_ns: join(&self.cgroup_ns, "cgroup"),
+            ..self.clone()
+        })
+    }
+}
+
 pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
     let annotation = |name: &str| spec.annotations.get(name).cloned();
     let role = match annotation(CONTAINER_TYPE).as_deref() {
@@ -461,7 +504,7 @@ fn cgroup(path: &str) -> Result<Option<CgroupPath>, Error> {
     ))))
 }
 
-fn resources(r: oci::Resources) -> Resources {
+pub(crate) fn resources(r: oci::Resources) -> Resources {
     Resources {
         memory_limit: r.memory.limit,
         memory_reservation: r.memory.reservation,

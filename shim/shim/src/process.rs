@@ -1,0 +1,275 @@
+//! One process of a container: its own, or one that was added by Exec.
+//!
+//! ```text
+//! Created ──start──▶ Running ──end of the process──▶ Stopped ──delete──▶ (gone)
+//!    └───────────────end of the process──────────────▶┘
+//! ```
+//! All changes of state happen in functions without an await, on the shim's one thread, and publish their event
+//! there: a TaskExit cannot overtake its TaskStart, and a TaskOOM precedes its TaskExit.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use containerd_shim_protos::api::Status;
+use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use slipway_launch::Guest;
+use slipway_protocol::{Budget, End, Timeline};
+use slipway_sys::Child;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use crate::error::{self, Result};
+use crate::events::now;
+use crate::stdio::{Kept, Paths, Streams};
+
+/// The operating system's process behind a container's.
+pub enum Body {
+    /// The pod's namespaces.
+    Holder {
+        /// Its pid.
+        pid: i32,
+        /// Readable when it has ended.
+        pidfd: AsyncFd<OwnedFd>,
+    },
+    /// A program.
+    Guest(Guest),
+}
+
+impl Body {
+    /// Wraps a holder. Within the runtime.
+    pub fn holder(child: Child) -> std::io::Result<Self> {
+        Ok(Self::Holder {
+            pid: child.pid,
+            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
+        })
+    }
+
+    fn pid(&self) -> i32 {
+        match self {
+            Self::Holder { pid, .. } => *pid,
+            Self::Guest(guest) => guest.pid(),
+        }
+    }
+
+    fn kill(&self, signal: i32) -> std::io::Result<()> {
+        match self {
+            Self::Holder { pidfd, .. } => slipway_sys::pidfd_kill(pidfd.get_ref().as_fd(), signal),
+            Self::Guest(guest) => guest.kill(signal),
+        }
+    }
+
+    async fn wait(&self) -> End {
+        match self {
+            Self::Guest(guest) => guest.wait().await,
+            Self::Holder { pid, pidfd } => {
+                let _ = pidfd.readable().await;
+                let status = slipway_sys::reap(*pid).ok().flatten().unwrap_or(137);
+                End {
+                    status: u8::try_from(status).unwrap_or(255),
+                    reason: String::new(),
+                    out_of_memory: false,
+                }
+            }
+        }
+    }
+}
+
+/// How and when a process ended.
+#[derive(Debug, Clone)]
+pub struct Exit {
+    /// Status as containers report it.
+    pub status: u32,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A process as containerd knows it.
+pub struct Process {
+    /// containerd's id: the container's, or the exec's.
+    pub id: String,
+    /// Its streams, as containerd named them.
+    pub paths: Paths,
+    /// It has a terminal in place of three streams.
+    pub terminal: bool,
+    /// Unset for an exec that was not started.
+    body: OnceLock<Body>,
+    /// The guest's memory budget; kept for as long as the process is known.
+    budget: OnceLock<Arc<Budget>>,
+    life: Mutex<Life>,
+    exit: watch::Sender<Option<Exit>>,
+}
+
+struct Life {
+    status: Status,
+    /// The program's streams, until it runs.
+    streams: Option<[OwnedFd; 3]>,
+    kept: Kept,
+}
+
+impl Process {
+    /// A process in state Created, of which there is nothing yet.
+    pub fn new(id: &str, paths: Paths, terminal: bool) -> Self {
+        Self {
+            id: id.into(),
+            paths,
+            terminal,
+            body: OnceLock::new(),
+            budget: OnceLock::new(),
+            life: Mutex::new(Life {
+                status: Status::CREATED,
+                streams: None,
+                kept: Kept::default(),
+            }),
+            exit: watch::Sender::new(None),
+        }
+    }
+
+    /// Gives it its body, once.
+    pub fn embody(&self, body: Body, budget: Option<Arc<Budget>>, streams: Streams) {
+        let mut life = self.life();
+        if self.body.set(body).is_ok() {
+            let _ = budget.map(|page| self.budget.set(page));
+            (life.streams, life.kept) = streams;
+        }
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        // Never held across an await or a call that can panic.
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Process id on the host; 0 before there is a process.
+    pub fn pid(&self) -> u32 {
+        self.body.get().map_or(0, |b| b.pid().unsigned_abs())
+    }
+
+    /// containerd's word for the state.
+    pub fn status(&self) -> Status {
+        self.life().status
+    }
+
+    /// The end, once there is one.
+    pub fn exited(&self) -> Option<Exit> {
+        self.exit.borrow().clone()
+    }
+
+    /// Moves from one state to another.
+    ///
+    /// # Errors
+    /// It is in a third one.
+    pub fn turn(&self, from: Status, to: Status) -> Result<()> {
+        let mut life = self.life();
+        if life.status != from {
+            return Err(error::precondition(format!(
+                "process {} is {:?}, not {from:?}",
+                self.id, life.status
+            )));
+        }
+        life.status = to;
+        Ok(())
+    }
+
+    /// Waits until the module is loaded; the steps that it took.
+    pub async fn loaded(&self) -> Result<Option<Timeline>> {
+        match self.body.get() {
+            Some(Body::Guest(guest)) => {
+                Ok(Some(guest.loaded().await.map_err(|e| error::start(&e))?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Lets a created and loaded process run.
+    pub fn begin(&self) -> Result<()> {
+        self.turn(Status::CREATED, Status::RUNNING)?;
+        let streams = self.life().streams.take();
+        match (self.body.get(), streams) {
+            (Some(Body::Guest(guest)), Some(streams)) => {
+                guest.start(&streams, self.terminal).map_err(|e| {
+                    error::precondition(format!("process {}: the guest is gone: {e}", self.id))
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a signal.
+    pub fn kill(&self, signal: u32) -> Result<()> {
+        let number = i32::try_from(signal)
+            .map_err(|_| error::invalid(format!("signal {signal} does not exist")))?;
+        let body = self.body.get().filter(|_| self.status() != Status::STOPPED);
+        let Some(body) = body else {
+            return Err(error::not_found("process already finished"));
+        };
+        match body.kill(number) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                Err(error::not_found("process already finished"))
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                Err(error::invalid(format!("signal {signal} does not exist")))
+            }
+            other => other.map_err(|e| error::internal(format!("kill {}: {e}", self.id))),
+        }
+    }
+
+    /// The program's stdin ends.
+    pub fn close_stdin(&self) {
+        self.life().kept.close_stdin();
+    }
+
+    /// The terminal's size in characters.
+    ///
+    /// # Errors
+    /// There is no terminal.
+    pub fn resize(&self, width: u16, height: u16) -> Result<()> {
+        match self.life().kept.terminal() {
+            Some(terminal) => terminal
+                .resize(width, height)
+                .map_err(|e| error::internal(format!("terminal of {}: {e}", self.id))),
+            None => Err(error::precondition(format!(
+                "process {} has no terminal",
+                self.id
+            ))),
+        }
+    }
+
+    /// Waits for the end.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await;
+        let exit = ended.ok().and_then(|exit| exit.clone());
+        // The sender lives as long as `self`.
+        exit.unwrap_or_else(|| Exit {
+            status: 255,
+            at: now(),
+        })
+    }
+
+    /// Waits for the end of the body, and takes it off the kernel's table.
+    pub async fn body_end(&self) -> Option<End> {
+        Some(self.body.get()?.wait().await)
+    }
+
+    /// Moves to Stopped. Those who wait are told by [`Process::tell`], after the events.
+    pub fn stop(&self) {
+        let mut life = self.life();
+        life.status = Status::STOPPED;
+        life.streams = None;
+        life.kept.finish();
+    }
+
+    /// An exec that could not be started: it has ended without an event, for nothing of it ever ran.
+    pub fn fail(&self) {
+        self.stop();
+        self.tell(Exit {
+            status: 255,
+            at: now(),
+        });
+    }
+
+    /// Tells those who wait.
+    pub fn tell(&self, exit: Exit) {
+        self.exit.send_replace(Some(exit));
+    }
+}
