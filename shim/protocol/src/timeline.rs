@@ -61,7 +61,10 @@ mod tests {
 
     #[test]
     fn steps_are_told_by_the_time_since_the_step_before() {
-        let mut shim = Timeline(vec![("begin".into(), 1_000_000), ("spec".into(), 1_041_000)]);
+        let mut shim = Timeline(vec![
+            ("begin".into(), 1_000_000),
+            ("spec".into(), 1_041_000),
+        ]);
         shim.append(Timeline(vec![("mounts".into(), 2_000_000)]));
         assert_eq!(shim.to_string(), "spec=41 mounts=959");
     }
