@@ -32,7 +32,8 @@ class Bed:
     def __init__(self, version):
         self.version = version
         self.root = run(f"{ROOT}/test/bed/bed", "up", version).stdout.strip()
-        self.name = os.path.basename(self.root)
+        # Parent of the pods' cgroups, as the kubelet of this cgroup driver would give it.
+        self.cgroup_parent = self.run("sh", "-c", "echo $CGROUP_PARENT").stdout.strip()
         with open(f"{self.root}/crictl.yaml", "w") as f:
             f.write(f"timeout: {PATIENCE}\n")
         self.images = set()
@@ -74,7 +75,7 @@ class Bed:
     def state(self):
         """All that a pod may leave behind, on the host and inside."""
         inside = self.run("sh", "-c", "cat /proc/mounts; find /run/containerd/s /run/containerd/io.containerd.runtime.v2.task /run/containerd/fifo /run/netns -mindepth 1 2>/dev/null | grep -v 'task/k8s.io$'; ps -eo comm | grep -E 'slipway|shim|pause'", check=False).stdout
-        cgroups = run("find", "/sys/fs/cgroup", "-path", f"*{self.name}/*", "-type", "d", check=False).stdout
+        cgroups = run("find", "/sys/fs/cgroup", "-path", f"*{self.cgroup_parent}/*", "-type", "d", check=False).stdout
         host = open("/proc/self/mountinfo").read()
         temporary = "\n".join(n for n in os.listdir("/tmp") if n.startswith("slipway-") and "bed" not in n)
         return sorted(inside.splitlines()), sorted(cgroups.splitlines()), len(host.splitlines()), temporary
@@ -177,7 +178,7 @@ class PodTest(unittest.TestCase):
         name = f"p{self.bed.count}"
         config = {
             "metadata": {"name": name, "namespace": "test", "uid": name}, "hostname": name, "log_directory": f"{self.bed.root}/logs",
-            "linux": {"cgroup_parent": f"/{self.bed.name}", **fields.pop("linux", {})}, **fields,
+            "linux": {"cgroup_parent": self.bed.cgroup_parent, **fields.pop("linux", {})}, **fields,
         }
         path = f"{self.bed.root}/{name}.json"
         with open(path, "w") as f:

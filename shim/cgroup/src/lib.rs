@@ -6,7 +6,7 @@
 
 mod metrics;
 
-pub use metrics::{Cpu, Memory, Metrics};
+pub use metrics::{Cpu, Io, Memory, Metrics};
 
 use std::fs;
 use std::io;

@@ -1,5 +1,6 @@
 //! Counters of a cgroup, in one shape for both versions.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,19 @@ pub struct Metrics {
     pub pids_current: u64,
     /// Most tasks allowed; 0 for no limit.
     pub pids_limit: u64,
+    /// What went to and came from block devices (version 2 only).
+    pub io: Vec<Io>,
+}
+
+/// What went to and came from one block device.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Io {
+    /// The device's numbers.
+    pub device: (u64, u64),
+    /// Bytes read and written.
+    pub bytes: (u64, u64),
+    /// Reads and writes.
+    pub operations: (u64, u64),
 }
 
 /// CPU time.
@@ -70,6 +84,10 @@ pub struct Memory {
     pub swap_usage: u64,
     /// Its limit.
     pub swap_limit: u64,
+    /// All of memory.stat, by the kernel's names (version 2 only).
+    pub stat: BTreeMap<String, u64>,
+    /// All of memory.events, by the kernel's names (version 2 only).
+    pub events: BTreeMap<String, u64>,
 }
 
 /// The number behind a key in a "key value" file; 0 where there is none.
@@ -78,6 +96,32 @@ pub(crate) fn keyed(text: &str, key: &str) -> u64 {
         .find_map(|line| line.split_once(' ').filter(|(k, _)| *k == key))
         .and_then(|(_, v)| v.trim().parse().ok())
         .unwrap_or(0)
+}
+
+/// All of a "key value" file.
+fn counters(text: &str) -> BTreeMap<String, u64> {
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter_map(|(key, value)| Some((key.to_string(), value.trim().parse().ok()?)))
+        .collect()
+}
+
+/// A line of io.stat: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
+fn io(line: &str) -> Option<Io> {
+    let (device, counters) = line.split_once(' ')?;
+    let (major, minor) = device.split_once(':')?;
+    let counter = |key: &str| {
+        counters
+            .split(' ')
+            .find_map(|pair| pair.split_once('=').filter(|(k, _)| *k == key))
+            .and_then(|(_, v)| v.parse().ok())
+            .unwrap_or(0)
+    };
+    Some(Io {
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        bytes: (counter("rbytes"), counter("wbytes")),
+        operations: (counter("rios"), counter("wios")),
+    })
 }
 
 fn number(path: &Path) -> u64 {
@@ -138,16 +182,20 @@ pub(crate) fn read_v1(controller: &dyn Fn(&str) -> Option<PathBuf>) -> Metrics {
             kernel: value("memory", "memory.kmem.usage_in_bytes"),
             swap_usage: value("memory", "memory.memsw.usage_in_bytes"),
             swap_limit: value("memory", "memory.memsw.limit_in_bytes"),
+            ..Memory::default()
         },
         pids_current: value("pids", "pids.current"),
         pids_limit: controller("pids").map_or(0, |d| limit_or_none(&d.join("pids.max"))),
+        io: Vec::new(),
     }
 }
 
 pub(crate) fn read_v2(directory: &Path) -> Metrics {
     let text = |f: &str| fs::read_to_string(directory.join(f)).unwrap_or_default();
     let cpu = text("cpu.stat");
-    let stat = text("memory.stat");
+    let stat = counters(&text("memory.stat"));
+    let events = counters(&text("memory.events"));
+    let of = |map: &BTreeMap<String, u64>, key: &str| map.get(key).copied().unwrap_or(0);
     Metrics {
         cpu: Cpu {
             total: keyed(&cpu, "usage_usec") * 1000,
@@ -162,22 +210,25 @@ pub(crate) fn read_v2(directory: &Path) -> Metrics {
             usage: number(&directory.join("memory.current")),
             max_usage: number(&directory.join("memory.peak")),
             limit: number(&directory.join("memory.max")),
-            failcnt: keyed(&text("memory.events"), "max"),
-            anon: keyed(&stat, "anon"),
-            file: keyed(&stat, "file"),
-            inactive_file: keyed(&stat, "inactive_file"),
-            active_file: keyed(&stat, "active_file"),
-            inactive_anon: keyed(&stat, "inactive_anon"),
-            active_anon: keyed(&stat, "active_anon"),
-            mapped_file: keyed(&stat, "file_mapped"),
-            pgfault: keyed(&stat, "pgfault"),
-            pgmajfault: keyed(&stat, "pgmajfault"),
-            kernel: keyed(&stat, "kernel"),
+            failcnt: of(&events, "max"),
+            anon: of(&stat, "anon"),
+            file: of(&stat, "file"),
+            inactive_file: of(&stat, "inactive_file"),
+            active_file: of(&stat, "active_file"),
+            inactive_anon: of(&stat, "inactive_anon"),
+            active_anon: of(&stat, "active_anon"),
+            mapped_file: of(&stat, "file_mapped"),
+            pgfault: of(&stat, "pgfault"),
+            pgmajfault: of(&stat, "pgmajfault"),
+            kernel: of(&stat, "kernel"),
             swap_usage: number(&directory.join("memory.swap.current")),
             swap_limit: number(&directory.join("memory.swap.max")),
+            stat,
+            events,
         },
         pids_current: number(&directory.join("pids.current")),
         pids_limit: limit_or_none(&directory.join("pids.max")),
+        io: text("io.stat").lines().filter_map(io).collect(),
     }
 }
 
@@ -195,7 +246,12 @@ mod tests {
             ),
             ("memory.current", "100\n"),
             ("memory.max", "max\n"),
-            ("memory.stat", "anon 5\ninactive_file 6\n"),
+            ("memory.stat", "anon 5\ninactive_file 6\nslab 8\n"),
+            ("memory.events", "max 9\noom_kill 1\n"),
+            (
+                "io.stat",
+                "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n253:1 \n",
+            ),
             ("pids.current", "3\n"),
             ("pids.max", "max\n"),
         ] {
@@ -216,6 +272,17 @@ mod tests {
             (100, u64::MAX, 5, 6)
         );
         assert_eq!((m.pids_current, m.pids_limit), (3, 0));
+        assert_eq!((m.memory.stat["slab"], m.memory.events["oom_kill"]), (8, 1));
+        let disk = Io {
+            device: (8, 0),
+            bytes: (1, 2),
+            operations: (3, 4),
+        };
+        let idle = Io {
+            device: (253, 1),
+            ..Io::default()
+        };
+        assert_eq!(m.io, [disk, idle]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use slipway_cgroup::{Cgroup, Metrics};
+use slipway_cgroup::{Cgroup, Io, Metrics};
 
 /// The reply to Stats. Another type than these two would fail the node's whole list of container statistics.
 pub fn read(cgroup: &Cgroup) -> Result<Any, String> {
@@ -97,6 +97,7 @@ fn version1(m: &Metrics) -> v1::Metrics {
 }
 
 fn version2(m: &Metrics) -> v2::Metrics {
+    let stat = |key: &str| m.memory.stat.get(key).copied().unwrap_or(0);
     let memory = v2::MemoryStat {
         anon: m.memory.anon,
         file: m.memory.file,
@@ -109,8 +110,51 @@ fn version2(m: &Metrics) -> v2::Metrics {
         pgmajfault: m.memory.pgmajfault,
         usage: m.memory.usage,
         usage_limit: m.memory.limit,
+        max_usage: m.memory.max_usage,
         swap_usage: m.memory.swap_usage,
         swap_limit: m.memory.swap_limit,
+        kernel_stack: stat("kernel_stack"),
+        slab: stat("slab"),
+        slab_reclaimable: stat("slab_reclaimable"),
+        slab_unreclaimable: stat("slab_unreclaimable"),
+        sock: stat("sock"),
+        shmem: stat("shmem"),
+        file_dirty: stat("file_dirty"),
+        file_writeback: stat("file_writeback"),
+        anon_thp: stat("anon_thp"),
+        unevictable: stat("unevictable"),
+        pgrefill: stat("pgrefill"),
+        pgscan: stat("pgscan"),
+        pgsteal: stat("pgsteal"),
+        pgactivate: stat("pgactivate"),
+        pgdeactivate: stat("pgdeactivate"),
+        pglazyfree: stat("pglazyfree"),
+        pglazyfreed: stat("pglazyfreed"),
+        thp_fault_alloc: stat("thp_fault_alloc"),
+        thp_collapse_alloc: stat("thp_collapse_alloc"),
+        ..Default::default()
+    };
+    let event = |key: &str| m.memory.events.get(key).copied().unwrap_or(0);
+    let memory_events = v2::MemoryEvents {
+        low: event("low"),
+        high: event("high"),
+        max: event("max"),
+        oom: event("oom"),
+        oom_kill: event("oom_kill"),
+        oom_group_kill: event("oom_group_kill"),
+        ..Default::default()
+    };
+    let entry = |io: &Io| v2::IOEntry {
+        major: io.device.0,
+        minor: io.device.1,
+        rbytes: io.bytes.0,
+        wbytes: io.bytes.1,
+        rios: io.operations.0,
+        wios: io.operations.1,
+        ..Default::default()
+    };
+    let io = v2::IOStat {
+        usage: m.io.iter().map(entry).collect(),
         ..Default::default()
     };
     let cpu = v2::CPUStat {
@@ -131,6 +175,8 @@ fn version2(m: &Metrics) -> v2::Metrics {
         pids: Some(pids).into(),
         cpu: Some(cpu).into(),
         memory: Some(memory).into(),
+        memory_events: Some(memory_events).into(),
+        io: Some(io).into(),
         ..Default::default()
     }
 }
