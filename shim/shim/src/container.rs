@@ -229,13 +229,14 @@ impl Container {
     }
 
     /// Takes an exec away that does not run.
-    pub fn remove_exec(&self, id: &str) -> Result<Exit> {
+    pub async fn remove_exec(&self, id: &str) -> Result<Exit> {
         let exec = self.exec(id)?;
         if exec.process.status() == Status::RUNNING {
             return Err(error::precondition(format!(
                 "exec {id} is running: kill it first"
             )));
         }
+        exec.process.handed_over().await;
         lock(&self.execs).remove(id);
         let never = Exit {
             status: 0,
@@ -248,6 +249,7 @@ impl Container {
     pub async fn destroy(&self) -> std::result::Result<Exit, slipway_cgroup::Error> {
         let _ = self.kill(libc::SIGKILL.unsigned_abs(), true);
         let exit = self.main.wait().await;
+        self.main.handed_over().await;
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove()?;
         }

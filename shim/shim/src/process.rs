@@ -9,6 +9,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
@@ -74,6 +75,9 @@ impl Body {
         }
     }
 }
+
+/// How long Delete waits for a reader of output that nobody has read.
+const HANDOVER: Duration = Duration::from_secs(2);
 
 /// How and when a process ended.
 #[derive(Debug, Clone)]
@@ -266,6 +270,18 @@ impl Process {
             status: 255,
             at: now(),
         });
+    }
+
+    /// Waits, for a bounded time, until all output has been read: a client gives up its ends as soon as Delete has
+    /// answered, even those that it has not opened yet.
+    pub async fn handed_over(&self) {
+        let remains = self.life().kept.take_remains();
+        let all = async {
+            for remain in remains {
+                let _ = remain.await;
+            }
+        };
+        let _ = tokio::time::timeout(HANDOVER, all).await;
     }
 
     /// Tells those who wait.

@@ -159,7 +159,7 @@ service! {
                     let pid = container.process(&request.exec_id)?.pid();
                     let exit = match request.exec_id.as_str() {
                         "" => self.0.delete(&container).await?,
-                        exec => container.remove_exec(exec)?,
+                        exec => container.remove_exec(exec).await?,
                     };
                     Ok(api::DeleteResponse {
                         pid,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::termios::Winsize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long output that nobody has read yet is kept after the end.
 const LINGER: Duration = Duration::from_secs(10);
@@ -38,6 +38,8 @@ pub struct Kept {
     /// Read and write ends: a log reader may come late, or go away and come back.
     output: Vec<OwnedFd>,
     terminal: Option<Terminal>,
+    /// What still hands output over after the program's end.
+    remains: Vec<JoinHandle<()>>,
 }
 
 /// The master's side of a pty.
@@ -46,6 +48,8 @@ pub struct Terminal {
     master: Arc<AsyncFd<OwnedFd>>,
     /// Copies from stdin's FIFO.
     input: Option<AbortHandle>,
+    /// Copies to stdout's FIFO.
+    output: Option<JoinHandle<()>>,
 }
 
 impl Terminal {
@@ -103,7 +107,7 @@ fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
     let both = Interest::READABLE | Interest::WRITABLE;
     let master = Arc::new(slipway_sys::watch(master, both)?);
     let mut kept = Kept::default();
-    let mut input = None;
+    let (mut input, mut output) = (None, None);
     if !paths.stdin.is_empty() {
         // Both ends: a client that detaches must not end the program's input.
         let fifo = open_fifo(&paths.stdin)?;
@@ -113,9 +117,13 @@ fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
     }
     if !paths.stdout.is_empty() {
         let fifo = slipway_sys::watch(open_fifo(&paths.stdout)?, Interest::WRITABLE)?;
-        tokio::spawn(copy_from_terminal(master.clone(), fifo));
+        output = Some(tokio::spawn(copy_from_terminal(master.clone(), fifo)));
     }
-    kept.terminal = Some(Terminal { master, input });
+    kept.terminal = Some(Terminal {
+        master,
+        input,
+        output,
+    });
     let streams = [slave.try_clone()?, slave.try_clone()?, slave];
     Ok((Some(streams), kept))
 }
@@ -231,6 +239,11 @@ impl Kept {
         self.stdin = None;
     }
 
+    /// What hands over the rest of the output after [`Kept::finish`].
+    pub fn take_remains(&mut self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut self.remains)
+    }
+
     /// The terminal, if there is one.
     pub fn terminal(&self) -> Option<&Terminal> {
         self.terminal.as_ref()
@@ -240,12 +253,13 @@ impl Kept {
     pub fn finish(&mut self) {
         self.stdin = None;
         // The copy of its output ends by itself, when the last of the program's descriptors is closed.
-        if let Some(input) = self.terminal.take().and_then(|t| t.input) {
-            input.abort();
+        if let Some(terminal) = self.terminal.take() {
+            terminal.input.inspect(AbortHandle::abort);
+            self.remains.extend(terminal.output);
         }
         for fifo in self.output.drain(..) {
             if unread(&fifo) > 0 {
-                tokio::spawn(linger(fifo));
+                self.remains.push(tokio::spawn(linger(fifo)));
             }
         }
     }
