@@ -237,7 +237,12 @@ impl Compiler {
             | libc::CLONE_NEWNET
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWUTS;
-        let cgroup = self.cgroup.as_ref().map(Cgroup::cpu_entry).transpose();
+        // What the container waits for takes its CPU time; what nobody waits for must not use its quota up.
+        let own = self
+            .cgroup
+            .as_ref()
+            .filter(|_| priority == Priority::Normal);
+        let cgroup = own.map(Cgroup::cpu_entry).transpose();
         let cgroup = cgroup
             .map_err(|e| CompileError::Failed(e.to_string()))?
             .unwrap_or_default();
