@@ -49,9 +49,11 @@ class Cgroup2(CgroupTest):
         for file, value in {
             "memory.max": str(64 << 20), "memory.high": str(48 << 20), "memory.oom.group": "1", "cpu.max": "20000 50000",
             "pids.max": "20", "cpuset.cpus": "0", "cpuset.mems": "0",
+            # As crun and runc 1.3.6 give it; the bed's runc is older.
+            "cpu.weight": "59",
         }.items():
             self.assertEqual(self.read(wasm, file), value, file)
-        for file in ("memory.max", "memory.low", "memory.high", "memory.swap.max", "cpu.max", "cpu.weight", "cpu.idle", "pids.max"):
+        for file in ("memory.max", "memory.low", "memory.high", "memory.swap.max", "cpu.max", "cpu.idle", "pids.max"):
             self.assertEqual(self.read(wasm, file), self.read(linux, file), file)
 
     def test_without_limits_there_are_none(self):
