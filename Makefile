@@ -4,10 +4,10 @@ SHELL := /bin/bash
 MUSL := x86_64-unknown-linux-musl
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples demo test test-unit test-integration lint bench clean
+.PHONY: help setup engine build dist bed examples demo test test-unit test-integration test-cgroup2 lint bench clean
 
 help: ## List the verbs
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: ## Install what building and testing need from Debian's packages, where missing
 	@test/setup
@@ -40,6 +40,9 @@ test-unit: engine bed ## Run the tests of the crates and of the benchmark's clie
 
 test-integration: dist bed examples ## Run the tests on private containerds, 2.1 and 1.7
 	@test/integration/run
+
+test-cgroup2: dist bed examples ## Run them on cgroup v2, whatever this machine has, with both cgroup drivers
+	@test/cgroup2/suite
 
 lint: engine bed ## Check formatting, lints, licences and shell scripts
 	@test/lint

@@ -49,9 +49,11 @@ class Cgroup2(CgroupTest):
         for file, value in {
             "memory.max": str(64 << 20), "memory.high": str(48 << 20), "memory.oom.group": "1", "cpu.max": "20000 50000",
             "pids.max": "20", "cpuset.cpus": "0", "cpuset.mems": "0",
+            # As crun and runc 1.3.6 give it; the bed's runc is older.
+            "cpu.weight": "59",
         }.items():
             self.assertEqual(self.read(wasm, file), value, file)
-        for file in ("memory.max", "memory.low", "memory.high", "memory.swap.max", "cpu.max", "cpu.weight", "cpu.idle", "pids.max"):
+        for file in ("memory.max", "memory.low", "memory.high", "memory.swap.max", "cpu.max", "cpu.idle", "pids.max"):
             self.assertEqual(self.read(wasm, file), self.read(linux, file), file)
 
     def test_without_limits_there_are_none(self):
@@ -89,7 +91,7 @@ class Cgroup2(CgroupTest):
         for key, file in (("usage", "memory.current"), ("usage_limit", "memory.max"), ("max_usage", "memory.peak")):
             self.assertEqual(memory[key], int(self.read(directory, file)), key)
         self.assertEqual(metrics["pids"]["current"], 1)
-        self.assertEqual(metrics["cpu"]["usage_usec"], self.counters(directory, "cpu.stat")["usage_usec"])
+        self.assertEqual(metrics["cpu"].get("usage_usec", 0), self.counters(directory, "cpu.stat")["usage_usec"])
         self.assertIn("memory_events", metrics)
         self.assertIn("io", metrics)
 
@@ -103,6 +105,7 @@ class Cgroup2(CgroupTest):
         self.assertGreaterEqual(cpu["nr_throttled"], 3)
         self.assertGreaterEqual(cpu["nr_periods"], cpu["nr_throttled"])
         self.assertGreater(cpu["throttled_usec"], 0)
+        self.assertGreater(cpu["usage_usec"], 0)
 
     def test_a_guest_that_the_kernel_kills_is_oomkilled(self):
         # A limit of the kernel's that the engine's budget knows nothing of.

@@ -527,10 +527,18 @@ fn inherit_cpuset(root: &Path, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// cpu.shares (2 to 262144) as cpu.weight (1 to 10000), by the formula of the OCI runtimes and the kubelet
-/// (kubernetes/enhancements 2254).
+/// cpu.shares (2 to 262144) as cpu.weight (1 to 10000), by the formula of today's runc, crun and kubelet: the quadratic
+/// function of logarithms that takes the ends to the ends and 1024, one CPU, to 100, the kernel's default
+/// (kubernetes/kubernetes#131216).
 fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+    match shares {
+        0..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            let l = (shares as f64).log2();
+            10f64.powf((l * l + 125.0 * l) / 612.0 - 7.0 / 34.0).ceil() as u64
+        }
+    }
 }
 
 #[cfg(test)]
@@ -558,11 +566,19 @@ mod tests {
     }
 
     #[test]
-    fn shares_map_to_the_ends_of_the_weight_scale() {
-        assert_eq!(
-            (weight(0), weight(2), weight(1024), weight(262_144)),
-            (1, 1, 39, 10_000)
-        );
+    fn shares_become_the_weight_that_other_runtimes_give() {
+        let pairs = [
+            (0, 1),
+            (2, 1),
+            (102, 17),
+            (512, 59),
+            (1024, 100),
+            (262_143, 10_000),
+            (u64::MAX, 10_000),
+        ];
+        for (shares, expected) in pairs {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
     }
 
     #[test]
