@@ -94,6 +94,20 @@ class Lifecycle(PodTest):
         log = open(f"{self.bed.root}/containerd.log").read()
         self.assertEqual(log.count(f"compiling /new.wat"), 1)
 
+    def test_a_compile_goes_on_when_the_start_that_waits_for_it_is_given_up(self):
+        # A custom section makes it another module: 112 KB, some seconds of compiling.
+        name = str(os.getpid()).encode()
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{EXAMPLES}/http-server.wasm", "rb") as f, open(f"{d}/slow.wasm", "wb") as to:
+                to.write(f.read() + bytes([0, len(name) + 1, len(name)]) + name)
+            image = self.bed.image(f"{d}/slow.wasm", "slow")
+        pod = self.pod()
+        given_up = self.bed.crictl("--timeout", "1s", "start", pod.create(image).id, check=False)
+        self.assertIn("DeadlineExceeded", given_up.stderr)
+        pod.start(image).until("listening")
+        log = open(f"{self.bed.root}/containerd.log").read()
+        self.assertEqual([log.count("compiling /slow.wasm"), log.count("compiled /slow.wasm")], [1, 1])
+
     def test_a_big_module_starts_unoptimised_and_its_next_start_is_optimised(self):
         # 3 MB of data; waits an hour by poll_oneoff (one subscription at 0: clock 1, 3.6e12 ns).
         text = r'''(module

@@ -376,6 +376,23 @@ impl Cgroup {
         }
     }
 
+    /// Moves the processes that came by [`Cgroup::cpu_entry`] to another cgroup, so that they outlive this one.
+    pub fn hand_over(&self, to: &Self) {
+        let (Layout::V1(from), Layout::V1(_)) = (&self.layout, &to.layout) else {
+            return;
+        };
+        for (name, root) in from.iter().filter(|(name, _)| name.starts_with("cpu")) {
+            let here = root.join(&self.path).join("cgroup.procs");
+            let Some(there) = to.controller(name) else {
+                continue;
+            };
+            for pid in fs::read_to_string(here).unwrap_or_default().lines() {
+                // One that has ended meanwhile is not missed.
+                let _ = fs::write(there.join("cgroup.procs"), pid);
+            }
+        }
+    }
+
     /// The files into which a process of one thread writes `0` to move itself here.
     pub fn join_files(&self) -> Vec<PathBuf> {
         let file = if self.is_v2() {

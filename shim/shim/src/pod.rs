@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
@@ -69,6 +69,8 @@ pub struct Pod {
     /// The shim's log.
     pub log: Log,
     members: Mutex<HashMap<String, Member>>,
+    /// The sandbox's cgroup: it lives as long as the pod.
+    cgroup: OnceLock<Cgroup>,
     /// A guest that was started when the pod was, and has its engine loaded when the first container comes.
     spare: Mutex<Option<Guest>>,
     /// The node's runc shim, once it is needed.
@@ -99,6 +101,7 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
                 .unwrap_or(CACHE_BYTES),
             log: settings.log,
             members: Mutex::default(),
+            cgroup: OnceLock::new(),
             spare: Mutex::default(),
             done: Notify::new(),
         });
@@ -200,6 +203,7 @@ impl Pod {
     ) -> std::result::Result<Arc<Container>, StartError> {
         let mut made = Made::new(cgroup);
         made.create(plan)?;
+        let _ = made.cgroup.clone().map(|cgroup| self.cgroup.set(cgroup));
         steps.mark("cgroup");
         let holder = sandbox::hold(plan, &made.entry()?).map_err(StartError::Refused)?;
         let body = Body::holder(holder)?;
@@ -224,6 +228,7 @@ impl Pod {
     ) -> std::result::Result<Arc<Container>, StartError> {
         let compiler = self.compiler(cgroup.as_ref());
         let mut made = Made::new(cgroup);
+        made.refuge = self.cgroup.get().cloned();
         let mut guest = match self.spare(plan) {
             Some(spare) => spare,
             None => self.guest(plan, &mut made)?,
@@ -528,6 +533,8 @@ struct Made {
     /// The guest was born in it.
     inside: bool,
     keep: bool,
+    /// Where a compile goes on when the Create that waits for it is given up: the next one finds its result.
+    refuge: Option<Cgroup>,
 }
 
 impl Made {
@@ -537,6 +544,7 @@ impl Made {
             created: false,
             inside: false,
             keep: false,
+            refuge: None,
         }
     }
 
@@ -547,6 +555,7 @@ impl Made {
             created: true,
             inside: true,
             keep: true,
+            refuge: None,
         }
     }
 
@@ -582,6 +591,9 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         if let Some(cgroup) = self.cgroup.take().filter(|_| !self.keep) {
+            if let Some(refuge) = &self.refuge {
+                cgroup.hand_over(refuge);
+            }
             let _ = cgroup.remove();
         }
     }
