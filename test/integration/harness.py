@@ -38,8 +38,13 @@ class Bed:
             f.write(f"timeout: {PATIENCE}\n")
         self.images = set()
         self.count = 0
+        # What slipway puts into it is seen apart from what others do on this machine.
+        self.temporary = f"{self.root}/tmp"
+        os.makedirs(self.temporary, exist_ok=True)
+        os.environ["TMPDIR"] = self.temporary
 
     def down(self):
+        del os.environ["TMPDIR"]
         run(f"{ROOT}/test/bed/bed", "down", self.root)
 
     def run(self, *command, **options):
@@ -77,8 +82,7 @@ class Bed:
         inside = self.run("sh", "-c", "cat /proc/mounts; find /run/containerd/s /run/containerd/io.containerd.runtime.v2.task /run/containerd/fifo /run/netns -mindepth 1 2>/dev/null | grep -v 'task/k8s.io$'; ps -eo comm | grep -E 'slipway|shim|pause'", check=False).stdout
         cgroups = run("find", "/sys/fs/cgroup", "-path", f"*{self.cgroup_parent}/*", "-type", "d", check=False).stdout
         host = open("/proc/self/mountinfo").read()
-        temporary = "\n".join(n for n in os.listdir("/tmp") if n.startswith("slipway-") and "bed" not in n)
-        return sorted(inside.splitlines()), sorted(cgroups.splitlines()), len(host.splitlines()), temporary
+        return sorted(inside.splitlines()), sorted(cgroups.splitlines()), len(host.splitlines()), sorted(os.listdir(self.temporary))
 
 
 class Pod:

@@ -57,7 +57,7 @@ class Lifecycle(PodTest):
         container.until("20000")
         self.assertEqual(len([1 for stream, _ in container.log() if stream == "stdout"]), 20000)
         container = pod.start(self.bed.example("envfiles"), ["stderr", "oops"])
-        container.ended()
+        self.assertEqual(container.ended()["exitCode"], 0)
         self.assertIn(("stderr", "oops"), container.log())
 
     def test_stats_have_cpu_and_memory(self):
