@@ -1,0 +1,276 @@
+"""Bad input and disturbances: each has an answer that names the cause, and leaves nothing behind."""
+import concurrent.futures
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+
+from harness import EXAMPLES, PATIENCE, ROOT, TREE, PodTest
+
+RUNTIME = "io.containerd.slipway.v1"
+MAX_CONFIG = 16 << 20
+
+
+def field(number, data):
+    """A protobuf field of bytes."""
+    length, out = len(data), bytearray([number << 3 | 2])
+    while length > 127:
+        out.append(length & 127 | 128)
+        length >>= 7
+    return bytes(out) + bytes([length]) + data
+
+
+def call(path, method, payload):
+    """One call of ttrpc to a shim; the answer's bytes."""
+    request = field(1, b"containerd.task.v3.Task") + field(2, method.encode()) + field(3, payload)
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(10)
+        s.connect(path)
+        s.sendall(struct.pack(">IIBB", len(request), 1, 1, 0) + request)
+        answer = s.makefile("rb")
+        return answer.read(struct.unpack(">IIBB", answer.read(10))[0])
+
+
+class BadConfig(PodTest):
+    def spec(self, directory, **fields):
+        os.makedirs(f"{directory}/rootfs", exist_ok=True)
+        shutil.copy(f"{EXAMPLES}/hello.wasm", f"{directory}/rootfs/hello.wasm")
+        return {
+            "ociVersion": "1.1.0", "process": {"args": ["/hello.wasm", "exit", "3"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "root": {"path": f"{directory}/rootfs"}, "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]}, **fields,
+        }
+
+    def ctr_run(self, directory, spec):
+        """A container without CRI, of a spec as it is."""
+        self.bed.count += 1
+        path = f"{directory}/config.json"
+        with open(path, "w") as f:
+            json.dump(spec, f)
+        return self.bed.ctr("run", "--rm", "--config", path, "--runtime", RUNTIME, f"x{self.bed.count}", check=False)
+
+    def test_a_spec_of_ones_own_runs(self):
+        with tempfile.TemporaryDirectory() as d:
+            done = self.ctr_run(d, self.spec(d))
+            self.assertEqual(done.returncode, 3, done.stderr)
+            self.assertIn("Hello", done.stdout)
+
+    def test_a_spec_that_lacks_something_is_refused_by_the_fields_name(self):
+        with tempfile.TemporaryDirectory() as d:
+            for name, change in [
+                ("process.args", {"process": None}),
+                ("root.path", {"root": {"path": f"{d}/nowhere"}}),
+                ("hooks", {"hooks": {"prestart": [{"path": "/bin/true"}]}}),
+                ("mounts[0]", {"mounts": [{"destination": "", "type": "bind", "source": "/tmp", "options": ["rbind"]}]}),
+            ]:
+                with self.subTest(name):
+                    done = self.ctr_run(d, self.spec(d, **change))
+                    self.assertEqual(done.returncode, 1, done.stdout)
+                    self.assertIn(name if name != "root.path" else f"{d}/nowhere", done.stderr)
+            # Containers that came to nothing have left no name behind.
+            self.assertEqual(self.bed.ctr("containers", "ls", "-q").stdout, "")
+
+    def test_a_config_that_cannot_be_read_is_named(self):
+        """containerd itself writes no such file: the shim is asked as containerd would ask it."""
+        def broken(path):
+            with open(path, "w") as f:
+                f.write('{"process": {"args": ["/a.wasm"\n')
+
+        def wrong_type(path):
+            with open(path, "w") as f:
+                f.write('{"process": {"args": 7}}')
+
+        def large(path):
+            with open(path, "w") as f:
+                f.write('{"a": "%s"}' % ("x" * MAX_CONFIG))
+
+        for make, words in [
+            (broken, ["line 2", "EOF"]), (wrong_type, ["line 1 column 22", "expected a sequence"]),
+            (large, [str(MAX_CONFIG), "ConfigMap"]), (os.mkdir, ["directory"]), (lambda path: None, ["No such file"]),
+        ]:
+            with self.subTest(words), tempfile.TemporaryDirectory() as d:
+                make(f"{d}/config.json")
+                self.bed.count += 1
+                name = f"x{self.bed.count}"
+                started = json.loads(self.bed.run(
+                    "sh", "-c", 'cd "$1" && TTRPC_ADDRESS=$CONTAINERD_ADDRESS.ttrpc exec "$2" -namespace k8s.io -id "$3" '
+                    '-address $CONTAINERD_ADDRESS -bundle "$1" start </dev/null',
+                    "sh", d, f"{TREE}/bin/containerd-shim-slipway-v1", name).stdout)
+                # The socket is in the bed's own /run.
+                with open(f"{self.bed.root}/init.pid") as f:
+                    path = f"/proc/{f.read().strip()}/root{started['address'].removeprefix('unix://')}"
+                answer = call(path, "Create", field(1, name.encode()) + field(2, d.encode())).decode(errors="replace")
+                for word in [f"{d}/config.json", *words]:
+                    self.assertIn(word, answer)
+                # No container: the shim ends when it is asked to.
+                call(path, "Shutdown", field(1, name.encode()))
+
+
+class BadImage(PodTest):
+    def test_a_mount_point_that_leads_out_of_the_image_stays_inside(self):
+        links = ["link:../../../../etc=/data", "dir:/etc", f"{EXAMPLES}/envfiles.wasm=/envfiles.wasm"]
+        image = self.bed.file_image("leads-out", links, ["/envfiles.wasm"])
+        host = sorted(os.listdir("/etc"))
+        with tempfile.TemporaryDirectory() as d:
+            mounts = [{"container_path": "/data", "host_path": d}]
+            pod = self.pod()
+            # The link leads to the image's own /etc: that is where the volume lies.
+            container = pod.start(image, ["write", "/etc/inside", "volume"], mounts=mounts)
+            self.assertEqual(container.ended()["exitCode"], 0, container.text())
+            self.assertTrue(os.path.exists(f"{d}/inside"))
+            # A path that climbs above the root is none for WASI, even where there is nothing to climb to.
+            container = pod.start(image, ["write", "/data/outside", "volume"], mounts=mounts)
+            self.assertEqual(container.ended()["exitCode"], 1, container.text())
+            self.assertFalse(os.path.exists(f"{d}/outside"))
+        self.assertEqual(sorted(os.listdir("/etc")), host)
+
+
+class BadCache(PodTest):
+    """The directory of artefacts is not one; with the start that fails, and the one that works once it is mended."""
+
+    @contextlib.contextmanager
+    def instead_of_the_cache(self):
+        """The cache's path, free for something else."""
+        cache = f"{self.bed.root}/cache"
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+        os.rename(cache, f"{cache}.aside")
+        try:
+            yield cache
+        finally:
+            self.bed.run("umount", cache, check=False)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(cache) if os.path.islink(cache) or os.path.isfile(cache) else shutil.rmtree(cache)
+            os.rename(f"{cache}.aside", cache)
+
+    def refused(self, *words):
+        container = self.pod().create(self.bed.example("hello"), ["exit", "4"])
+        failed = container.start(check=False)
+        self.assertNotEqual(failed.returncode, 0)
+        status = container.status()
+        self.assertEqual((status["state"], status["reason"]), ("CONTAINER_EXITED", "StartError"))
+        for word in words:
+            self.assertIn(word, failed.stderr)
+            self.assertIn(word, status["message"])
+
+    def mended(self):
+        self.assertEqual(self.pod().start(self.bed.example("hello"), ["exit", "4"]).ended()["exitCode"], 4)
+
+    def test_a_file(self):
+        with self.instead_of_the_cache() as cache:
+            open(cache, "w").close()
+            self.refused(cache, "not a directory", "name another path")
+        self.mended()
+
+    def test_a_symbolic_link(self):
+        with self.instead_of_the_cache() as cache, tempfile.TemporaryDirectory() as d:
+            os.symlink(d, cache)
+            self.refused(cache, "symbolic link", "name the directory")
+            self.assertEqual(os.listdir(d), [])
+
+    def test_others_may_write_to_it(self):
+        with self.instead_of_the_cache() as cache:
+            os.mkdir(cache)
+            os.chmod(cache, 0o777)
+            self.refused(cache, "0777", f"chmod 700 {cache}")
+
+    def test_it_cannot_be_made(self):
+        with self.instead_of_the_cache() as cache:
+            # Root passes over modes, not over a file system that is read only.
+            os.mkdir(cache, 0o700)
+            self.bed.run("mount", "-t", "tmpfs", "-o", "ro,mode=700", "tmpfs", cache)
+            self.refused(cache, "Read-only file system")
+
+    def test_its_file_system_is_full(self):
+        with self.instead_of_the_cache() as cache:
+            os.mkdir(cache, 0o700)
+            self.bed.run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", cache)
+            self.bed.run("dd", "if=/dev/zero", f"of={cache}/filler", "bs=64k", check=False)
+            self.refused(cache, "No space left", "free space on that file system")
+            self.assertEqual([n for n in self.bed.run("ls", "-A", cache).stdout.split() if n.endswith(".so")], [])
+            self.bed.run("rm", f"{cache}/filler")
+            self.mended()
+
+
+class Events(PodTest):
+    """Who watches containerd hears of each step of each container once, and in order."""
+
+    LIFE = ["create", "start", "exit", "delete"]
+
+    @contextlib.contextmanager
+    def watched(self):
+        """Yields a function: the task events so far, as (topic, fields)."""
+        image = self.bed.example("hello")
+        with tempfile.TemporaryFile() as out:
+            watcher = subprocess.Popen(
+                [f"{ROOT}/test/bed/bed", "run", self.bed.root, "ctr", "-n", "k8s.io", "events"], stdout=out, start_new_session=True)
+
+            def lines():
+                size = os.fstat(out.fileno()).st_size
+                return os.pread(out.fileno(), size, 0).decode().splitlines()
+
+            def tasks():
+                found = (line.split(" ", 6)[-3:] for line in lines() if " /tasks/" in line and line.endswith("}"))
+                return [(topic.removeprefix("/tasks/"), json.loads(fields)) for _, topic, fields in found]
+
+            try:
+                for _ in range(PATIENCE * 10):
+                    if lines():
+                        break
+                    # It does not say when it has begun to listen: it is called until it answers.
+                    self.bed.ctr("images", "label", image, f"called={time.monotonic_ns()}")
+                    time.sleep(0.1)
+                yield tasks
+            finally:
+                os.killpg(watcher.pid, signal.SIGKILL)
+                watcher.wait()
+
+    def until(self, condition):
+        for _ in range(PATIENCE * 10):
+            if condition():
+                return
+            time.sleep(0.1)  # the watcher writes to a file
+
+    def topics(self, tasks, id):
+        return [topic for topic, fields in tasks if fields["container_id"] == id and not topic.startswith("exec") and fields.get("id", id) == id]
+
+    def test_twenty_pods_that_end_at_once_and_an_exec_among_them(self):
+        image = self.bed.example("hello")
+        with self.watched() as tasks, concurrent.futures.ThreadPoolExecutor(8) as pool:
+            long = self.pod().start(image, ["sleep"])
+            pods = [self.pod() for _ in range(20)]
+            containers = [pod.create(image, ["exit", "3"]) for pod in pods]
+            starts = [pool.submit(container.start) for container in containers]
+            exec = pool.submit(self.bed.crictl, "exec", long.id, "/hello.wasm", "exit", "5", check=False)
+            for start in starts:
+                start.result()
+            self.assertIn("exit code 5", exec.result().stderr)
+            for container in containers:
+                self.assertEqual(container.ended()["exitCode"], 3)
+            self.bed.crictl("stop", "-t", "5", long.id)
+            for pod in self.pods:
+                pod.remove()
+            ids = [c.id for c in [long, *containers]] + [pod.sandbox for pod in self.pods]
+            self.pods.clear()
+            self.until(lambda: all("delete" in self.topics(tasks(), id) for id in ids))
+            seen = tasks()
+        for id in ids:
+            self.assertEqual(self.topics(seen, id), self.LIFE, id)
+        exits = {fields["container_id"]: fields.get("exit_status", 0) for topic, fields in seen if topic == "exit"}
+        self.assertEqual([exits[c.id] for c in containers], [3] * 20)
+        execs = [(topic, fields) for topic, fields in seen if fields["container_id"] == long.id and (
+            topic.startswith("exec") or fields.get("id", long.id) != long.id)]
+        self.assertEqual([topic for topic, _ in execs], ["exec-added", "exec-started", "exit"])
+        self.assertEqual(execs[2][1]["exit_status"], 5)
+
+    def test_out_of_memory_is_told_before_the_end(self):
+        with self.watched() as tasks:
+            container = self.pod().start(self.bed.example("hello"), ["alloc", "100"], linux={
+                "resources": {"memory_limit_in_bytes": 16 << 20}, "security_context": {"namespace_options": {"pid": 1}}})
+            self.assertEqual(container.ended()["reason"], "OOMKilled")
+            self.until(lambda: "delete" in self.topics(tasks(), container.id))
+            self.assertEqual(self.topics(tasks(), container.id), ["create", "start", "oom", "exit", "delete"])
