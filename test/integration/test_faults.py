@@ -274,3 +274,229 @@ class Events(PodTest):
             self.assertEqual(container.ended()["reason"], "OOMKilled")
             self.until(lambda: "delete" in self.topics(tasks(), container.id))
             self.assertEqual(self.topics(tasks(), container.id), ["create", "start", "oom", "exit", "delete"])
+
+
+# Functions of arithmetic that take LLVM some seconds, in a module that is small enough for full optimisation.
+SLOW_FUNCTIONS = 400
+
+
+def slow_module(directory, name):
+    body = "".join(f"(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const {k * 7919 + 3})) (i32.shr_u (local.get 0) (i32.const {k % 31}))))" for k in range(40))
+    path = f"{directory}/{name}.wat"
+    with open(path, "w") as f:
+        f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start"))')
+        for n in range(SLOW_FUNCTIONS):
+            f.write(f'(func (export "f{n}") (param i32) (result i32) (i32.store (i32.const {n}) (local.get 0)) {body} (local.get 0))')
+        f.write(")")
+    return path
+
+
+# Ends with status 9 after two seconds (poll_oneoff with one subscription at 0: clock 1, 2e9 ns).
+ENDS_SOON = r'''(module
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "\01")
+  (data (i32.const 24) "\00\94\35\77")
+  (func (export "_start") (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128))) (call $exit (i32.const 9))))'''
+
+
+class Kills(PodTest):
+    """kill -9, of each process, at the moments that hurt."""
+
+    def pids(self, command):
+        """Processes of that name in the bed, by their ids in there; without those that only wait to be reaped."""
+        lines = (line.split(None, 3) for line in self.bed.run("ps", "-eo", "pid,stat,comm,args").stdout.splitlines())
+        # The compiler is an argument of the dynamic linker, and has its name.
+        compiler = lambda args: command == "slipway-aot" and "/slipway-aot " in args
+        return [pid for pid, stat, name, args in lines if stat[0] != "Z" and (name == command[:15] or compiler(args))]
+
+    def appears(self, command):
+        for _ in range(PATIENCE * 20):
+            if pids := self.pids(command):
+                return pids
+            time.sleep(0.05)  # a process of somebody else's has no event
+        raise AssertionError(f"no {command}")
+
+    def disappears(self, command):
+        for _ in range(PATIENCE * 20):
+            if not self.pids(command):
+                return
+            time.sleep(0.05)  # as above
+        raise AssertionError(f"{command} is still there")
+
+    def kill(self, *pids):
+        self.bed.run("kill", "-9", *pids)
+
+    def kill_containerd(self):
+        with open(f"{self.bed.root}/containerd.pid") as f:
+            self.kill(f.read().strip())
+        self.disappears("containerd")
+
+    def restart(self):
+        subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
+
+    def slow(self):
+        self.bed.count += 1
+        name = f"slow{os.getpid()}-{self.bed.count}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            return self.bed.image(slow_module(d, name), name)
+
+    @contextlib.contextmanager
+    def compiling(self):
+        """A container whose start waits for the compiler; its answer is looked at afterwards."""
+        container = self.pod().create(self.slow())
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            started = pool.submit(container.start, check=False)
+            self.appears("slipway-aot")
+            yield container, started
+
+    def works(self):
+        self.assertEqual(self.pod().start(self.bed.example("hello"), ["exit", "2"]).ended()["exitCode"], 2)
+
+    def test_containerd_while_a_module_runs(self):
+        container = self.pod().start(self.bed.example("hello"), ["sleep"])
+        container.until("Hello")
+        self.kill_containerd()
+        self.restart()
+        self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
+        self.bed.crictl("stop", "-t", "5", container.id)
+        self.assertEqual(container.status()["exitCode"], 143)
+        self.works()
+
+    def test_containerd_and_a_module_ends_before_it_is_back(self):
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/soon.wat", "w") as f:
+                f.write(ENDS_SOON)
+            image = self.bed.image(f"{d}/soon.wat", "soon")
+        container = self.pod().start(image)
+        self.kill_containerd()
+        self.disappears("slipway-guest")
+        self.restart()
+        self.assertEqual(container.ended()["exitCode"], 9)
+        self.works()
+
+    def test_containerd_while_a_module_compiles(self):
+        with self.compiling() as (container, started):
+            self.kill_containerd()
+            self.assertNotEqual(started.result().returncode, 0)
+        self.restart()
+        self.bed.crictl("rm", "-f", container.id)
+        self.works()
+
+    def test_the_holder(self):
+        pod = self.pod()
+        container = pod.start(self.bed.example("hello"), ["sleep"])
+        container.until("Hello")
+        self.kill(*self.appears("slipway-holder"))
+        for _ in range(PATIENCE * 10):
+            sandbox = json.loads(self.bed.crictl("inspectp", pod.sandbox).stdout)["status"]["state"]
+            if sandbox == "SANDBOX_NOTREADY":
+                break
+            time.sleep(0.1)  # CRI has no call that waits for the end of a sandbox
+        self.assertEqual(sandbox, "SANDBOX_NOTREADY")
+        self.works()
+
+    def test_the_compiler(self):
+        with self.compiling() as (container, started):
+            self.kill(*self.pids("slipway-aot"))
+            self.assertIn("the compiler ended with status 137", started.result().stderr)
+        self.assertIn("the compiler ended with status 137", container.status()["message"])
+        left = [name for name in os.listdir(f"{self.bed.root}/cache") if name.endswith((".tmp", ".partial"))]
+        self.assertEqual(left, [])
+        self.works()
+
+    def test_the_guest_while_its_module_compiles(self):
+        with self.compiling() as (container, started):
+            self.kill(*self.pids("slipway-guest"))
+            self.assertNotEqual(started.result().returncode, 0)
+        self.assertEqual(container.status()["state"], "CONTAINER_EXITED")
+        self.works()
+
+    def test_the_shim_while_a_module_compiles(self):
+        with self.compiling() as (container, started):
+            self.kill(*self.pids("containerd-shim-slipway-v1"))
+            self.assertNotEqual(started.result().returncode, 0)
+        self.assertEqual(container.status()["state"], "CONTAINER_EXITED")
+        # The compiler does not outlive the one that waits for it.
+        for name in ("slipway-aot", "slipway-guest", "slipway-holder"):
+            self.disappears(name)
+        self.works()
+
+
+class Streams(PodTest):
+    def lines(self, container):
+        return [int(text) for stream, text in container.log()]
+
+    def test_the_last_of_many_lines_arrive_although_the_program_has_ended(self):
+        container = self.pod().start(self.bed.example("envfiles"), ["lines", "200000"])
+        self.assertEqual(container.ended()["exitCode"], 0)
+        container.until("\n200000")
+        self.assertEqual(self.lines(container), list(range(1, 200001)))
+
+    def test_a_line_of_a_megabyte(self):
+        text = "".join(f"{n:07} " for n in range(1 << 17))
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/line", "w") as f:
+                f.write(text + "end\n")
+            container = self.pod().start(
+                self.bed.example("envfiles"), ["cat", "/v/line"], mounts=[{"container_path": "/v", "host_path": d}])
+            self.assertEqual(container.ended()["exitCode"], 0)
+        container.until("end")
+        # CRI's log has it in parts.
+        self.assertEqual("".join(part for _, part in container.log()), text + "end")
+
+    def test_nothing_is_lost_while_containerd_stands_still(self):
+        count = 1000000
+        container = self.pod().start(self.bed.example("envfiles"), ["lines", str(count)])
+        container.until("1")
+        with open(f"{self.bed.root}/containerd.pid") as f:
+            containerd = f.read().strip()
+        self.bed.run("kill", "-STOP", containerd)
+        try:
+            self.assertLess(len(container.log()), count, "too few lines: all were out before containerd stood still")
+            time.sleep(1)  # for the pipe to be full and the program to wait
+        finally:
+            self.bed.run("kill", "-CONT", containerd)
+        self.assertEqual(container.ended()["exitCode"], 0)
+        container.until(f"\n{count}")
+        self.assertEqual(self.lines(container), list(range(1, count + 1)))
+
+
+class Demo(PodTest):
+    def left(self, directory):
+        """Processes, mounts, cgroups and files of a bed below a directory."""
+        found = [f"{directory}/{name}" for name in os.listdir(directory)]
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            for file in ("cmdline", "mountinfo"):
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}", errors="replace") as f:
+                    if directory in f.read():
+                        found.append(f"/proc/{pid}/{file}")
+        return found
+
+    def test_control_c_leaves_nothing(self):
+        if self.bed.version != "2.1":
+            self.skipTest("the demo has a containerd 2.1 of its own")
+        for moment in ("Starting a private containerd", "An image", "Their logs"):
+            with self.subTest(moment), tempfile.TemporaryDirectory(prefix="demo") as d:
+                # What it needs is built: -o takes that for granted.
+                demo = subprocess.Popen(
+                    ["make", "-s", "-o", "dist", "-o", "bed", "-o", "examples", "demo"], cwd=ROOT, env={**os.environ, "TMPDIR": d},
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                for line in demo.stdout:
+                    if moment in line:
+                        break
+                else:
+                    self.fail(f"the demo ended before {moment!r}")
+                if moment.startswith("Starting"):
+                    for _ in range(PATIENCE * 20):
+                        if any(os.path.exists(f"{d}/{name}/containerd.pid") for name in os.listdir(d)):
+                            break
+                        time.sleep(0.05)  # its bed is silent until it is up
+                names = os.listdir(d)
+                os.killpg(demo.pid, signal.SIGINT)
+                out, _ = demo.communicate(timeout=PATIENCE)
+                self.assertNotEqual(demo.returncode, 0, out)
+                self.assertEqual(len(names), 1)
+                self.assertEqual(self.left(d), [], out)
+                self.assertEqual([h for h in os.listdir("/sys/fs/cgroup") if os.path.exists(f"/sys/fs/cgroup/{h}/{names[0]}")], [])
