@@ -2,8 +2,8 @@
 //!
 //! Descriptor 3 is the module, descriptor 4 the artefact to write. Whoever starts it gives it namespaces of its own;
 //! before it reads a byte of the module it has no root file system, no network, no user and no capability.
-//! Exit status 0: compiled; 3: the module is refused, the text on stdout says why; anything else: the text is the
-//! compiler's failure.
+//! Exit status 0: compiled; 3: the module is refused, the text on stdout says why; 4: the artefact cannot be written, the
+//! text is the system's reason; anything else: the text is the compiler's failure.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -28,6 +28,8 @@ const CPU_SECONDS: u64 = 3600;
 
 /// Status of a refused module.
 const REFUSED: u8 = 3;
+/// Status where the artefact cannot be written.
+const UNWRITTEN: u8 = 4;
 
 fn main() -> ExitCode {
     match compile() {
@@ -60,7 +62,7 @@ fn compile() -> Result<(), (u8, String)> {
     drop(module);
     slipway_engine::compile(&prepared.stripped, c"/artefact.so", optimisation)
         .map_err(|e| failed(format!("the compiler failed: {e}")))?;
-    write_artefact().map_err(|e| failed(format!("write the artefact: {e}")))
+    write_artefact().map_err(|e| (UNWRITTEN, e.to_string()))
 }
 
 /// An empty root, no user, bounded resources.

@@ -27,6 +27,8 @@ const COMPILE_MEMORY_FACTOR: u64 = 180;
 const LOWEST: i32 = 19;
 /// slipway-aot's status for a module that it refuses.
 const REFUSED: u32 = 3;
+/// Its status where it cannot write the artefact.
+const UNWRITTEN: u32 = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Priority {
@@ -228,7 +230,7 @@ impl Compiler {
                 clone(&message)?,
                 clone(&message)?,
                 clone(&job.file)?,
-                out,
+                clone(&out)?,
             ],
             directory: Some(c_path(std::path::Path::new("/")).map_err(failed)?),
         };
@@ -266,6 +268,11 @@ impl Compiler {
         match status {
             Some(0) => Ok(()),
             Some(REFUSED) => Err(CompileError::Refused(text.to_string())),
+            Some(UNWRITTEN) => Err(CompileError::Store(slipway_cache::Error::Write {
+                dir: self.cache_dir.clone().into(),
+                needed: File::from(out).metadata().map_err(failed)?.len(),
+                source: std::io::Error::other(text),
+            })),
             Some(status) if text.is_empty() => Err(CompileError::Failed(format!(
                 "the compiler ended with status {status}; it may have run out of memory (dmesg tells)"
             ))),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api;
@@ -75,6 +76,8 @@ pub struct Pod {
     spare: Mutex<Option<Guest>>,
     /// The node's runc shim, once it is needed.
     pub delegate: Delegate,
+    /// Shutdown has come when the sandbox was gone and others were left.
+    over: AtomicBool,
     done: Notify,
 }
 
@@ -103,6 +106,7 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
             members: Mutex::default(),
             cgroup: OnceLock::new(),
             spare: Mutex::default(),
+            over: AtomicBool::new(false),
             done: Notify::new(),
         });
         let mut server = service::listen(settings.listener, pod.clone()).await?;
@@ -484,17 +488,34 @@ impl Pod {
             exited_at: Some(exit.at.clone()).into(),
             ..TaskDelete::default()
         });
+        self.end_if_over();
         Ok(exit)
     }
 
     /// A Linux container is gone.
     pub fn forget(&self, id: &str) {
         lock(&self.members).remove(id);
+        self.end_if_over();
     }
 
-    /// Shutdown: containerd asks after every Delete; only an empty pod ends.
+    /// Shutdown: only an empty pod ends. containerd 1.7 asks after every Delete, 2 after the sandbox's alone: where that
+    /// went first, for its holder was killed, the last of the others ends the pod.
     pub fn shutdown(&self) {
         if self.is_empty() {
+            self.done.notify_one();
+        } else if !self.has_sandbox() {
+            self.over.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn has_sandbox(&self) -> bool {
+        let sandbox = |m: &Member| matches!(m, Member::Own(c) if c.plan.role == Role::Sandbox);
+        lock(&self.members).values().any(sandbox)
+    }
+
+    /// The answer to Delete is on its way before the last events are taken, for which the end waits.
+    fn end_if_over(&self) {
+        if self.over.load(Ordering::Relaxed) && self.is_empty() {
             self.done.notify_one();
         }
     }

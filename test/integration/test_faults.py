@@ -1,0 +1,502 @@
+"""Bad input and disturbances: each has an answer that names the cause, and leaves nothing behind."""
+import concurrent.futures
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+
+from harness import EXAMPLES, PATIENCE, ROOT, TREE, PodTest
+
+RUNTIME = "io.containerd.slipway.v1"
+MAX_CONFIG = 16 << 20
+
+
+def field(number, data):
+    """A protobuf field of bytes."""
+    length, out = len(data), bytearray([number << 3 | 2])
+    while length > 127:
+        out.append(length & 127 | 128)
+        length >>= 7
+    return bytes(out) + bytes([length]) + data
+
+
+def call(path, method, payload):
+    """One call of ttrpc to a shim; the answer's bytes."""
+    request = field(1, b"containerd.task.v3.Task") + field(2, method.encode()) + field(3, payload)
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(10)
+        s.connect(path)
+        s.sendall(struct.pack(">IIBB", len(request), 1, 1, 0) + request)
+        answer = s.makefile("rb")
+        return answer.read(struct.unpack(">IIBB", answer.read(10))[0])
+
+
+class BadConfig(PodTest):
+    def spec(self, directory, **fields):
+        os.makedirs(f"{directory}/rootfs", exist_ok=True)
+        shutil.copy(f"{EXAMPLES}/hello.wasm", f"{directory}/rootfs/hello.wasm")
+        return {
+            "ociVersion": "1.1.0", "process": {"args": ["/hello.wasm", "exit", "3"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "root": {"path": f"{directory}/rootfs"}, "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]}, **fields,
+        }
+
+    def ctr_run(self, directory, spec):
+        """A container without CRI, of a spec as it is."""
+        self.bed.count += 1
+        path = f"{directory}/config.json"
+        with open(path, "w") as f:
+            json.dump(spec, f)
+        return self.bed.ctr("run", "--rm", "--config", path, "--runtime", RUNTIME, f"x{self.bed.count}", check=False)
+
+    def test_a_spec_of_ones_own_runs(self):
+        with tempfile.TemporaryDirectory() as d:
+            done = self.ctr_run(d, self.spec(d))
+            self.assertEqual(done.returncode, 3, done.stderr)
+            self.assertIn("Hello", done.stdout)
+
+    def test_a_spec_that_lacks_something_is_refused_by_the_fields_name(self):
+        with tempfile.TemporaryDirectory() as d:
+            for name, change in [
+                ("process.args", {"process": None}),
+                ("root.path", {"root": {"path": f"{d}/nowhere"}}),
+                ("hooks", {"hooks": {"prestart": [{"path": "/bin/true"}]}}),
+                ("mounts[0]", {"mounts": [{"destination": "", "type": "bind", "source": "/tmp", "options": ["rbind"]}]}),
+            ]:
+                with self.subTest(name):
+                    done = self.ctr_run(d, self.spec(d, **change))
+                    self.assertEqual(done.returncode, 1, done.stdout)
+                    self.assertIn(name if name != "root.path" else f"{d}/nowhere", done.stderr)
+            # Containers that came to nothing have left no name behind.
+            self.assertEqual(self.bed.ctr("containers", "ls", "-q").stdout, "")
+
+    def test_a_config_that_cannot_be_read_is_named(self):
+        """containerd itself writes no such file: the shim is asked as containerd would ask it."""
+        def broken(path):
+            with open(path, "w") as f:
+                f.write('{"process": {"args": ["/a.wasm"\n')
+
+        def wrong_type(path):
+            with open(path, "w") as f:
+                f.write('{"process": {"args": 7}}')
+
+        def large(path):
+            with open(path, "w") as f:
+                f.write('{"a": "%s"}' % ("x" * MAX_CONFIG))
+
+        for make, words in [
+            (broken, ["line 2", "EOF"]), (wrong_type, ["line 1 column 22", "expected a sequence"]),
+            (large, [str(MAX_CONFIG), "ConfigMap"]), (os.mkdir, ["directory"]), (lambda path: None, ["No such file"]),
+        ]:
+            with self.subTest(words), tempfile.TemporaryDirectory() as d:
+                make(f"{d}/config.json")
+                self.bed.count += 1
+                name = f"x{self.bed.count}"
+                started = json.loads(self.bed.run(
+                    "sh", "-c", 'cd "$1" && TTRPC_ADDRESS=$CONTAINERD_ADDRESS.ttrpc exec "$2" -namespace k8s.io -id "$3" '
+                    '-address $CONTAINERD_ADDRESS -bundle "$1" start </dev/null',
+                    "sh", d, f"{TREE}/bin/containerd-shim-slipway-v1", name).stdout)
+                # The socket is in the bed's own /run.
+                with open(f"{self.bed.root}/init.pid") as f:
+                    path = f"/proc/{f.read().strip()}/root{started['address'].removeprefix('unix://')}"
+                answer = call(path, "Create", field(1, name.encode()) + field(2, d.encode())).decode(errors="replace")
+                for word in [f"{d}/config.json", *words]:
+                    self.assertIn(word, answer)
+                # No container: the shim ends when it is asked to.
+                call(path, "Shutdown", field(1, name.encode()))
+
+
+class BadImage(PodTest):
+    def test_a_mount_point_that_leads_out_of_the_image_stays_inside(self):
+        links = ["link:../../../../etc=/data", "dir:/etc", f"{EXAMPLES}/envfiles.wasm=/envfiles.wasm"]
+        image = self.bed.file_image("leads-out", links, ["/envfiles.wasm"])
+        host = sorted(os.listdir("/etc"))
+        with tempfile.TemporaryDirectory() as d:
+            mounts = [{"container_path": "/data", "host_path": d}]
+            pod = self.pod()
+            # The link leads to the image's own /etc: that is where the volume lies.
+            container = pod.start(image, ["write", "/etc/inside", "volume"], mounts=mounts)
+            self.assertEqual(container.ended()["exitCode"], 0, container.text())
+            self.assertTrue(os.path.exists(f"{d}/inside"))
+            # A path that climbs above the root is none for WASI, even where there is nothing to climb to.
+            container = pod.start(image, ["write", "/data/outside", "volume"], mounts=mounts)
+            self.assertEqual(container.ended()["exitCode"], 1, container.text())
+            self.assertFalse(os.path.exists(f"{d}/outside"))
+        self.assertEqual(sorted(os.listdir("/etc")), host)
+
+
+class BadCache(PodTest):
+    """The directory of artefacts is not one; with the start that fails, and the one that works once it is mended."""
+
+    @contextlib.contextmanager
+    def instead_of_the_cache(self):
+        """The cache's path, free for something else."""
+        cache = f"{self.bed.root}/cache"
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+        os.rename(cache, f"{cache}.aside")
+        try:
+            yield cache
+        finally:
+            self.bed.run("umount", cache, check=False)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(cache) if os.path.islink(cache) or os.path.isfile(cache) else shutil.rmtree(cache)
+            os.rename(f"{cache}.aside", cache)
+
+    def refused(self, *words):
+        container = self.pod().create(self.bed.example("hello"), ["exit", "4"])
+        failed = container.start(check=False)
+        self.assertNotEqual(failed.returncode, 0)
+        status = container.status()
+        self.assertEqual((status["state"], status["reason"]), ("CONTAINER_EXITED", "StartError"))
+        for word in words:
+            self.assertIn(word, failed.stderr)
+            self.assertIn(word, status["message"])
+
+    def mended(self):
+        self.assertEqual(self.pod().start(self.bed.example("hello"), ["exit", "4"]).ended()["exitCode"], 4)
+
+    def test_a_file(self):
+        with self.instead_of_the_cache() as cache:
+            open(cache, "w").close()
+            self.refused(cache, "not a directory", "name another path")
+        self.mended()
+
+    def test_a_symbolic_link(self):
+        with self.instead_of_the_cache() as cache, tempfile.TemporaryDirectory() as d:
+            os.symlink(d, cache)
+            self.refused(cache, "symbolic link", "name the directory")
+            self.assertEqual(os.listdir(d), [])
+
+    def test_others_may_write_to_it(self):
+        with self.instead_of_the_cache() as cache:
+            os.mkdir(cache)
+            os.chmod(cache, 0o777)
+            self.refused(cache, "0777", f"chmod 700 {cache}")
+
+    def test_it_cannot_be_made(self):
+        with self.instead_of_the_cache() as cache:
+            # Root passes over modes, not over a file system that is read only.
+            os.mkdir(cache, 0o700)
+            self.bed.run("mount", "-t", "tmpfs", "-o", "ro,mode=700", "tmpfs", cache)
+            self.refused(cache, "Read-only file system")
+
+    def test_its_file_system_is_full(self):
+        with self.instead_of_the_cache() as cache:
+            os.mkdir(cache, 0o700)
+            self.bed.run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", cache)
+            self.bed.run("dd", "if=/dev/zero", f"of={cache}/filler", "bs=64k", check=False)
+            self.refused(cache, "No space left", "free space on that file system")
+            self.assertEqual([n for n in self.bed.run("ls", "-A", cache).stdout.split() if n.endswith(".so")], [])
+            self.bed.run("rm", f"{cache}/filler")
+            self.mended()
+
+
+class Events(PodTest):
+    """Who watches containerd hears of each step of each container once, and in order."""
+
+    LIFE = ["create", "start", "exit", "delete"]
+
+    @contextlib.contextmanager
+    def watched(self):
+        """Yields a function: the task events so far, as (topic, fields)."""
+        image = self.bed.example("hello")
+        with tempfile.TemporaryFile() as out:
+            watcher = subprocess.Popen(
+                [f"{ROOT}/test/bed/bed", "run", self.bed.root, "ctr", "-n", "k8s.io", "events"], stdout=out, start_new_session=True)
+
+            def lines():
+                size = os.fstat(out.fileno()).st_size
+                return os.pread(out.fileno(), size, 0).decode().splitlines()
+
+            def tasks():
+                found = (line.split(" ", 6)[-3:] for line in lines() if " /tasks/" in line and line.endswith("}"))
+                return [(topic.removeprefix("/tasks/"), json.loads(fields)) for _, topic, fields in found]
+
+            try:
+                for _ in range(PATIENCE * 10):
+                    if lines():
+                        break
+                    # It does not say when it has begun to listen: it is called until it answers.
+                    self.bed.ctr("images", "label", image, f"called={time.monotonic_ns()}")
+                    time.sleep(0.1)
+                yield tasks
+            finally:
+                os.killpg(watcher.pid, signal.SIGKILL)
+                watcher.wait()
+
+    def until(self, condition):
+        for _ in range(PATIENCE * 10):
+            if condition():
+                return
+            time.sleep(0.1)  # the watcher writes to a file
+
+    def topics(self, tasks, id):
+        return [topic for topic, fields in tasks if fields["container_id"] == id and not topic.startswith("exec") and fields.get("id", id) == id]
+
+    def test_twenty_pods_that_end_at_once_and_an_exec_among_them(self):
+        image = self.bed.example("hello")
+        with self.watched() as tasks, concurrent.futures.ThreadPoolExecutor(8) as pool:
+            long = self.pod().start(image, ["sleep"])
+            pods = [self.pod() for _ in range(20)]
+            containers = [pod.create(image, ["exit", "3"]) for pod in pods]
+            starts = [pool.submit(container.start) for container in containers]
+            exec = pool.submit(self.bed.crictl, "exec", long.id, "/hello.wasm", "exit", "5", check=False)
+            for start in starts:
+                start.result()
+            self.assertIn("exit code 5", exec.result().stderr)
+            for container in containers:
+                self.assertEqual(container.ended()["exitCode"], 3)
+            self.bed.crictl("stop", "-t", "5", long.id)
+            for pod in self.pods:
+                pod.remove()
+            ids = [c.id for c in [long, *containers]] + [pod.sandbox for pod in self.pods]
+            self.pods.clear()
+            self.until(lambda: all("delete" in self.topics(tasks(), id) for id in ids))
+            seen = tasks()
+        for id in ids:
+            self.assertEqual(self.topics(seen, id), self.LIFE, id)
+        exits = {fields["container_id"]: fields.get("exit_status", 0) for topic, fields in seen if topic == "exit"}
+        self.assertEqual([exits[c.id] for c in containers], [3] * 20)
+        execs = [(topic, fields) for topic, fields in seen if fields["container_id"] == long.id and (
+            topic.startswith("exec") or fields.get("id", long.id) != long.id)]
+        self.assertEqual([topic for topic, _ in execs], ["exec-added", "exec-started", "exit"])
+        self.assertEqual(execs[2][1]["exit_status"], 5)
+
+    def test_out_of_memory_is_told_before_the_end(self):
+        with self.watched() as tasks:
+            container = self.pod().start(self.bed.example("hello"), ["alloc", "100"], linux={
+                "resources": {"memory_limit_in_bytes": 16 << 20}, "security_context": {"namespace_options": {"pid": 1}}})
+            self.assertEqual(container.ended()["reason"], "OOMKilled")
+            self.until(lambda: "delete" in self.topics(tasks(), container.id))
+            self.assertEqual(self.topics(tasks(), container.id), ["create", "start", "oom", "exit", "delete"])
+
+
+# Functions of arithmetic that take LLVM some seconds, in a module that is small enough for full optimisation.
+SLOW_FUNCTIONS = 400
+
+
+def slow_module(directory, name):
+    body = "".join(f"(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const {k * 7919 + 3})) (i32.shr_u (local.get 0) (i32.const {k % 31}))))" for k in range(40))
+    path = f"{directory}/{name}.wat"
+    with open(path, "w") as f:
+        f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start"))')
+        for n in range(SLOW_FUNCTIONS):
+            f.write(f'(func (export "f{n}") (param i32) (result i32) (i32.store (i32.const {n}) (local.get 0)) {body} (local.get 0))')
+        f.write(")")
+    return path
+
+
+# Ends with status 9 after two seconds (poll_oneoff with one subscription at 0: clock 1, 2e9 ns).
+ENDS_SOON = r'''(module
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "\01")
+  (data (i32.const 24) "\00\94\35\77")
+  (func (export "_start") (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128))) (call $exit (i32.const 9))))'''
+
+
+class Kills(PodTest):
+    """kill -9, of each process, at the moments that hurt."""
+
+    def pids(self, command):
+        """Processes of that name in the bed, by their ids in there; without those that only wait to be reaped."""
+        lines = (line.split(None, 3) for line in self.bed.run("ps", "-eo", "pid,stat,comm,args").stdout.splitlines())
+        # The compiler is an argument of the dynamic linker, and has its name.
+        compiler = lambda args: command == "slipway-aot" and "/slipway-aot " in args
+        return [pid for pid, stat, name, args in lines if stat[0] != "Z" and (name == command[:15] or compiler(args))]
+
+    def appears(self, command):
+        for _ in range(PATIENCE * 20):
+            if pids := self.pids(command):
+                return pids
+            time.sleep(0.05)  # a process of somebody else's has no event
+        raise AssertionError(f"no {command}")
+
+    def disappears(self, command):
+        for _ in range(PATIENCE * 20):
+            if not self.pids(command):
+                return
+            time.sleep(0.05)  # as above
+        raise AssertionError(f"{command} is still there")
+
+    def kill(self, *pids):
+        self.bed.run("kill", "-9", *pids)
+
+    def kill_containerd(self):
+        with open(f"{self.bed.root}/containerd.pid") as f:
+            self.kill(f.read().strip())
+        self.disappears("containerd")
+
+    def restart(self):
+        subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
+
+    def slow(self):
+        self.bed.count += 1
+        name = f"slow{os.getpid()}-{self.bed.count}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            return self.bed.image(slow_module(d, name), name)
+
+    @contextlib.contextmanager
+    def compiling(self):
+        """A container whose start waits for the compiler; its answer is looked at afterwards."""
+        container = self.pod().create(self.slow())
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            started = pool.submit(container.start, check=False)
+            self.appears("slipway-aot")
+            yield container, started
+
+    def works(self):
+        self.assertEqual(self.pod().start(self.bed.example("hello"), ["exit", "2"]).ended()["exitCode"], 2)
+
+    def test_containerd_while_a_module_runs(self):
+        container = self.pod().start(self.bed.example("hello"), ["sleep"])
+        container.until("Hello")
+        self.kill_containerd()
+        self.restart()
+        self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
+        self.bed.crictl("stop", "-t", "5", container.id)
+        self.assertEqual(container.status()["exitCode"], 143)
+        self.works()
+
+    def test_containerd_and_a_module_ends_before_it_is_back(self):
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/soon.wat", "w") as f:
+                f.write(ENDS_SOON)
+            image = self.bed.image(f"{d}/soon.wat", "soon")
+        container = self.pod().start(image)
+        self.kill_containerd()
+        self.disappears("slipway-guest")
+        self.restart()
+        self.assertEqual(container.ended()["exitCode"], 9)
+        self.works()
+
+    def test_containerd_while_a_module_compiles(self):
+        with self.compiling() as (container, started):
+            self.kill_containerd()
+            self.assertNotEqual(started.result().returncode, 0)
+        self.restart()
+        self.bed.crictl("rm", "-f", container.id)
+        self.works()
+
+    def test_the_holder(self):
+        pod = self.pod()
+        container = pod.start(self.bed.example("hello"), ["sleep"])
+        container.until("Hello")
+        self.kill(*self.appears("slipway-holder"))
+        for _ in range(PATIENCE * 10):
+            sandbox = json.loads(self.bed.crictl("inspectp", pod.sandbox).stdout)["status"]["state"]
+            if sandbox == "SANDBOX_NOTREADY":
+                break
+            time.sleep(0.1)  # CRI has no call that waits for the end of a sandbox
+        self.assertEqual(sandbox, "SANDBOX_NOTREADY")
+        self.works()
+
+    def test_the_compiler(self):
+        with self.compiling() as (container, started):
+            self.kill(*self.pids("slipway-aot"))
+            self.assertIn("the compiler ended with status 137", started.result().stderr)
+        self.assertIn("the compiler ended with status 137", container.status()["message"])
+        left = [name for name in os.listdir(f"{self.bed.root}/cache") if name.endswith((".tmp", ".partial"))]
+        self.assertEqual(left, [])
+        self.works()
+
+    def test_the_guest_while_its_module_compiles(self):
+        with self.compiling() as (container, started):
+            self.kill(*self.pids("slipway-guest"))
+            self.assertNotEqual(started.result().returncode, 0)
+        self.assertEqual(container.status()["state"], "CONTAINER_EXITED")
+        self.works()
+
+    def test_the_shim_while_a_module_compiles(self):
+        with self.compiling() as (container, started):
+            self.kill(*self.pids("containerd-shim-slipway-v1"))
+            self.assertNotEqual(started.result().returncode, 0)
+        self.assertEqual(container.status()["state"], "CONTAINER_EXITED")
+        # The compiler does not outlive the one that waits for it.
+        for name in ("slipway-aot", "slipway-guest", "slipway-holder"):
+            self.disappears(name)
+        self.works()
+
+
+class Streams(PodTest):
+    def lines(self, container):
+        return [int(text) for stream, text in container.log()]
+
+    def test_the_last_of_many_lines_arrive_although_the_program_has_ended(self):
+        container = self.pod().start(self.bed.example("envfiles"), ["lines", "200000"])
+        self.assertEqual(container.ended()["exitCode"], 0)
+        container.until("\n200000")
+        self.assertEqual(self.lines(container), list(range(1, 200001)))
+
+    def test_a_line_of_a_megabyte(self):
+        text = "".join(f"{n:07} " for n in range(1 << 17))
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/line", "w") as f:
+                f.write(text + "end\n")
+            container = self.pod().start(
+                self.bed.example("envfiles"), ["cat", "/v/line"], mounts=[{"container_path": "/v", "host_path": d}])
+            self.assertEqual(container.ended()["exitCode"], 0)
+        container.until("end")
+        # CRI's log has it in parts.
+        self.assertEqual("".join(part for _, part in container.log()), text + "end")
+
+    def test_nothing_is_lost_while_containerd_stands_still(self):
+        count = 1000000
+        container = self.pod().start(self.bed.example("envfiles"), ["lines", str(count)])
+        container.until("1")
+        with open(f"{self.bed.root}/containerd.pid") as f:
+            containerd = f.read().strip()
+        self.bed.run("kill", "-STOP", containerd)
+        try:
+            self.assertLess(len(container.log()), count, "too few lines: all were out before containerd stood still")
+            time.sleep(1)  # for the pipe to be full and the program to wait
+        finally:
+            self.bed.run("kill", "-CONT", containerd)
+        self.assertEqual(container.ended()["exitCode"], 0)
+        container.until(f"\n{count}")
+        self.assertEqual(self.lines(container), list(range(1, count + 1)))
+
+
+class Demo(PodTest):
+    def left(self, directory):
+        """Processes, mounts, cgroups and files of a bed below a directory."""
+        found = [f"{directory}/{name}" for name in os.listdir(directory)]
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            for file in ("cmdline", "mountinfo"):
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}", errors="replace") as f:
+                    if directory in f.read():
+                        found.append(f"/proc/{pid}/{file}")
+        return found
+
+    def test_control_c_leaves_nothing(self):
+        if self.bed.version != "2.1":
+            self.skipTest("the demo has a containerd 2.1 of its own")
+        for moment in ("Starting a private containerd", "An image", "Their logs"):
+            with self.subTest(moment), tempfile.TemporaryDirectory(prefix="demo") as d:
+                # What it needs is built: -o takes that for granted.
+                demo = subprocess.Popen(
+                    ["make", "-s", "-o", "dist", "-o", "bed", "-o", "examples", "demo"], cwd=ROOT, env={**os.environ, "TMPDIR": d},
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                for line in demo.stdout:
+                    if moment in line:
+                        break
+                else:
+                    self.fail(f"the demo ended before {moment!r}")
+                if moment.startswith("Starting"):
+                    for _ in range(PATIENCE * 20):
+                        if any(os.path.exists(f"{d}/{name}/containerd.pid") for name in os.listdir(d)):
+                            break
+                        time.sleep(0.05)  # its bed is silent until it is up
+                names = os.listdir(d)
+                os.killpg(demo.pid, signal.SIGINT)
+                out, _ = demo.communicate(timeout=PATIENCE)
+                self.assertNotEqual(demo.returncode, 0, out)
+                self.assertEqual(len(names), 1)
+                self.assertEqual(self.left(d), [], out)
+                self.assertEqual([h for h in os.listdir("/sys/fs/cgroup") if os.path.exists(f"/sys/fs/cgroup/{h}/{names[0]}")], [])
