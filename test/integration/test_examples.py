@@ -97,8 +97,8 @@ class Heavy(PodTest):
     @heavy("yosys/yosys.wasm")
     def test_yosys_synthesises_a_counter_byte_for_byte(self):
         tree = f"{EXAMPLES}/yosys"
-        copies = [word for name in ("share", "work", "tmp") for word in ("--copy", f"{tree}/{name}:/{name}")]
-        image = self.bed.image(f"{tree}/yosys.wasm", "yosys", *copies)
+        copies = [f"{tree}/share:/share", f"{tree}/tmp:/tmp", f"{ROOT}/examples/yosys/work:/work"]
+        image = self.bed.image(f"{tree}/yosys.wasm", "yosys", *(word for copy in copies for word in ("--copy", copy)))
         self.precompiled(f"{tree}/yosys.wasm")
         expected = {}
         for name in ("stdout.v", "netlist.v"):
