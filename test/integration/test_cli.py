@@ -85,6 +85,31 @@ class Cli(unittest.TestCase):
                 slipway("image", "build", f"{EXAMPLES}/hello.wasm", "-t", "localhost/x:1", "-o", f"{d}/x.tar", *flags)
                 self.assertEqual(slipway("run", f"{d}/x.tar", "exit", "4", check=False).returncode, 4)
 
+    def test_copied_files_are_in_the_image(self):
+        with tempfile.TemporaryDirectory() as d:
+            os.makedirs(f"{d}/share/deep")
+            with open(f"{d}/share/deep/note", "w") as f:
+                f.write("copied\n")
+            os.symlink("deep/note", f"{d}/share/link")
+            build = lambda out, *flags: slipway("image", "build", f"{EXAMPLES}/envfiles.wasm", "-t", "localhost/x:1", "-o", f"{d}/{out}", *flags, check=False)
+            copy = ["--copy", f"{d}/share:/usr/share", "--copy", f"{d}/share/link:/etc/note"]
+            for out in ("a.tar", "b.tar"):
+                self.assertEqual(build(out, *copy).returncode, 0)
+            with open(f"{d}/a.tar", "rb") as a, open(f"{d}/b.tar", "rb") as b:
+                self.assertEqual(a.read(), b.read())
+            for path in ("/usr/share/link", "/etc/note"):
+                self.assertEqual(slipway("run", f"{d}/a.tar", "cat", path).stdout, "copied\n")
+            self.assertRegex(slipway("run", f"{d}/a.tar", "ls", "/usr/share").stdout, "(?m)^l +9 link$")
+            for flags, word in [
+                (["--copy", f"{d}/share"], "HOST:/PATH"), (["--copy", f"{d}/none:/x"], f"{d}/none: No such file"),
+                (["--copy", f"{d}/share/link:/envfiles.wasm"], "the module"), ([*copy, "--artifact"], "artefact"),
+                (["--copy", f"{d}:/x"], "write it elsewhere"),
+            ]:
+                bad = build("bad.tar", *flags)
+                self.assertNotEqual(bad.returncode, 0)
+                self.assertIn(word, bad.stderr)
+            self.assertNotIn("bad.tar", os.listdir(d))
+
     def test_invoke_prints_what_the_function_returns(self):
         with tempfile.NamedTemporaryFile("w", suffix=".wat") as f:
             f.write('(module (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1))))')

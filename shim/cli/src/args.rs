@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use slipway_image::Copied;
 
 /// WebAssembly containers: run, compile and inspect modules, build images, look after the node
 #[derive(Parser)]
@@ -155,6 +156,9 @@ pub struct Build {
     /// Default working directory
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
+    /// File or directory of this machine that becomes part of the image, at this path
+    #[arg(long = "copy", value_name = "HOST:/PATH", value_parser = copied)]
+    pub copies: Vec<Copied>,
 }
 
 #[derive(Subcommand)]
@@ -202,6 +206,18 @@ pub struct Doctor {
     pub config: PathBuf,
     #[command(flatten)]
     pub store: Store,
+}
+
+/// The path in the image begins after the last colon, so that names on this machine may have some.
+fn copied(text: &str) -> Result<Copied, String> {
+    let (source, target) = text
+        .rsplit_once(':')
+        .filter(|(source, _)| !source.is_empty())
+        .ok_or_else(|| format!("{text:?} is not of the form HOST:/PATH, as in share:/usr/share"))?;
+    Ok(Copied {
+        source: source.into(),
+        target: target.to_owned(),
+    })
 }
 
 /// Bytes as Kubernetes writes quantities: 64Mi, 1G, 1048576.

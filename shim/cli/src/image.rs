@@ -3,7 +3,7 @@
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
-use slipway_image::{BuildOptions, ImageKind, Reference};
+use slipway_image::{BuildOptions, Copied, ImageKind, Reference};
 
 use crate::args::Build;
 
@@ -33,6 +33,7 @@ pub fn build(args: &Build) -> Result<ExitCode, String> {
         args: args.args.clone(),
         env: args.env.clone(),
         workdir: args.workdir.clone(),
+        copies: args.copies.clone(),
     };
     let directory = args
         .output
@@ -40,6 +41,19 @@ pub fn build(args: &Build) -> Result<ExitCode, String> {
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or_else(|| std::path::Path::new("."));
     let out = |e: &dyn std::fmt::Display| format!("{}: {e}", args.output.display());
+    let inside = |copied: &&Copied| {
+        let directory = directory.canonicalize();
+        let source = copied.source.canonicalize();
+        directory.is_ok_and(|directory| source.is_ok_and(|source| directory.starts_with(source)))
+    };
+    // Else the next image would hold this one, and this one its own beginning.
+    if let Some(copied) = args.copies.iter().find(inside) {
+        return Err(format!(
+            "--output {}: lies in {}, which is copied into the image; write it elsewhere",
+            args.output.display(),
+            copied.source.display()
+        ));
+    }
     // Whole or not at all.
     let file = tempfile::NamedTempFile::new_in(directory).map_err(|e| out(&e))?;
     let mut writer = BufWriter::new(&file);

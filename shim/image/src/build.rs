@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
 use std::path::{Component, Path};
 
@@ -6,12 +7,13 @@ use serde::Serialize;
 use slipway_module::{Entrypoint, Kind};
 
 use crate::oci::{CONFIG, IMAGE_NAME, INDEX, LAYER, MANIFEST, REF_NAME, WASM_CONFIG, WASM_LAYER};
+use crate::tree::{Copied, Node, Tree};
 use crate::{
     Descriptor, ImageConfig, ImageError, ImageKind, Index, Manifest, Platform, ProcessConfig,
     Reference, RootFs,
 };
 
-/// An image to build. Nothing else goes into it, no time either: the same options give the same bytes.
+/// An image to build. Nothing else goes into it, no time either: the same options and files give the same bytes.
 #[derive(Debug, Clone)]
 pub struct BuildOptions<'a> {
     /// The module, in binary or text form. Not validated here beyond its kind: see `slipway_module::prepare`.
@@ -29,6 +31,8 @@ pub struct BuildOptions<'a> {
     pub env: Vec<String>,
     /// The directory to start in, absolute; `None` is `/`.
     pub workdir: Option<String>,
+    /// Files beside the module; an ordinary image's only.
+    pub copies: Vec<Copied>,
 }
 
 /// The architectures of an ordinary image: those of Kubernetes nodes.
@@ -98,6 +102,13 @@ fn check(options: &BuildOptions<'_>) -> Result<(), ImageError> {
         return fail(
             "workdir",
             format!("{workdir:?} is not absolute; write it like /data"),
+        );
+    }
+    if options.kind == ImageKind::Artifact && !options.copies.is_empty() {
+        return fail(
+            "copy",
+            "an artefact is the module and no files; build an ordinary image (no --artifact)"
+                .to_owned(),
         );
     }
     Ok(())
@@ -194,17 +205,32 @@ fn config(
     }
 }
 
-/// The layer of an ordinary image: the module and the directories above it. Not compressed: what a compressor writes
+/// The layer of an ordinary image: the module, and the files beside it, by path. Not compressed: what a compressor writes
 /// depends on its version, and with it the image's digest would.
 fn layer(options: &BuildOptions<'_>) -> Result<Vec<u8>, ImageError> {
     let path = Entrypoint::parse(options.entrypoint).path;
-    let path = path.trim_start_matches('/');
-    let mut tar = Tar(tar::Builder::new(Vec::new()));
-    for (end, _) in path.match_indices('/') {
-        tar.directory(&path[..end])?;
+    let mut tree = Tree::default();
+    tree.put(
+        Path::new(path.trim_start_matches('/')),
+        Node::Module(options.module),
+    )?;
+    for copied in &options.copies {
+        tree.copy(copied)?;
     }
-    // Executable, since a path lookup passes over files that are not.
-    tar.file(path, 0o755, options.module)?;
+    let mut tar = Tar(tar::Builder::new(Vec::new()));
+    for (path, node) in tree.nodes {
+        match node {
+            Node::Directory { mode } => tar.directory(&path, mode)?,
+            // Executable, since a path lookup passes over files that are not.
+            Node::Module(module) => tar.file(&path, 0o755, module)?,
+            Node::File { source, mode } => {
+                let contents = fs::read(&source)
+                    .map_err(ImageError::io(format!("copy: {}", source.display())))?;
+                tar.file(&path, mode, &contents)?;
+            }
+            Node::Link { target } => tar.link(&path, &target)?,
+        }
+    }
     tar.finish()
 }
 
@@ -248,35 +274,42 @@ struct DockerImage {
     layers: Vec<String>,
 }
 
-/// A tar file whose entries differ in path, mode and contents only.
+/// A tar file whose entries differ in path, type, mode and contents only.
 struct Tar<W: Write>(tar::Builder<W>);
 
 impl<W: Write> Tar<W> {
-    fn file(&mut self, path: &str, mode: u32, contents: &[u8]) -> Result<(), ImageError> {
-        self.entry(path, tar::EntryType::Regular, mode, contents)
-    }
-
-    fn directory(&mut self, path: &str) -> Result<(), ImageError> {
-        self.entry(&format!("{path}/"), tar::EntryType::Directory, 0o755, &[])
-    }
-
-    fn entry(
+    fn file(
         &mut self,
-        path: &str,
-        kind: tar::EntryType,
+        path: impl AsRef<Path>,
         mode: u32,
         contents: &[u8],
     ) -> Result<(), ImageError> {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(contents.len() as u64);
+        let path = path.as_ref();
         self.0
-            .append_data(&mut header, path, contents)
-            .map_err(ImageError::io(format!("writing {path}")))
+            .append_data(
+                &mut header(tar::EntryType::Regular, mode, contents.len()),
+                path,
+                contents,
+            )
+            .map_err(writing(path))
+    }
+
+    fn directory(&mut self, path: &Path, mode: u32) -> Result<(), ImageError> {
+        // With a `/` at its end.
+        let path = path.join("");
+        self.0
+            .append_data(
+                &mut header(tar::EntryType::Directory, mode, 0),
+                &path,
+                &[][..],
+            )
+            .map_err(writing(&path))
+    }
+
+    fn link(&mut self, path: &Path, target: &Path) -> Result<(), ImageError> {
+        self.0
+            .append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), path, target)
+            .map_err(writing(path))
     }
 
     fn finish(self) -> Result<W, ImageError> {
@@ -284,4 +317,19 @@ impl<W: Write> Tar<W> {
             .into_inner()
             .map_err(ImageError::io("writing the archive"))
     }
+}
+
+fn header(kind: tar::EntryType, mode: u32, size: usize) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(size as u64);
+    header
+}
+
+fn writing(path: &Path) -> impl FnOnce(std::io::Error) -> ImageError {
+    ImageError::io(format!("writing {}", path.display()))
 }

@@ -7,8 +7,8 @@
 //!
 //! # The two kinds
 //!
-//! An [`ImageKind::Image`] is an ordinary image of one layer with the module as a file, for linux/amd64 and
-//! linux/arm64 (a module runs on both, and containerd pulls for the node's platform only). An [`ImageKind::Artifact`] is
+//! An [`ImageKind::Image`] is an ordinary image of one layer with the module as a file, beside it files of this host
+//! ([`Copied`]), for linux/amd64 and linux/arm64 (a module runs on both, and containerd pulls for the node's platform only). An [`ImageKind::Artifact`] is
 //! the CNCF's Wasm OCI artefact: the layer *is* the module.
 //!
 //! containerd treats an artefact's config as that of an image, so [`build`] puts two things into it that the artefact's
@@ -32,6 +32,7 @@ mod oci;
 mod reference;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod unpack;
 
 pub use archive::{Archive, open_archive};
@@ -42,6 +43,7 @@ pub use oci::{
     is_wasm_layer,
 };
 pub use reference::Reference;
+pub use tree::Copied;
 pub use unpack::Unpacked;
 
 /// The largest JSON document (index, manifest, config) read, in bytes; registries refuse more than 4 MiB, too.

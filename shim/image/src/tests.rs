@@ -12,7 +12,7 @@ use tar::EntryType;
 
 use crate::oci::{CONFIG, LAYER, MANIFEST, WASM_CONFIG, WASM_LAYER};
 use crate::{
-    BuildOptions, ImageConfig, ImageError, ImageKind, Manifest, ProcessConfig, build,
+    BuildOptions, Copied, ImageConfig, ImageError, ImageKind, Manifest, ProcessConfig, build,
     is_wasm_layer, open_archive,
 };
 
@@ -28,6 +28,7 @@ fn options(kind: ImageKind) -> BuildOptions<'static> {
         args: vec!["--port".to_owned(), "80".to_owned()],
         env: vec!["A=b".to_owned()],
         workdir: Some("/data".to_owned()),
+        copies: Vec::new(),
     }
 }
 
@@ -279,6 +280,138 @@ fn malformed_build_options_are_refused_by_name() {
     }
 }
 
+/// What building an image with `--copy SOURCE:TARGET` gives.
+fn copying(copies: &[(&std::path::Path, &str)]) -> Result<Vec<u8>, ImageError> {
+    let mut options = options(ImageKind::Image);
+    options.copies = copies
+        .iter()
+        .map(|(source, target)| Copied {
+            source: source.to_path_buf(),
+            target: (*target).to_owned(),
+        })
+        .collect();
+    let mut archive = Vec::new();
+    build(&options, &mut archive).map(|()| archive)
+}
+
+/// A directory on the host: a file, a program, an empty directory and links that lead in, out and nowhere.
+fn host_files() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name| dir.path().join(name);
+    fs::create_dir_all(path("share/empty")).unwrap();
+    fs::write(path("share/note"), "text").unwrap();
+    fs::write(path("share/tool"), "#!").unwrap();
+    for (name, mode) in [("note", 0o640), ("tool", 0o6755), ("empty", 0o1777)] {
+        fs::set_permissions(path("share").join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    symlink("note", path("share/inside")).unwrap();
+    symlink("/etc/passwd", path("share/outside")).unwrap();
+    symlink("share", path("link")).unwrap();
+    dir
+}
+
+#[test]
+fn copied_files_keep_contents_permissions_and_links() {
+    let host = host_files();
+    let share = host.path().join("share");
+    let archive = copying(&[(&share, "/usr/share"), (&share.join("note"), "/motd")]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("root")).unwrap();
+    let root = dir.path().join("root");
+    open(&archive).unwrap().unpack(&root).unwrap();
+    let expected = [
+        ("motd", "text"),
+        ("opt", ""),
+        ("opt/app", ""),
+        ("opt/app/app.wasm", "\0asm\x01\0\0\0"),
+        ("usr", ""),
+        ("usr/share", ""),
+        ("usr/share/empty", ""),
+        ("usr/share/inside", ""),
+        ("usr/share/note", "text"),
+        ("usr/share/outside", ""),
+        ("usr/share/tool", "#!"),
+    ];
+    assert_eq!(pairs(&listing(&dir)), expected);
+    let mode = |name| fs::metadata(root.join(name)).unwrap().mode() & 0o7777;
+    assert_eq!(
+        ["motd", "usr/share/tool", "usr/share/empty"].map(mode),
+        [0o640, 0o755, 0o1777]
+    );
+    let link = |name| fs::read_link(root.join("usr/share").join(name)).unwrap();
+    assert_eq!(link("inside").as_os_str(), "note");
+    assert_eq!(link("outside").as_os_str(), "/etc/passwd");
+}
+
+#[test]
+fn a_copied_directory_joins_the_root_and_others() {
+    let (host, other) = (host_files(), tempfile::tempdir().unwrap());
+    fs::write(other.path().join("more"), "").unwrap();
+    // The link that is named is followed.
+    let archive = copying(&[(&host.path().join("link"), "/"), (other.path(), "/empty/")]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("root")).unwrap();
+    open(&archive)
+        .unwrap()
+        .unpack(&dir.path().join("root"))
+        .unwrap();
+    let files = listing(&dir);
+    assert!(pairs(&files).contains(&("note", "text")), "{files:?}");
+    assert!(pairs(&files).contains(&("empty/more", "")), "{files:?}");
+}
+
+#[test]
+fn copied_files_give_the_same_bytes_whenever_and_by_whomever_they_were_made() {
+    let (first, second) = (host_files(), host_files());
+    let note = second.path().join("share/note");
+    fs::File::open(&note)
+        .unwrap()
+        .set_modified(std::time::UNIX_EPOCH)
+        .unwrap();
+    let of = |dir: &tempfile::TempDir| copying(&[(&dir.path().join("share"), "/share")]).unwrap();
+    assert_eq!(of(&first), of(&second));
+    fs::write(note, "other").unwrap();
+    assert_ne!(of(&first), of(&second));
+}
+
+#[test]
+fn what_cannot_be_copied_is_refused_with_its_path() {
+    let host = host_files();
+    let path = |name: &str| host.path().join(name);
+    fs::create_dir(path("deleting")).unwrap();
+    fs::write(path("deleting/.wh.note"), "").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    let (share, note, missing) = (path("share"), path("share/note"), path("missing"));
+    let null = std::path::Path::new("/dev/null");
+    let cases: [(&[(&std::path::Path, &str)], &str); 12] = [
+        (&[(&missing, "/x")], "No such file"),
+        (&[(&note, "data")], "not absolute"),
+        (&[(&note, "")], "not absolute"),
+        (&[(&note, "/a/../b")], "`..`"),
+        (&[(&note, "/")], "add the file's name"),
+        (&[(&note, "/etc/")], "add the file's name"),
+        (&[(null, "/null")], "/dev/null is a device node"),
+        (&[(&path("socket"), "/s")], "socket"),
+        (&[(&path("deleting"), "/d")], ".wh.note"),
+        (
+            &[(&note, "/opt/app/app.wasm")],
+            "would be the module and also the file",
+        ),
+        (&[(&note, "/opt")], "would be a directory and also the file"),
+        (
+            &[(&share, "/s"), (&note, "/s/inside/x")],
+            "/s/inside would be a symbolic link to note and also a directory",
+        ),
+    ];
+    for (copies, reason) in cases {
+        let error = copying(copies).unwrap_err().to_string();
+        assert!(
+            error.starts_with("copy: ") && error.contains(reason),
+            "{copies:?}: {error}"
+        );
+    }
+}
+
 #[test]
 fn every_listed_layer_type_is_wasm_and_others_are_not() {
     for media_type in [
@@ -302,6 +435,17 @@ fn every_listed_layer_type_is_wasm_and_others_are_not() {
     for media_type in ["", LAYER, GZIP_LAYER, "application/wasm+gzip", WASM_CONFIG] {
         assert!(!is_wasm_layer(media_type), "{media_type}");
     }
+}
+
+#[test]
+fn an_artifact_has_no_place_for_copied_files() {
+    let mut options = options(ImageKind::Artifact);
+    options.copies = vec![Copied {
+        source: "/etc/hosts".into(),
+        target: "/hosts".to_owned(),
+    }];
+    let error = build(&options, std::io::sink()).unwrap_err().to_string();
+    assert!(error.starts_with("copy: an artefact"), "{error}");
 }
 
 #[test]

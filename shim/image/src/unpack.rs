@@ -27,11 +27,11 @@ pub struct Unpacked {
 }
 
 /// The permissions kept: not set-user-ID and set-group-ID.
-const MODE_MASK: u32 = 0o1777;
+pub(crate) const MODE_MASK: u32 = 0o1777;
 /// As many symbolic links on one path as the kernel follows (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
 /// The prefix of a file that deletes one of a lower layer (OCI image specification, layer.md, whiteouts).
-const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 /// The file that deletes all that lower layers have in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
