@@ -396,6 +396,9 @@ class Kills(PodTest):
             time.sleep(0.1)  # CRI has no call that waits for the end of a sandbox
         self.assertEqual(sandbox, "SANDBOX_NOTREADY")
         self.works()
+        # As the kubelet does: stop, see the end, remove.
+        self.bed.crictl("stopp", pod.sandbox)
+        container.ended()
 
     def test_the_compiler(self):
         with self.compiling() as (container, started):
