@@ -259,8 +259,14 @@ class Events(PodTest):
             self.until(lambda: all("delete" in self.topics(tasks(), id) for id in ids))
             seen = tasks()
         for id in ids:
-            self.assertEqual(self.topics(seen, id), self.LIFE, id)
-        exits = {fields["container_id"]: fields.get("exit_status", 0) for topic, fields in seen if topic == "exit"}
+            # After the shim's own four, containerd may tell the end again by itself, when the shim of a removed pod is gone
+            # before containerd has taken it off its list.
+            topics = self.topics(seen, id)
+            self.assertIn(topics, [self.LIFE, self.LIFE + ["exit", "delete"]], id)
+        exits = {}
+        for topic, fields in seen:
+            if topic == "exit":
+                exits.setdefault(fields["container_id"], fields.get("exit_status", 0))
         self.assertEqual([exits[c.id] for c in containers], [3] * 20)
         execs = [(topic, fields) for topic, fields in seen if fields["container_id"] == long.id and (
             topic.startswith("exec") or fields.get("id", long.id) != long.id)]
