@@ -3,6 +3,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 import unittest
 
@@ -41,10 +42,11 @@ class Bed:
         # What slipway puts into it is seen apart from what others do on this machine.
         self.temporary = f"{self.root}/tmp"
         os.makedirs(self.temporary, exist_ok=True)
-        os.environ["TMPDIR"] = self.temporary
+        os.environ["TMPDIR"] = tempfile.tempdir = self.temporary
 
     def down(self):
         del os.environ["TMPDIR"]
+        tempfile.tempdir = None
         run(f"{ROOT}/test/bed/bed", "down", self.root)
 
     def run(self, *command, **options):
