@@ -1,7 +1,9 @@
 """A bed with containerd, and what every test may ask of it."""
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
@@ -193,3 +195,46 @@ class PodTest(unittest.TestCase):
         pod = Pod(self.bed, sandbox, path)
         self.pods.append(pod)
         return pod
+
+    def until(self, condition):
+        """Waits for what has no event."""
+        for _ in range(PATIENCE * 10):
+            if condition():
+                return
+            time.sleep(0.1)
+        self.fail("never came to be")
+
+
+class Watched(PodTest):
+    """Tests that listen to containerd's events."""
+
+    @contextlib.contextmanager
+    def watched(self):
+        """Yields a function: the task events so far, as (topic, fields)."""
+        image = self.bed.example("hello")
+        with tempfile.TemporaryFile() as out:
+            watcher = subprocess.Popen(
+                [f"{ROOT}/test/bed/bed", "run", self.bed.root, "ctr", "-n", "k8s.io", "events"], stdout=out, start_new_session=True)
+
+            def lines():
+                size = os.fstat(out.fileno()).st_size
+                return os.pread(out.fileno(), size, 0).decode().splitlines()
+
+            def tasks():
+                found = (line.split(" ", 6)[-3:] for line in lines() if " /tasks/" in line and line.endswith("}"))
+                return [(topic.removeprefix("/tasks/"), json.loads(fields)) for _, topic, fields in found]
+
+            try:
+                for _ in range(PATIENCE * 10):
+                    if lines():
+                        break
+                    # It does not say when it has begun to listen: it is called until it answers.
+                    self.bed.ctr("images", "label", image, f"called={time.monotonic_ns()}")
+                    time.sleep(0.1)
+                yield tasks
+            finally:
+                os.killpg(watcher.pid, signal.SIGKILL)
+                watcher.wait()
+
+    def topics(self, tasks, id):
+        return [topic for topic, fields in tasks if fields["container_id"] == id and not topic.startswith("exec") and fields.get("id", id) == id]

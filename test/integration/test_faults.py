@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 
-from harness import EXAMPLES, PATIENCE, ROOT, TREE, PodTest
+from harness import EXAMPLES, PATIENCE, ROOT, TREE, PodTest, Watched
 
 RUNTIME = "io.containerd.slipway.v1"
 MAX_CONFIG = 16 << 20
@@ -196,47 +196,10 @@ class BadCache(PodTest):
             self.mended()
 
 
-class Events(PodTest):
+class Events(Watched):
     """Who watches containerd hears of each step of each container once, and in order."""
 
     LIFE = ["create", "start", "exit", "delete"]
-
-    @contextlib.contextmanager
-    def watched(self):
-        """Yields a function: the task events so far, as (topic, fields)."""
-        image = self.bed.example("hello")
-        with tempfile.TemporaryFile() as out:
-            watcher = subprocess.Popen(
-                [f"{ROOT}/test/bed/bed", "run", self.bed.root, "ctr", "-n", "k8s.io", "events"], stdout=out, start_new_session=True)
-
-            def lines():
-                size = os.fstat(out.fileno()).st_size
-                return os.pread(out.fileno(), size, 0).decode().splitlines()
-
-            def tasks():
-                found = (line.split(" ", 6)[-3:] for line in lines() if " /tasks/" in line and line.endswith("}"))
-                return [(topic.removeprefix("/tasks/"), json.loads(fields)) for _, topic, fields in found]
-
-            try:
-                for _ in range(PATIENCE * 10):
-                    if lines():
-                        break
-                    # It does not say when it has begun to listen: it is called until it answers.
-                    self.bed.ctr("images", "label", image, f"called={time.monotonic_ns()}")
-                    time.sleep(0.1)
-                yield tasks
-            finally:
-                os.killpg(watcher.pid, signal.SIGKILL)
-                watcher.wait()
-
-    def until(self, condition):
-        for _ in range(PATIENCE * 10):
-            if condition():
-                return
-            time.sleep(0.1)  # the watcher writes to a file
-
-    def topics(self, tasks, id):
-        return [topic for topic, fields in tasks if fields["container_id"] == id and not topic.startswith("exec") and fields.get("id", id) == id]
 
     def test_twenty_pods_that_end_at_once_and_an_exec_among_them(self):
         image = self.bed.example("hello")

@@ -32,6 +32,8 @@ const REFUSED: u8 = 3;
 const UNWRITTEN: u8 = 4;
 
 fn main() -> ExitCode {
+    // Through the bundle's loader the process would be named after it.
+    let _ = rustix::thread::set_name(c"slipway-aot");
     match compile() {
         Ok(()) => ExitCode::SUCCESS,
         Err((status, message)) => {
@@ -85,7 +87,7 @@ fn enclose() -> Result<(), String> {
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
     slipway_sys::become_user(NOBODY, NOBODY, &[])
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
-    // After the change of user, which clears it: a compile must not outlive the shim that waits for it.
+    // The change of user has cleared it: a compile must not outlive the shim that waits for it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(io)
 }

@@ -622,6 +622,7 @@ mod tests {
             envp: Vec::new(),
             fds: vec![null(), out.into()],
             directory: None,
+            with_parent: true,
         };
         let child = slipway_sys::spawn(program, 0, None, &cgroup.entry().unwrap()).unwrap();
         runs.read_exact(&mut [0]).unwrap();

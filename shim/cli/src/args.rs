@@ -31,6 +31,8 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+    /// Show the Wasm containers of this node with their memory budgets
+    Top(Top),
     /// Check this node, and tell how to mend what is wrong
     Doctor(Doctor),
     /// Write a completion script for a shell to stdout
@@ -182,6 +184,16 @@ pub enum CacheCommand {
         #[command(flatten)]
         store: Store,
     },
+}
+
+#[derive(Args)]
+pub struct Top {
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// containerd's state directory
+    #[arg(long, default_value = "/run/containerd", value_name = "DIR")]
+    pub state: PathBuf,
 }
 
 #[derive(Args)]

@@ -9,6 +9,7 @@ mod inspect;
 mod run;
 mod source;
 mod terminal;
+mod top;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
             command: ImageCommand::Build(build),
         } => image::build(&build),
         Command::Cache { command } => cache::cache(&command),
+        Command::Top(top) => top::top(&top),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{self, Run};
 use crate::source::{self, Source};
-use crate::terminal::Progress;
+use crate::terminal::{self, Progress};
 
 pub fn run(args: &Run) -> Result<ExitCode, String> {
     if !rustix::process::geteuid().is_root() {
@@ -54,11 +54,6 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
         }
     }
     let (uid, gid) = user(args.user.as_deref().unwrap_or(&source.user))?;
-    let mut rlimits = Vec::new();
-    if let Some(seconds) = args.cpu_time {
-        // SIGXCPU at the soft limit ends the program with 152; the hard one is for a program that is in the kernel.
-        rlimits.push((libc::RLIMIT_CPU as i32, seconds, seconds + 1));
-    }
     Ok(Plan {
         args: argv,
         env,
@@ -68,7 +63,7 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
             .unwrap_or_else(|| source.workdir.clone()),
         uid,
         gid,
-        rlimits,
+        cpu_time: args.cpu_time,
         root_path: source.root.path().display().to_string(),
         mounts: args
             .dirs
@@ -183,7 +178,9 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
     let mut starting = resolved.map_err(|e| e.to_string())?;
     let start = async {
         guest.loaded().await.map_err(|e| e.to_string())?;
-        guest.start(&streams()?, false).map_err(|e| e.to_string())
+        guest
+            .start(&streams()?, false, args.memory)
+            .map_err(|e| e.to_string())
     };
     let end = guest.wait();
     tokio::pin!(start, end);
@@ -197,6 +194,10 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
                 if starting {
                     // Nobody asked for this end: the error says what happened.
                     start.await?;
+                }
+                let killed = cgroup.0.as_ref().is_some_and(|cgroup| cgroup.oom_kills() > 0);
+                if let Some(limit) = args.memory.filter(|_| killed) {
+                    terminal::error(&format!("killed by the kernel: the memory limit of {limit} bytes was reached"));
                 }
                 return Ok(end);
             }

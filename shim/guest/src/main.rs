@@ -39,9 +39,11 @@ impl From<String> for Stop {
 }
 
 fn main() {
-    // First: a guest that is pid 1 of its namespace would ignore SIGTERM without a handler.
-    sys::name_process();
+    // Through the bundle's loader the process would be named after it.
+    let _ = rustix::thread::set_name(c"slipway-guest");
+    // Early: a guest that is pid 1 of its namespace would ignore SIGTERM without a handler.
     sys::report_signals();
+    sys::report_exhaustion();
     let engine = Engine::new();
     let control = slipway_sys::inherited(CONTROL_FD);
     match become_container(&engine, control) {
@@ -202,6 +204,12 @@ fn drop_privileges(launch: &Launch) -> Result<(), String> {
         slipway_sys::set_rlimit(resource, soft, hard).map_err(|e| {
             format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}")
         })?;
+    }
+    if let Some(seconds) = launch.cpu_time {
+        sys::report_cpu_time(seconds);
+        // SIGXCPU at the soft limit; the hard one is for a program that is in the kernel.
+        slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, seconds, seconds.saturating_add(1))
+            .map_err(|e| format!("CPU-time budget of {seconds} s: {e}"))?;
     }
     slipway_sys::become_user(launch.uid, launch.gid, &launch.groups)
         .map_err(|e| format!("process.user: {e}"))

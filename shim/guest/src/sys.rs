@@ -194,18 +194,26 @@ const ENDING: [c_int; 9] = [
     libc::SIGXCPU,
 ];
 
-/// Messages that the handler sends, encoded beforehand: a handler may not allocate.
-static REPORTS: [AtomicPtr<Vec<u8>>; 32] = [const { AtomicPtr::new(ptr::null_mut()) }; 32];
+/// What a handler says, encoded beforehand: it may not allocate.
+struct Report {
+    /// To the host.
+    message: Vec<u8>,
+    /// To the program's stderr.
+    line: String,
+}
+
+static REPORTS: [AtomicPtr<Report>; 32] = [const { AtomicPtr::new(ptr::null_mut()) }; 32];
 
 extern "C" fn on_ending(signal: c_int) {
     if let Some(report) = REPORTS.get(signal as usize) {
-        // SAFETY: set once before the handler is installed; send and _exit are async-signal-safe.
+        // SAFETY: never freed; write, send and _exit are async-signal-safe.
         unsafe {
-            if let Some(bytes) = report.load(Ordering::Acquire).as_ref() {
+            if let Some(Report { message, line }) = report.load(Ordering::Acquire).as_ref() {
+                libc::write(2, line.as_ptr().cast(), line.len());
                 libc::send(
                     CONTROL_FD,
-                    bytes.as_ptr().cast(),
-                    bytes.len(),
+                    message.as_ptr().cast(),
+                    message.len(),
                     libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
                 );
             }
@@ -214,18 +222,34 @@ extern "C" fn on_ending(signal: c_int) {
     exit(128 + signal)
 }
 
+/// Prepares what the handler of an ending signal says.
+fn set_report(signal: c_int, reason: String) {
+    let line = match reason.is_empty() {
+        true => String::new(),
+        false => format!("slipway: {reason}\n"),
+    };
+    let end = End {
+        status: (128 + signal) as u8,
+        reason,
+        out_of_memory: false,
+    };
+    if let Ok(message) = slipway_protocol::encode(&FromGuest::Ended(end)) {
+        // The one before, if any, may be read at this moment: it stays.
+        let report = Box::into_raw(Box::new(Report { message, line }));
+        REPORTS[signal as usize].store(report, Ordering::Release);
+    }
+}
+
+/// The end that RLIMIT_CPU is about to bring gets a reason.
+pub fn report_cpu_time(seconds: u64) {
+    let reason = format!("CPU-time budget used up: the program may compute for {seconds} s");
+    set_report(libc::SIGXCPU, reason);
+}
+
 /// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.
 pub fn report_signals() {
     for signal in ENDING {
-        let end = End {
-            status: (128 + signal) as u8,
-            reason: String::new(),
-            out_of_memory: false,
-        };
-        let Ok(bytes) = slipway_protocol::encode(&FromGuest::Ended(end)) else {
-            continue;
-        };
-        REPORTS[signal as usize].store(Box::into_raw(Box::new(bytes)), Ordering::Release);
+        set_report(signal, String::new());
         // SAFETY: the handler is a function of this program and only makes async-signal-safe calls.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -235,6 +259,41 @@ pub fn report_signals() {
     }
     // SAFETY: a disposition. A closed pipe or connection must reach the program as EPIPE.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+extern "C" fn on_exhaustion() {
+    let reason = format!(
+        "memory limit exceeded: the engine has no memory left for the program's tables and its own objects; the program's limit is {} bytes",
+        budget_limit()
+    );
+    write_line(2, &format!("slipway: {reason}"));
+    let end = End {
+        status: 137,
+        reason,
+        out_of_memory: true,
+    };
+    let _ = slipway_protocol::send(
+        slipway_sys::inherited(CONTROL_FD),
+        &FromGuest::Ended(end),
+        &[],
+    );
+    exit(137)
+}
+
+/// Reports an engine that finds no memory for itself: behind the budget of the module's memories stands a limit of the
+/// process (`RLIMIT_DATA`). The engine would abort.
+pub fn report_exhaustion() {
+    type Handler = extern "C" fn();
+    // SAFETY: looks a name up in what is loaded.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_ZSt15set_new_handlerPFvvE".as_ptr()) };
+    if !found.is_null() {
+        // SAFETY: std::set_new_handler(void (*)()) of the C++ library, by its name in the ABI. Its `operator new` calls
+        // the handler, which does not return, in the context of an ordinary call.
+        unsafe {
+            let set: extern "C" fn(Handler) -> *mut c_void = std::mem::transmute(found);
+            set(on_exhaustion);
+        }
+    }
 }
 
 /// Puts three descriptors onto 0, 1 and 2.
@@ -253,12 +312,6 @@ pub fn write_line(fd: c_int, text: &str) {
     let line = format!("{text}\n");
     // SAFETY: the buffer lives during the call.
     unsafe { libc::write(fd, line.as_ptr().cast(), line.len()) };
-}
-
-/// Through the bundle's loader the process would be named after it.
-pub fn name_process() {
-    // SAFETY: a constant string.
-    unsafe { libc::prctl(libc::PR_SET_NAME, c"slipway-guest".as_ptr()) };
 }
 
 /// Ends the process without destructors: the engine's would take milliseconds, and the kernel frees it all.

@@ -233,6 +233,7 @@ impl Compiler {
                 clone(&out)?,
             ],
             directory: Some(c_path(std::path::Path::new("/")).map_err(failed)?),
+            with_parent: true,
         };
         let namespaces = libc::CLONE_NEWNS
             | libc::CLONE_NEWPID

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
+use rustix::process::{Resource, Rlimit};
 use slipway_protocol::{End, Error, FromGuest, Timeline, ToGuest};
 use slipway_spec::Namespace;
 use slipway_sys::{CgroupEntry, Child, Exec};
@@ -21,7 +23,13 @@ pub struct Guest {
     control: AsyncFd<OwnedFd>,
     /// Told by [`Guest::wait`]: the steps of loading, or why it failed.
     loaded: watch::Sender<Option<Result<Timeline, String>>>,
+    /// Data of the process when its module was loaded and had no memory yet, in bytes; `None`: the spec has set a limit.
+    own_data: OnceLock<Option<u64>>,
 }
+
+/// What the engine may take for itself while the module runs, beyond the module's budget, in bytes: stacks of the
+/// language, tables, open files. A request for more than that is refused before it is touched.
+const ENGINE_DATA: u64 = 32 << 20;
 
 /// Starts a guest that waits for its launch, in a new mount namespace and the given pid namespace. Must be called within
 /// a tokio runtime.
@@ -48,6 +56,7 @@ pub fn spawn(install: &Install, pid: &Namespace, cgroup: &CgroupEntry) -> io::Re
         envp: Vec::new(),
         fds: vec![null()?, null()?, null()?, guest],
         directory: None,
+        with_parent: false,
     };
     let (new, join) = match pid {
         Namespace::Host => (0, None),
@@ -75,6 +84,7 @@ impl Guest {
             pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
             control: slipway_sys::watch(control, Interest::READABLE)?,
             loaded: watch::Sender::new(None),
+            own_data: OnceLock::new(),
         })
     }
 
@@ -91,11 +101,20 @@ impl Guest {
         slipway_protocol::send(self.control.get_ref().as_fd(), message, fds)
     }
 
-    /// Lets a guest that is ready run its entrypoint on these standard streams, which are a terminal or not.
+    /// Lets a guest that is ready run its entrypoint on these standard streams, which are a terminal or not, with a
+    /// memory budget in bytes.
     ///
     /// # Errors
     /// [`Error::Closed`] once the guest is gone.
-    pub fn start(&self, streams: &[OwnedFd; 3], terminal: bool) -> Result<(), Error> {
+    pub fn start(
+        &self,
+        streams: &[OwnedFd; 3],
+        terminal: bool,
+        budget: Option<u64>,
+    ) -> Result<(), Error> {
+        if budget.is_some() {
+            self.limit_data(budget);
+        }
         self.send(
             &ToGuest::Start { terminal },
             &slipway_protocol::borrow(streams),
@@ -122,6 +141,26 @@ impl Guest {
     /// ESRCH once the guest has ended.
     pub fn kill(&self, signal: i32) -> io::Result<()> {
         slipway_sys::pidfd_kill(self.pidfd.get_ref().as_fd(), signal)
+    }
+
+    /// The spec limits the process's data itself: [`Guest::limit_data`] changes nothing.
+    pub(crate) fn keep_data_limit(&self) {
+        let _ = self.own_data.set(None);
+    }
+
+    /// Moves the fence behind the memory budget: RLIMIT_DATA, a little above it, for what the engine takes for itself.
+    /// Moving another user's limit needs CAP_SYS_RESOURCE, which a nested host may not have: it is a wish then.
+    pub fn limit_data(&self, budget: Option<u64>) {
+        let own = *self.own_data.get_or_init(|| Some(data(self.pid)));
+        let (Some(own), Some(pid)) = (own, rustix::process::Pid::from_raw(self.pid)) else {
+            return;
+        };
+        let limit = budget.map(|bytes| bytes.saturating_add(own + ENGINE_DATA));
+        let new = Rlimit {
+            current: limit,
+            maximum: limit,
+        };
+        let _ = rustix::process::prlimit(Some(pid), Resource::Data, new);
     }
 
     /// Waits until the module is loaded, for a guest that [`crate::resolve`] has led so far. Only while somebody else
@@ -168,6 +207,13 @@ impl Guest {
         });
         end
     }
+}
+
+/// What RLIMIT_DATA counts of a process, in bytes: statm's sixth field.
+fn data(pid: i32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages: Option<u64> = statm.split(' ').nth(5).and_then(|n| n.parse().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 /// Ends without a report. The engine turns faults of compiled code into traps, but it has no stack to do so when the

@@ -78,6 +78,7 @@ pub async fn fetch_layer(
             module.try_clone()?,
         ],
         directory: None,
+        with_parent: true,
     };
     let child = slipway_sys::spawn(exec, 0, None, &CgroupEntry::default())?;
     let pidfd = slipway_sys::watch(child.pidfd, Interest::READABLE)?;

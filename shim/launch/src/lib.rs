@@ -100,6 +100,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         gid: plan.gid,
         groups: plan.groups.clone(),
         rlimits: plan.rlimits.clone(),
+        cpu_time: plan.cpu_time,
         skeleton: install.skeleton().display().to_string(),
         cache_dir: around.cache_dir.into(),
         cache_bytes: around.cache_bytes,
@@ -123,6 +124,10 @@ pub async fn resolve(
     cgroup: impl FnOnce() -> Result<Vec<String>, StartError>,
     compiler: &Compiler,
 ) -> Result<Resolved, StartError> {
+    let limits = &launch.rlimits;
+    if limits.iter().any(|l| l.0 == libc::RLIMIT_DATA as i32) {
+        guest.keep_data_limit();
+    }
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.
     let _ = guest.send(&ToGuest::Launch, &[budget.as_fd(), body.as_fd()]);

@@ -58,6 +58,25 @@ impl BudgetPage {
     }
 }
 
+/// A budget in figures, as [`BudgetPage`] has them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes; `None` for no limit.
+    pub limit: Option<u64>,
+    /// Bytes.
+    pub used: u64,
+    /// Bytes.
+    pub peak: u64,
+    /// Number of growths refused.
+    pub refused: u64,
+}
+
+impl Usage {
+    /// Numbers of the fields that carry limit, used, peak and refused in containerd's messages of metrics. Those who do
+    /// not know them skip them.
+    pub const METRICS_FIELDS: [u32; 4] = [1000, 1001, 1002, 1003];
+}
+
 /// The host's handle on the page: a memfd, written with positioned writes, so that the host maps nothing.
 #[derive(Debug)]
 pub struct Budget {
@@ -86,20 +105,26 @@ impl Budget {
         Ok(())
     }
 
-    /// limit, used, peak (bytes), refused (times), wanted (bytes), in the order of [`BudgetPage`].
+    /// What the guest has made of it so far.
     ///
     /// # Errors
     /// read's.
-    pub fn read(&self) -> io::Result<[u64; 5]> {
-        let mut bytes = [0u8; 40];
+    pub fn read(&self) -> io::Result<Usage> {
+        let mut bytes = [0u8; 32];
         rustix::io::pread(&self.fd, &mut bytes[..], 0)?;
-        let mut fields = [0u64; 5];
+        let mut fields = [0u64; 4];
         for (field, chunk) in fields.iter_mut().zip(bytes.chunks_exact(8)) {
             let mut word = [0u8; 8];
             word.copy_from_slice(chunk);
             *field = u64::from_ne_bytes(word);
         }
-        Ok(fields)
+        let [limit, used, peak, refused] = fields;
+        Ok(Usage {
+            limit: (limit != u64::MAX).then_some(limit),
+            used,
+            peak,
+            refused,
+        })
     }
 }
 
@@ -128,8 +153,9 @@ mod tests {
     #[test]
     fn the_hosts_handle_reads_what_it_wrote() {
         let budget = Budget::new(Some(7)).unwrap();
-        assert_eq!(budget.read().unwrap(), [7, 0, 0, 0, 0]);
+        let limit = || budget.read().unwrap().limit;
+        assert_eq!(limit(), Some(7));
         budget.set_limit(None).unwrap();
-        assert_eq!(budget.read().unwrap()[0], u64::MAX);
+        assert_eq!(limit(), None);
     }
 }

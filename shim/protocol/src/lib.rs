@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 mod budget;
 mod timeline;
-pub use budget::{Budget, BudgetPage, PAGE_BYTES};
+pub use budget::{Budget, BudgetPage, PAGE_BYTES, Usage};
 pub use timeline::Timeline;
 
 /// The guest's end of the pair is this descriptor.
@@ -146,6 +146,8 @@ pub struct Launch {
     pub groups: Vec<u32>,
     /// Soft and hard limits by resource number of setrlimit(2).
     pub rlimits: Vec<(i32, u64, u64)>,
+    /// CPU time in seconds after which the process is ended.
+    pub cpu_time: Option<u64>,
     /// An empty directory that is the guest's to mount on, in its own namespace.
     pub skeleton: String,
     /// Directory of the artefact cache.

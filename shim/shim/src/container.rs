@@ -1,6 +1,7 @@
 //! One container of the pod that is our own: the sandbox with its holder, or a Wasm container with its guests.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::Status;
@@ -8,7 +9,7 @@ use containerd_shim_protos::events::task::{
     TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use slipway_cgroup::Cgroup;
-use slipway_protocol::{Budget, End};
+use slipway_protocol::{Budget, End, Usage};
 use slipway_spec::{Plan, Resources};
 
 use crate::error::{self, Result};
@@ -28,8 +29,8 @@ pub struct Container {
     pub cgroup: Option<Cgroup>,
     /// Its own process; when that ends, the container ends.
     pub main: Process,
-    /// OOM kills in the cgroup before the process began: a cgroup may be older than its container.
-    oom_kills_before: u64,
+    /// OOM kills in the cgroup that have been told: a cgroup may be older than its container.
+    oom_kills_told: AtomicU64,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// The memory budgets of its guests.
     budgets: Mutex<Budgets>,
@@ -74,7 +75,7 @@ impl Container {
     /// A container in state Created, watched to its end.
     pub fn new(parts: Parts, events: Events, log: Log) -> Arc<Self> {
         let container = Arc::new(Self {
-            oom_kills_before: parts.cgroup.as_ref().map_or(0, Cgroup::oom_kills),
+            oom_kills_told: parts.cgroup.as_ref().map_or(0, Cgroup::oom_kills).into(),
             id: parts.id,
             bundle: parts.bundle,
             cgroup: parts.cgroup,
@@ -174,6 +175,10 @@ impl Container {
             for page in &budgets.pages {
                 page.set_limit(budgets.limit).map_err(error::internal)?;
             }
+            self.main.limit_memory(budgets.limit);
+            for exec in lock(&self.execs).values() {
+                exec.process.limit_memory(budgets.limit);
+            }
         }
         match &self.cgroup {
             Some(cgroup) => cgroup.apply(&applied).map_err(error::internal),
@@ -257,9 +262,31 @@ impl Container {
         Ok(exit)
     }
 
-    /// True once for each time that the kernel's OOM killer was here.
-    fn killed_for_memory(&self) -> bool {
-        self.cgroup.as_ref().map_or(0, Cgroup::oom_kills) > self.oom_kills_before
+    /// How its memory budget stands: of all its guests together, the peak the highest of them. A sandbox has none.
+    pub fn memory(&self) -> Option<Usage> {
+        let budgets = lock(&self.budgets);
+        let pages = budgets.pages.iter().filter_map(|page| page.read().ok());
+        pages.reduce(|all, page| Usage {
+            limit: budgets.limit,
+            used: all.used + page.used,
+            peak: all.peak.max(page.peak),
+            refused: all.refused + page.refused,
+        })
+    }
+
+    /// Gives the end of a process its reason where the kernel's OOM killer was it: each of its kills is told once.
+    fn explain_oom_kill(&self, end: &mut End) {
+        let kills = self.cgroup.as_ref().map_or(0, Cgroup::oom_kills);
+        if end.status != 137 || end.out_of_memory || kills <= self.oom_kills_told.load(Relaxed) {
+            return;
+        }
+        self.oom_kills_told.fetch_add(1, Relaxed);
+        let limit = lock(&self.budgets).limit.map_or_else(
+            || "the pod's memory limit".into(),
+            |bytes| format!("the container's memory limit of {bytes} bytes"),
+        );
+        end.out_of_memory = true;
+        end.reason = format!("killed by the kernel: {limit} was reached");
     }
 }
 
@@ -287,10 +314,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
     let Some(mut end) = container.main.body_end().await else {
         return;
     };
-    if container.killed_for_memory() && end.status == 137 && !end.out_of_memory {
-        end.out_of_memory = true;
-        end.reason = "killed by the kernel: the container's memory limit was reached".into();
-    }
+    container.explain_oom_kill(&mut end);
     if !end.reason.is_empty() {
         log.info(&format!(
             "container {} ended with status {}: {}",
@@ -308,10 +332,17 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
 }
 
 /// The one task that moves an exec to Stopped.
-pub async fn watch_exec(container: Arc<Container>, exec: Arc<Exec>, events: Events) {
-    let Some(end) = exec.process.body_end().await else {
+pub async fn watch_exec(container: Arc<Container>, exec: Arc<Exec>, events: Events, log: Log) {
+    let Some(mut end) = exec.process.body_end().await else {
         return;
     };
+    container.explain_oom_kill(&mut end);
+    if !end.reason.is_empty() {
+        log.info(&format!(
+            "exec {} of container {} ended with status {}: {}",
+            exec.process.id, container.id, end.status, end.reason
+        ));
+    }
     ended(&container, &exec.process, &end, &events);
 }
 

@@ -385,6 +385,7 @@ impl Delegate {
                 .collect::<std::io::Result<_>>()?,
             fds: vec![null()?, null()?, null()?, listener.into()],
             directory: Some(text(&directory.display().to_string())?),
+            with_parent: false,
         };
         let child = slipway_sys::spawn(exec, 0, None, &slipway_sys::CgroupEntry::default())?;
         std::fs::write(

@@ -372,6 +372,7 @@ impl Pod {
             container.clone(),
             exec.clone(),
             self.events.clone(),
+            self.log.clone(),
         ));
         if let Err(e) = exec.process.loaded().await {
             // It waits for its end; nobody else would end it.

@@ -190,11 +190,20 @@ impl Process {
         let streams = self.life().streams.take();
         match (self.body.get(), streams) {
             (Some(Body::Guest(guest)), Some(streams)) => {
-                guest.start(&streams, self.terminal).map_err(|e| {
+                let budget = self.budget.get().and_then(|page| page.read().ok()?.limit);
+                guest.start(&streams, self.terminal, budget).map_err(|e| {
                     error::precondition(format!("process {}: the guest is gone: {e}", self.id))
                 })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Moves the memory limit of a running guest in bytes; one that does not run yet finds it in its budget's page.
+    pub fn limit_memory(&self, limit: Option<u64>) {
+        match self.body.get() {
+            Some(Body::Guest(guest)) if self.status() != Status::CREATED => guest.limit_data(limit),
+            _ => {}
         }
     }
 

@@ -2,21 +2,22 @@
 
 use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
-use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{self, Message};
 use slipway_cgroup::{Cgroup, Io, Metrics};
+use slipway_protocol::Usage;
 
 /// The reply to Stats. Another type than these two would fail the node's whole list of container statistics.
-pub fn read(cgroup: &Cgroup) -> Result<Any, String> {
+pub fn read(cgroup: &Cgroup, memory: Option<Usage>) -> Result<Any, String> {
     let metrics = cgroup.metrics();
     let (type_url, value) = match cgroup.is_v2() {
         true => (
             "io.containerd.cgroups.v2.Metrics",
-            version2(&metrics).write_to_bytes(),
+            encode(version2(&metrics), memory),
         ),
         false => (
             "io.containerd.cgroups.v1.Metrics",
-            version1(&metrics).write_to_bytes(),
+            encode(version1(&metrics), memory),
         ),
     };
     Ok(Any {
@@ -24,6 +25,21 @@ pub fn read(cgroup: &Cgroup) -> Result<Any, String> {
         value: value.map_err(|e| e.to_string())?,
         ..Any::default()
     })
+}
+
+/// The message, and the memory budget in fields of its own.
+fn encode(mut metrics: impl Message, memory: Option<Usage>) -> protobuf::Result<Vec<u8>> {
+    if let Some(memory) = memory {
+        let [limit, used, peak, refused] = Usage::METRICS_FIELDS;
+        let own = metrics.mut_unknown_fields();
+        if let Some(bytes) = memory.limit {
+            own.add_varint(limit, bytes);
+        }
+        own.add_varint(used, memory.used);
+        own.add_varint(peak, memory.peak);
+        own.add_varint(refused, memory.refused);
+    }
+    metrics.write_to_bytes()
 }
 
 fn version1(m: &Metrics) -> v1::Metrics {

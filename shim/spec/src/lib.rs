@@ -111,6 +111,10 @@ pub struct Preview {
     /// The spec is a sandbox's that the CRI plugin of containerd 2 has written: an annotation tells, which that of 1.7 does
     /// not write.
     pub by_containerd_2: bool,
+    /// `namespace/name` of the pod, for people.
+    pub pod_name: Option<String>,
+    /// The container's name in its pod.
+    pub container_name: Option<String>,
 }
 
 /// Reads that part. Nothing where there is no readable spec: Create will say why.
@@ -122,9 +126,14 @@ pub fn preview(bundle: &Path) -> Preview {
         serde_json::from_slice::<oci::Preview>(&bytes).ok()
     };
     let spec: oci::Preview = read().unwrap_or_default();
+    let annotation = |name| spec.annotations.get(name).cloned();
     Preview {
-        pod: spec.annotations.get(plan::SANDBOX_ID).cloned(),
+        pod: annotation(plan::SANDBOX_ID),
         by_containerd_2: spec.annotations.contains_key(plan::SANDBOX_IMAGE),
+        pod_name: annotation(plan::SANDBOX_NAMESPACE)
+            .zip(annotation(plan::SANDBOX_NAME))
+            .map(|(namespace, name)| format!("{namespace}/{name}")),
+        container_name: annotation(plan::CONTAINER_NAME),
     }
 }
 
@@ -150,14 +159,15 @@ mod tests {
             )),
             Preview {
                 pod: pod.clone(),
-                by_containerd_2: true
+                by_containerd_2: true,
+                ..Preview::default()
             }
         );
         assert_eq!(
             preview_of(&spec("")),
             Preview {
                 pod,
-                by_containerd_2: false
+                ..Preview::default()
             }
         );
         assert_eq!(preview_of("{"), Preview::default());

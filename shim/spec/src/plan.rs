@@ -7,6 +7,9 @@ use slipway_protocol::{Mount, Tier};
 use crate::{Error, oci, parse_options};
 
 pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+pub(crate) const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
+pub(crate) const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+pub(crate) const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 pub(crate) const SANDBOX_IMAGE: &str = "io.kubernetes.cri.podsandbox.image-name";
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
@@ -113,6 +116,8 @@ pub struct Plan {
     pub groups: Vec<u32>,
     /// (resource of setrlimit(2), soft, hard)
     pub rlimits: Vec<(i32, u64, u64)>,
+    /// Annotation `slipway.dev/cpu-time`: CPU time in seconds after which a process of the container is ended.
+    pub cpu_time: Option<u64>,
     /// For the guest's /proc/self/oom_score_adj.
     pub oom_score_adj: Option<i32>,
     /// root.path; relative to the bundle.
@@ -208,11 +213,7 @@ pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
     if role == Role::Container {
         check_process(&process)?;
     }
-    let mut unsupported = Unsupported(unsupported(
-        &spec.hooks,
-        &spec.linux,
-        annotation(CPU_TIME).is_some(),
-    ));
+    let mut unsupported = Unsupported(unsupported(&spec.hooks, &spec.linux));
     let namespaces = namespaces(&spec.linux.namespaces)?;
     let [pid, network, ipc, uts, cgroup_ns] = namespaces;
     let mounts: Vec<Mount> = spec
@@ -247,6 +248,7 @@ pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
             .enumerate()
             .filter_map(|(i, l)| unsupported.note(rlimit(i, l)))
             .collect(),
+        cpu_time: annotation(CPU_TIME).and_then(|text| unsupported.note(cpu_time(&text))),
         oom_score_adj: process.oom_score_adj,
         root_path: spec.root.path,
         root_readonly: spec.root.readonly,
@@ -285,11 +287,7 @@ impl Unsupported {
     }
 }
 
-fn unsupported(
-    hooks: &Option<serde_json::Value>,
-    linux: &oci::Linux,
-    cpu_time: bool,
-) -> Option<Error> {
+fn unsupported(hooks: &Option<serde_json::Value>, linux: &oci::Linux) -> Option<Error> {
     if hooks
         .as_ref()
         .and_then(|h| h.as_object())
@@ -306,10 +304,22 @@ fn unsupported(
             "user namespaces are not supported yet; set hostUsers: true",
         ));
     }
-    cpu_time.then(|| {
+    None
+}
+
+/// `90s`, `5m`, `2h` or a number of seconds.
+fn cpu_time(text: &str) -> Result<u64, Error> {
+    const UNITS: [(&str, u64); 4] = [("s", 1), ("m", 60), ("h", 3600), ("", 1)];
+    let seconds = UNITS.iter().find_map(|(unit, seconds)| {
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(*seconds).filter(|n| *n > 0)
+    });
+    seconds.ok_or_else(|| {
         refuse(
-            CPU_TIME,
-            "the CPU-time budget is not supported yet; remove the annotation",
+            &format!("annotations[{CPU_TIME}]"),
+            format!(
+                "{text:?} is no duration of whole seconds, at least one; examples: 90s, 5m, 2h"
+            ),
         )
     })
 }

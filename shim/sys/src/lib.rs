@@ -32,6 +32,8 @@ pub struct Exec {
     pub fds: Vec<OwnedFd>,
     /// Working directory; the caller's where there is none.
     pub directory: Option<CString>,
+    /// It is killed when the thread that starts it ends, until it changes its user (prctl(2), PR_SET_PDEATHSIG).
+    pub with_parent: bool,
 }
 
 /// How a child gets into its cgroup before it runs anything; the default is the parent's.
@@ -149,6 +151,10 @@ pub fn spawn(
     let cloned = unsafe { clone3(namespaces, cgroup.v2.as_ref().map(AsFd::as_fd)) };
     if let Ok(Cloned::Child) = cloned {
         reset_signals();
+        if exec.with_parent {
+            // SAFETY: integers only.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        }
         if !enter_tasks(&tasks) {
             // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(126) }
