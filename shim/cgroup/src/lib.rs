@@ -5,8 +5,10 @@
 //! hierarchies are the directories below `/sys/fs/cgroup`, told by statfs, whatever else is mounted.
 
 mod metrics;
+mod systemd;
 
 pub use metrics::{Cpu, Io, Memory, Metrics};
+pub use systemd::Registration;
 
 use std::fs;
 use std::io;
@@ -116,14 +118,7 @@ impl Cgroup {
                 slice,
                 prefix,
                 name,
-            } => {
-                let unit = if prefix.is_empty() {
-                    format!("{name}.scope")
-                } else {
-                    format!("{prefix}-{name}.scope")
-                };
-                expand_slice(slice).join(unit)
-            }
+            } => expand_slice(slice).join(systemd::unit(prefix, name)),
         };
         Self {
             layout: layout(Path::new("/sys/fs/cgroup")),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
-use slipway_cgroup::Cgroup;
+use slipway_cgroup::{Cgroup, Registration};
 use slipway_launch::{Compiler, Guest, Install, Resolved, StartError, Surroundings};
 use slipway_protocol::{Budget, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
@@ -210,6 +210,9 @@ impl Pod {
         let _ = made.cgroup.clone().map(|cgroup| self.cgroup.set(cgroup));
         steps.mark("cgroup");
         let holder = sandbox::hold(plan, &made.entry()?).map_err(StartError::Refused)?;
+        let register = |path| Registration::begin(path, holder.pid, plan.resources.cpu_shares);
+        let asked = plan.cgroup.as_ref().map(register).transpose();
+        let asked = asked.map_err(std::io::Error::other)?.flatten();
         let body = Body::holder(holder)?;
         steps.mark("holder");
         match slipway_launch::spawn(&self.install, &Namespace::New, &made.entry()?) {
@@ -218,6 +221,10 @@ impl Pod {
             Err(e) => self.log.error(&format!("spare guest: {e}")),
         }
         steps.mark("spare");
+        if let Some(asked) = asked {
+            asked.finish().map_err(std::io::Error::other)?;
+            steps.mark("systemd");
+        }
         let main = Process::new(&request.id, paths(request), false);
         main.embody(body, None, (None, stdio::Kept::default()));
         Ok(self.container(request, plan, made.keep(), main, None))
