@@ -1,6 +1,7 @@
 """Wasm pods through CRI, on a real containerd."""
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -215,6 +216,20 @@ class Surroundings(PodTest):
             self.bed.example("tcp-echo"), envs=[{"key": "PORT", "value": "80"}],
             linux={"security_context": {"run_as_user": {"value": 1000}, "namespace_options": {"pid": 1}}})
         container.until("listening on port 80")
+
+
+class WithoutCri(PodTest):
+    """Containers that `ctr` makes: no pod, no CNI."""
+
+    def test_a_container_of_its_own_runs_with_its_loopback_interface_up(self):
+        image = self.bed.example("hello")
+        self.bed.ctr("run", "--detach", "--runtime", "io.containerd.slipway.v1", image, "alone", "/hello.wasm", "sleep")
+        try:
+            pid = re.search(r"alone\s+(\d+)\s+RUNNING", self.bed.ctr("tasks", "ls").stdout)[1]
+            self.assertIn("LOOPBACK,UP", self.bed.run("nsenter", "-t", pid, "-n", "ip", "link", "show", "lo").stdout)
+        finally:
+            self.bed.ctr("tasks", "rm", "--force", "alone")
+            self.bed.ctr("containers", "rm", "alone")
 
 
 class Sidecars(PodTest):

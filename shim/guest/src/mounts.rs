@@ -39,6 +39,9 @@ pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
             .map_err(|e| format!("linux.namespaces: join {ns}: {e}"))?;
     }
     unshare(launch.unshare & !libc::CLONE_NEWCGROUP)?;
+    if launch.unshare & libc::CLONE_NEWNET != 0 {
+        slipway_sys::set_loopback_up().map_err(|e| format!("loopback interface: {e}"))?;
+    }
     if launch.unshare & libc::CLONE_NEWUTS != 0 && !launch.hostname.is_empty() {
         rustix::system::sethostname(launch.hostname.as_bytes())
             .map_err(|e| format!("hostname {:?}: {e}", launch.hostname))?;

@@ -55,7 +55,7 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| format!("pipe: {e}"))?;
     let ready = write.as_raw_fd();
-    let body = |in_cgroup| slipway_sys::hold(in_cgroup, &joins, &hostname, &sysctls, ready);
+    let body = |in_cgroup| slipway_sys::hold(in_cgroup, new, &joins, &hostname, &sysctls, ready);
     let child = slipway_sys::fork_holder(new, cgroup, body)
         .map_err(|e| format!("start the holder: {e}"))?;
     drop(write);
@@ -83,6 +83,7 @@ fn explain(code: u8, plan: &Plan) -> String {
         1 => "linux.namespaces: one of the paths cannot be joined".into(),
         2 => format!("hostname {:?} cannot be set", plan.hostname),
         3 => "linux.cgroupsPath: the kernel did not let the holder in".into(),
+        4 => "linux.namespaces: the loopback interface of the new network cannot be set up".into(),
         16.. if usize::from(code - 16) < plan.sysctls.len() => {
             let (name, value) = &plan.sysctls[usize::from(code - 16)];
             format!(

@@ -287,6 +287,38 @@ pub fn unshare(namespaces: i32) -> io::Result<()> {
     check(unsafe { libc::unshare(namespaces) })
 }
 
+/// Sets the loopback interface of this process's network namespace up: a new one has it down. Async-signal-safe.
+///
+/// # Errors
+/// socket's and ioctl's (netdevice(7)).
+pub fn set_loopback_up() -> io::Result<()> {
+    // SAFETY: a structure of integers and bytes, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    let (family, kind) = (libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC);
+    // SAFETY: integers only.
+    let socket = unsafe { libc::socket(family, kind, 0) };
+    check(socket)?;
+    // SAFETY: the descriptor is new and owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: the request lives during the calls, which fill in and read its flags.
+    unsafe {
+        check(libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCGIFFLAGS as _,
+            &raw mut request,
+        ))?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        check(libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw const request,
+        ))
+    }
+}
+
 /// Becomes a user for good: groups, gid, uid, no capability left in any set, no_new_privs.
 ///
 /// For single-threaded processes: the calls are the kernel's, which change one thread.
@@ -411,12 +443,14 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) })
 }
 
-/// Body of a pod's holder: writes files (sysctls) and then sleeps and reaps until it is killed. One byte to `ready`
-/// says how it went: 0 well, 1 a namespace, 2 the host name, 3 the cgroup, 16 + i the i-th write.
+/// Body of a pod's holder, born in `new` namespaces (`CLONE_NEW…` flags): writes files (sysctls) and then sleeps and reaps until it is killed. One byte to `ready`
+/// says how it went: 0 well, 1 a namespace, 2 the host name, 3 the cgroup, 4 the loopback interface, 16 + i the i-th
+/// write.
 ///
 /// It is pid 1 of a shared pid namespace, so it must reap; SIGTERM ends it as it ends a pause container.
 pub fn hold(
     in_cgroup: bool,
+    new: i32,
     joins: &[(RawFd, i32)],
     hostname: &CStr,
     writes: &[(CString, CString)],
@@ -436,6 +470,9 @@ pub fn hold(
         if !hostname.is_empty() && libc::sethostname(hostname.as_ptr(), hostname.count_bytes()) != 0
         {
             return report(ready, 2);
+        }
+        if new & libc::CLONE_NEWNET != 0 && set_loopback_up().is_err() {
+            return report(ready, 4);
         }
         for (i, (path, value)) in writes.iter().enumerate() {
             let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
