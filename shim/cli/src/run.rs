@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use slipway_cgroup::Cgroup;
-use slipway_launch::{Compiler, Guest, Install, Surroundings};
+use slipway_launch::{Compiler, Guest, Helpers, Install, Surroundings};
 use slipway_protocol::{Budget, End};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
 use slipway_sys::CgroupEntry;
@@ -164,14 +164,24 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
             root_mounts: Vec::new(),
             cache_dir: &args.store.cache_dir,
             cache_bytes: args.store.cache_bytes,
-            module: source.module.as_ref().map(|m| m.display().to_string()),
             exec_in: None,
         },
     );
     let budget = Budget::new(args.memory).map_err(|e| format!("memory budget: {e}"))?;
-    let inside = || Ok(Vec::new());
+    let module = source
+        .module
+        .as_ref()
+        .map(|path| std::fs::File::open(path).map_err(|e| format!("{}: {e}", path.display())));
+    let module = module.transpose()?;
+    let helpers = Helpers {
+        budget: &budget,
+        module: module.as_ref().map(AsFd::as_fd),
+        enter: || Ok(Vec::new()),
+        layer: None,
+        compiler: &compiler,
+    };
     let resolved = tokio::select! {
-        resolved = slipway_launch::resolve(&guest, &launch, &budget, inside, &compiler) => resolved.map(|_| true),
+        resolved = slipway_launch::resolve(&guest, &launch, helpers) => resolved.map(|_| true),
         () = forward_signal(&guest) => Ok(false),
     };
     progress.done();

@@ -62,7 +62,7 @@ fn main() {
 }
 
 fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
-    let launch = receive_launch(control)?;
+    let (launch, given) = receive_launch(control)?;
     let mut steps = Timeline::default();
     steps.mark("launch");
     // What lies in the host's tree is opened before the skeleton covers a part of it.
@@ -73,7 +73,6 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         },
     )
     .map_err(|e| e.to_string())?;
-    let layer = resolve::open_layer(&launch)?;
     mounts::enter_namespaces(&launch)?;
     steps.mark("namespaces");
     let shared = launch.exec_in.map(mounts::Shared::of).transpose()?;
@@ -84,8 +83,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("mounts");
     join_cgroup(control, &launch)?;
     steps.mark("cgroup");
-    let (module, entry) = resolve::module(&launch, layer, rootfs.as_fd())
-        .map_err(|refusal| Stop::Tell(refusal.into()))?;
+    let (module, entry) = find_module(control, &launch, given, rootfs.as_fd())?;
     steps.mark("module");
     let artefact = find_artefact(control, &store, &launch, &module)?;
     steps.mark("artefact");
@@ -116,15 +114,35 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     }
 }
 
-/// Takes the launch and the budget.
-fn receive_launch(control: BorrowedFd<'_>) -> Result<Launch, Stop> {
+/// Takes the launch, the budget, and the module where the host has it.
+fn receive_launch(control: BorrowedFd<'_>) -> Result<(Launch, Option<OwnedFd>), Stop> {
     let (message, fds) = slipway_protocol::recv::<ToGuest>(control)?;
-    let fds: Result<[OwnedFd; 2], _> = fds.try_into();
-    let (ToGuest::Launch, Ok([budget, body])) = (message, fds) else {
+    let mut fds = fds.into_iter();
+    let (ToGuest::Launch, Some(budget), Some(body)) = (message, fds.next(), fds.next()) else {
         return Err("expected Launch with two descriptors".to_string().into());
     };
     sys::obey_budget(&budget).map_err(|e| format!("memory budget: {e}"))?;
-    Ok(slipway_protocol::read_launch(body)?)
+    Ok((slipway_protocol::read_launch(body)?, fds.next()))
+}
+
+/// The entrypoint's module: given, or a file of the container, or, where it has no such file, the image's layer.
+fn find_module(
+    control: BorrowedFd<'_>,
+    launch: &Launch,
+    given: Option<OwnedFd>,
+    rootfs: BorrowedFd<'_>,
+) -> Result<(resolve::Module, Option<String>), Stop> {
+    let found = match resolve::module(launch, given, rootfs) {
+        Err(resolve::Refusal::Missing(what)) => {
+            slipway_protocol::send(control, &FromGuest::NoEntrypoint(what), &[])?;
+            match slipway_protocol::recv::<ToGuest>(control)? {
+                (ToGuest::Layer, fds) => resolve::module(launch, fds.into_iter().next(), rootfs),
+                _ => return Err("expected Layer".to_string().into()),
+            }
+        }
+        found => found,
+    };
+    found.map_err(|refusal| Stop::Tell(refusal.into()))
 }
 
 /// Moves this process into the container's cgroup, which the host has made meanwhile.

@@ -82,19 +82,11 @@ impl Module {
     }
 }
 
-/// The module that the host gives, where it is no file of the image.
-pub fn open_layer(launch: &Launch) -> Result<Option<File>, String> {
-    launch
-        .module
-        .as_ref()
-        .map(|layer| File::open(layer).map_err(|e| format!("module {layer}: {e}")))
-        .transpose()
-}
-
-/// Finds, opens and identifies the entrypoint's module, and the function that is meant.
+/// Finds, opens and identifies the entrypoint's module, and the function that is meant. A module that the host gives is
+/// the entrypoint, whatever its name.
 pub fn module(
     launch: &Launch,
-    layer: Option<File>,
+    given: Option<OwnedFd>,
     root: BorrowedFd<'_>,
 ) -> Result<(Module, Option<String>), Refusal> {
     let argv0 = launch.args.first().map_or("", String::as_str);
@@ -102,8 +94,8 @@ pub fn module(
         Some((path, function)) => (path, Some(function.to_string()).filter(|f| !f.is_empty())),
         None => (argv0, None),
     };
-    let (name, mut file) = match layer {
-        Some(file) => (path.to_string(), file),
+    let (name, mut file) = match given {
+        Some(file) => (path.to_string(), File::from(file)),
         None => open_entrypoint(launch, root, path)?,
     };
     let bad = |e: std::io::Error| Refusal::Bad(format!("{name}: {e}"));

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -310,9 +310,4 @@ fn wait(child: &slipway_sys::Child, deadline: Duration) -> std::io::Result<Optio
     }
     let status = slipway_sys::reap(child.pid)?;
     Ok(status.filter(|_| ended))
-}
-
-/// Path by which another process of root's can open a descriptor of this one.
-pub(crate) fn path_of(fd: &impl AsRawFd) -> String {
-    format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())
 }

@@ -10,9 +10,9 @@ mod layer;
 pub use artefact::{CompileError, Compiler, Job};
 pub use guest::{Guest, spawn};
 pub use install::Install;
-pub use layer::{Layer, fetch_layer};
+pub use layer::LayerSource;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use slipway_protocol::{
@@ -54,8 +54,6 @@ pub struct Surroundings<'a> {
     pub cache_dir: &'a str,
     /// Its bound in bytes.
     pub cache_bytes: u64,
-    /// A module that is not in the root file system.
-    pub module: Option<String>,
     /// Host's pid of the container's guest, for an exec.
     pub exec_in: Option<i32>,
 }
@@ -106,32 +104,46 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         cache_bytes: around.cache_bytes,
         tier: plan.tier,
         exec_in: around.exec_in,
-        module: around.module,
     }
+}
+
+/// What the host does for a guest that looks for its module.
+pub struct Helpers<'a, Enter> {
+    /// The guest's memory budget.
+    pub budget: &'a Budget,
+    /// The module, where it is no file of the container.
+    pub module: Option<BorrowedFd<'a>>,
+    /// Makes the cgroup while the guest mounts; returns what [`ToGuest::Cgroup`] carries.
+    pub enter: Enter,
+    /// The image's layer, where the container has no such file.
+    pub layer: Option<LayerSource<'a>>,
+    /// Makes its artefact.
+    pub compiler: &'a Compiler,
 }
 
 /// Leads a guest from its spawn to a module that this node can run, compiled where the cache had no artefact. The guest
 /// goes on to load it: [`Guest::loaded`].
 ///
-/// `cgroup` is called while the guest mounts; it makes the cgroup and returns what [`ToGuest::Cgroup`] carries.
-///
 /// # Errors
 /// Every kind of [`StartError`]; the guest is gone then, or ends when it is dropped.
-pub async fn resolve(
+pub async fn resolve<Enter>(
     guest: &Guest,
     launch: &Launch,
-    budget: &Budget,
-    cgroup: impl FnOnce() -> Result<Vec<String>, StartError>,
-    compiler: &Compiler,
-) -> Result<Resolved, StartError> {
+    host: Helpers<'_, Enter>,
+) -> Result<Resolved, StartError>
+where
+    Enter: FnOnce() -> Result<Vec<String>, StartError>,
+{
     let limits = &launch.rlimits;
     if limits.iter().any(|l| l.0 == libc::RLIMIT_DATA as i32) {
         guest.keep_data_limit();
     }
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.
-    let _ = guest.send(&ToGuest::Launch, &[budget.as_fd(), body.as_fd()]);
-    let _ = guest.send(&ToGuest::Cgroup(cgroup()?), &[]);
+    let mut fds = vec![host.budget.as_fd(), body.as_fd()];
+    fds.extend(host.module);
+    let _ = guest.send(&ToGuest::Launch, &fds);
+    let _ = guest.send(&ToGuest::Cgroup((host.enter)()?), &[]);
     let mut unoptimised = None;
     loop {
         match guest.recv().await {
@@ -141,7 +153,13 @@ pub async fn resolve(
                 unoptimised = fds.into_iter().next().map(|f| Job::new(f, module, full));
             }
             Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),
-            Ok((FromGuest::NoEntrypoint(what), _)) => return Err(StartError::NoEntrypoint(what)),
+            Ok((FromGuest::NoEntrypoint(what), _)) => {
+                let Some(layer) = &host.layer else {
+                    return Err(StartError::NoEntrypoint(what));
+                };
+                let module = layer.fetch(what).await?;
+                let _ = guest.send(&ToGuest::Layer, &[module.as_fd()]);
+            }
             Ok((FromGuest::Failed(why), _)) => return Err(StartError::Refused(why)),
             Ok((FromGuest::Ended(end), _)) => return Err(died(&end)),
             Ok((FromGuest::Ready(_), _)) => {
@@ -156,7 +174,7 @@ pub async fn resolve(
                     .ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
                 let mut job = Job::new(file, module, launch.tier);
                 job.damaged = damaged;
-                let answer = match compiler.compile(job).await {
+                let answer = match host.compiler.compile(job).await {
                     Ok(()) => ToGuest::Artefact,
                     Err(e) => ToGuest::NoArtefact(e.to_string()),
                 };

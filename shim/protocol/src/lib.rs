@@ -4,9 +4,11 @@
 //!
 //! ```text
 //! host                                   guest
-//!   Launch + [budget page, launch body] ──▶│  engine loaded, no privileges dropped, nothing hostile seen
+//!   Launch + [budget page, body, module?] ▶│  engine loaded, no privileges dropped, nothing hostile seen
 //!   (makes the cgroup meanwhile)           │  joins namespaces, mounts
 //!   Cgroup ───────────────────────────────▶│  moves itself there, resolves the entrypoint
+//!   ◀─ NoEntrypoint                        │  only where the image has no such file, and no module was given
+//!   Layer + [module] ─────────────────────▶│  the image is a Wasm artefact
 //!   ◀─ NeedArtefact + [module]             │  only on a cache miss
 //!   Artefact ─────────────────────────────▶│  look again
 //!   ◀─ Unoptimised + [module]             │  only where a quick artefact is used in place of a full one
@@ -50,10 +52,12 @@ const MAX_FDS: usize = 8;
 /// From the host to the guest.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToGuest {
-    /// What to become. The body, a [`Launch`], is in the last descriptor.
+    /// What to become: descriptors of the budget, of a [`Launch`], and of the module where it is no file of the container.
     Launch,
     /// The cgroup is there: files into which the guest writes `0` to move itself. None where it was born inside.
     Cgroup(Vec<String>),
+    /// The module is a layer of the image, not a file of its root: the packet's descriptor.
+    Layer,
     /// The artefact was compiled (or the module refused): look it up again.
     Artefact,
     /// The artefact cannot be made; the text is the container's error.
@@ -158,9 +162,6 @@ pub struct Launch {
     pub tier: Tier,
     /// Host's pid of a guest whose file systems this one shares, for an exec; nothing is mounted then.
     pub exec_in: Option<i32>,
-    /// Module given by the host (a Wasm artefact's layer) instead of a file of the root file system:
-    /// path of a file that the guest may read before it drops privileges.
-    pub module: Option<String>,
 }
 
 /// Which artefact is wanted.

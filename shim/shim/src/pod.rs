@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use slipway_cgroup::{Cgroup, Registration};
-use slipway_launch::{Compiler, Guest, Install, Resolved, StartError, Surroundings};
+use slipway_launch::{
+    Compiler, Guest, Helpers, Install, LayerSource, Resolved, StartError, Surroundings,
+};
 use slipway_protocol::{Budget, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
 use slipway_sys::CgroupEntry;
@@ -240,7 +242,7 @@ impl Pod {
         let compiler = self.compiler(cgroup.as_ref());
         let mut made = Made::new(cgroup);
         made.refuge = self.cgroup.get().cloned();
-        let mut guest = match self.spare(plan) {
+        let guest = match self.spare(plan) {
             Some(spare) => spare,
             None => self.guest(plan, &mut made)?,
         };
@@ -251,11 +253,10 @@ impl Pod {
             root_mounts: root_mounts(request),
             cache_dir: &self.cache_dir,
             cache_bytes: self.cache_bytes,
-            module: None,
             exec_in: None,
         };
         let resolved = self
-            .resolve(&mut guest, plan, around, &budget, &mut made, &compiler)
+            .resolve(&guest, plan, around, &budget, &mut made, &compiler)
             .await?;
         steps.append(resolved.steps);
         steps.mark("resolved");
@@ -276,29 +277,29 @@ impl Pod {
     /// Leads a guest to its module: a file of the root file system, or, where there is none, the image's layer.
     async fn resolve(
         &self,
-        guest: &mut Guest,
+        guest: &Guest,
         plan: &Plan,
         around: Surroundings<'_>,
         budget: &Budget,
         made: &mut Made,
         compiler: &Compiler,
     ) -> std::result::Result<Resolved, StartError> {
-        let launch = slipway_launch::launch(&self.install, plan, around.clone());
-        let enter = || made.enter(plan);
-        let resolved = slipway_launch::resolve(guest, &launch, budget, enter, compiler).await;
-        let (Err(StartError::NoEntrypoint(missing)), Some(image)) = (&resolved, &plan.image) else {
-            return resolved;
-        };
-        // An image that is a Wasm artefact has no root file system.
-        let layer = self.layer(image, plan, missing.clone()).await?;
-        *guest = self.guest(plan, made)?;
-        let around = Surroundings {
-            module: Some(layer.path()),
-            ..around
-        };
         let launch = slipway_launch::launch(&self.install, plan, around);
-        let enter = || made.enter(plan);
-        slipway_launch::resolve(guest, &launch, budget, enter, compiler).await
+        let layer = plan.image.as_ref().map(|image| LayerSource {
+            install: &self.install,
+            address: &self.grpc,
+            namespace: &self.namespace,
+            image,
+            entrypoint: plan.args.first().map_or("", String::as_str),
+        });
+        let helpers = Helpers {
+            budget,
+            module: None,
+            enter: || made.enter(plan),
+            layer,
+            compiler,
+        };
+        slipway_launch::resolve(guest, &launch, helpers).await
     }
 
     fn compiler(&self, cgroup: Option<&Cgroup>) -> Compiler {
@@ -399,18 +400,17 @@ impl Pod {
         let plan = &exec.plan;
         let compiler = self.compiler(container.cgroup.as_ref());
         let mut made = Made::existing(container.cgroup.clone());
-        let mut guest = self.guest(plan, &mut made)?;
+        let guest = self.guest(plan, &mut made)?;
         let budget = container.new_budget()?;
         let around = Surroundings {
             bundle: Path::new(&container.bundle),
             root_mounts: Vec::new(),
             cache_dir: &self.cache_dir,
             cache_bytes: self.cache_bytes,
-            module: None,
             exec_in: i32::try_from(container.main.pid()).ok(),
         };
         let resolved = self
-            .resolve(&mut guest, plan, around, &budget, &mut made, &compiler)
+            .resolve(&guest, plan, around, &budget, &mut made, &compiler)
             .await;
         resolved.map_err(|e| match e {
             StartError::NoEntrypoint(what) => StartError::NoEntrypoint(format!(
@@ -444,23 +444,6 @@ impl Pod {
         let guest = slipway_launch::spawn(&self.install, &plan.pid, &made.entry()?)?;
         set_oom_score(plan, &guest);
         Ok(guest)
-    }
-
-    async fn layer(
-        &self,
-        image: &str,
-        plan: &Plan,
-        missing: String,
-    ) -> std::result::Result<slipway_launch::Layer, StartError> {
-        slipway_launch::fetch_layer(
-            &self.install,
-            &self.grpc,
-            &self.namespace,
-            image,
-            plan.args.first().map_or("", String::as_str),
-            missing,
-        )
-        .await
     }
 
     /// Notes a container in the sandbox's bundle, for `delete` after a crash: containerd calls it for the sandbox only.
