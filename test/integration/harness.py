@@ -196,6 +196,11 @@ class PodTest(unittest.TestCase):
         self.pods.append(pod)
         return pod
 
+    def interactive(self, *command):
+        """Runs crictl on a terminal, as a person does."""
+        command = f"{ROOT}/test/bed/bed run {self.bed.root} crictl -c {self.bed.root}/crictl.yaml {' '.join(command)}"
+        return subprocess.Popen(["script", "-qec", command, "/dev/null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     def until(self, condition):
         """Waits for what has no event."""
         for _ in range(PATIENCE * 10):

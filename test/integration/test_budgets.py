@@ -95,6 +95,12 @@ class Memory(BudgetTest):
         status = self.limited(self.module("lives", LIVES_WITH_IT), 64 * MIB).ended()
         self.assertEqual((status["exitCode"], status["reason"]), (0, "Completed"))
 
+    def test_a_modules_own_maximum_is_no_refusal_of_the_budgets(self):
+        module = f'''(module {EXIT} (memory (export "memory") 1 2) (func (export "_start")
+          (drop (memory.grow (i32.const 1))) (call $exit (select (i32.const 9) (i32.const 8) (i32.eq (memory.grow (i32.const 1)) (i32.const -1))))))'''
+        status = self.limited(self.module("bounded", module), 64 * MIB).ended()
+        self.assertEqual((status["exitCode"], status["reason"]), (9, "Error"))
+
     def test_what_the_engine_takes_for_a_program_is_bounded_too(self):
         message = tempfile.NamedTemporaryFile()
         container = self.limited(

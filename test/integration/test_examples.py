@@ -3,7 +3,7 @@ import os
 import tempfile
 import unittest
 
-from harness import EXAMPLES, ROOT, PodTest
+from harness import EXAMPLES, PATIENCE, ROOT, PodTest
 
 # On two busy cores the compiler needs several minutes for Yosys.
 COMPILE = 1800
@@ -93,6 +93,26 @@ class Heavy(PodTest):
                 container = pod.start(self.bed.example("sqlite"), ["/data/app.db", script], mounts=mounts)
                 self.assertEqual(container.ended()["exitCode"], 0, container.text())
                 self.assertIn(("stdout", expected), container.log())
+
+    @heavy("sqlite.wasm")
+    def test_sqlites_shell_is_used_through_exec(self):
+        self.precompiled(f"{EXAMPLES}/sqlite.wasm")
+        container = self.pod(annotations={"slipway.dev/compile": "quick"}).start(
+            self.bed.example("sqlite"), stdin=True, annotations={"slipway.dev/compile": "quick"})
+        shell = self.interactive("exec", "-it", container.id, "/sqlite.wasm")
+        said = ""
+        for typed, answer in ((".print ready", "ready"), ("select 6 * 7 as answer;", "42")):
+            shell.stdin.write(f"{typed}\n")
+            shell.stdin.flush()
+            # The terminal echoes what is typed.
+            while answer not in said.replace(typed, ""):
+                line = shell.stdout.readline()
+                self.assertTrue(line, said)
+                said += line
+        shell.stdin.write(".quit\n")
+        shell.stdin.flush()
+        rest = shell.communicate(timeout=PATIENCE)[0]
+        self.assertEqual(shell.returncode, 0, said + rest)
 
     @heavy("yosys/yosys.wasm")
     def test_yosys_synthesises_a_counter_byte_for_byte(self):

@@ -1,7 +1,9 @@
 """What else containerd asks of a container that runs: exec, terminals, Pause and Resume, Update."""
+import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
@@ -82,6 +84,15 @@ class Exec(TaskTest):
         done = self.attached(container, "anything", "exit", "9")
         self.assertEqual(done.returncode, 9, done.stderr)
 
+    def test_an_exported_function_is_called_by_its_name(self):
+        module = '(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))) (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1))))'
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/adds.wat", "w") as f:
+                f.write(module)
+            container = self.pod().start(self.bed.image(f"{d}/adds.wat", "adds"))
+        done = self.attached(container, "/adds.wat#add", "2", "40")
+        self.assertEqual((done.returncode, done.stdout), (0, "42\n"), done.stderr)
+
     def test_a_stopped_container_takes_none(self):
         container = self.pod().start(self.bed.example("hello"))
         container.ended()
@@ -89,11 +100,6 @@ class Exec(TaskTest):
 
 
 class Terminals(TaskTest):
-    def interactive(self, *command):
-        """Runs crictl on a terminal, as a person does."""
-        command = f"{os.path.dirname(__file__)}/../bed/bed run {self.bed.root} crictl -c {self.bed.root}/crictl.yaml {' '.join(command)}"
-        return subprocess.Popen(["script", "-qec", command, "/dev/null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
     def test_an_exec_with_a_terminal_gives_its_output_and_status(self):
         exec = self.interactive("exec", "-it", self.running().id, "/hello.wasm", "a")
         # Its stdin stays open: script would pass the end on to the program's terminal.
@@ -122,6 +128,40 @@ class Terminals(TaskTest):
         attached.stdin.flush()
         self.assertEqual(container.ended()["exitCode"], 0)
         attached.communicate(timeout=PATIENCE)
+
+
+class Signals(TaskTest):
+    """Default actions, although a container's first process has none of its own."""
+
+    def kill(self, container, name):
+        self.bed.ctr("tasks", "kill", "-s", name, container.id)
+
+    def test_what_ends_a_process_ends_a_module_with_128_and_its_number(self):
+        pod = self.pod()
+        image = self.bed.example("hello")
+        names = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGABRT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGTERM", "SIGIO", "SIGPROF", "SIGXFSZ", "RTMIN+3", "RTMAX"]
+        for name, what in zip(names, itertools.cycle(["spin", "sleep"])):
+            with self.subTest(f"{name} while it does {what}"):
+                container = pod.start(image, [what])
+                container.until("Hello")
+                number = {"RTMIN+3": 37, "RTMAX": 64}.get(name) or getattr(signal, name)
+                self.kill(container, str(int(number)))
+                self.assertEqual(container.ended()["exitCode"], 128 + number)
+
+    def test_others_do_not(self):
+        container = self.running("sleep")
+        for name in ("SIGCHLD", "SIGURG", "SIGWINCH", "SIGPIPE", "SIGCONT"):
+            self.kill(container, name)
+        self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
+
+    def test_stop_and_continue(self):
+        container = self.running("spin")
+        pid = json.loads(self.bed.crictl("inspect", container.id).stdout)["info"]["pid"]
+        state = lambda: self.bed.run("cut", "-d ", "-f3", f"/proc/{pid}/stat").stdout.strip()
+        self.kill(container, "SIGSTOP")
+        self.until(lambda: state() == "T")
+        self.kill(container, "SIGCONT")
+        self.until(lambda: state() == "R")
 
 
 class PauseAndResume(TaskTest):

@@ -181,18 +181,28 @@ pub fn refused_growth() -> Option<(u64, u64)> {
     (load(&budget.refused) > 0).then(|| (load(&budget.wanted), load(&budget.limit)))
 }
 
-/// Signals whose default is to end the process and that a host may send.
-const ENDING: [c_int; 9] = [
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGUSR1,
-    libc::SIGUSR2,
-    libc::SIGALRM,
-    libc::SIGTERM,
-    libc::SIGVTALRM,
-    libc::SIGXCPU,
+/// Signals whose default is not to end the process (signal(7)), those that cannot be caught, those of faults, which are
+/// the engine's, and SIGPIPE, which is ignored.
+const NOT_ENDING: [c_int; 15] = [
+    libc::SIGKILL,
+    libc::SIGSTOP,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGCONT,
+    libc::SIGCHLD,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    libc::SIGPIPE,
+    libc::SIGILL,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGTRAP,
 ];
+/// The last real-time signal, and the two that the C library keeps for itself.
+const LAST_SIGNAL: c_int = 64;
+const RESERVED: [c_int; 2] = [32, 33];
 
 /// What a handler says, encoded beforehand: it may not allocate.
 struct Report {
@@ -202,7 +212,8 @@ struct Report {
     line: String,
 }
 
-static REPORTS: [AtomicPtr<Report>; 32] = [const { AtomicPtr::new(ptr::null_mut()) }; 32];
+static REPORTS: [AtomicPtr<Report>; LAST_SIGNAL as usize + 1] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; LAST_SIGNAL as usize + 1];
 
 extern "C" fn on_ending(signal: c_int) {
     if let Some(report) = REPORTS.get(signal as usize) {
@@ -248,7 +259,8 @@ pub fn report_cpu_time(seconds: u64) {
 
 /// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.
 pub fn report_signals() {
-    for signal in ENDING {
+    let ending = |signal: &c_int| !NOT_ENDING.contains(signal) && !RESERVED.contains(signal);
+    for signal in (1..=LAST_SIGNAL).filter(ending) {
         set_report(signal, String::new());
         // SAFETY: the handler is a function of this program and only makes async-signal-safe calls.
         unsafe {
