@@ -16,6 +16,13 @@
 //	pss_per_pod      proportional set size of all processes of an idle pod, MiB; of it pss_shim (with helpers),
 //	                 pss_holder (the sandbox's process) and pss_workload (the container's)
 //	guest_start      a command from start to exit, ms; see -guest-start
+//	exec             ExecSync of the image's own program (slipway: its module; runc, crun: busybox true), ms
+//	stats_1          ContainerStats of one container, ms
+//	stats_50_pods    ListContainerStats of 50 pods' containers, ms
+//	update           UpdateContainerResources of CPU and memory limits, ms
+//	cpu_100m         CPU time that a spinning program uses under a quota of 10 of 100 ms, % of a CPU
+//	memory_growth_W  one memory.grow of one page, of 4,000 in a row, ns; W: under the engine alone, under slipway
+//	                 run with no_limit or a limit; _ratio to the engine alone, by round; see -growth
 //
 // p50 and p95 are nearest-rank percentiles; p95 of a rate is what 95 % of the rounds reached.
 package main
@@ -45,6 +52,14 @@ type runtime struct {
 	command, args []string
 	// prints says that the container writes a line once it runs.
 	prints bool
+	// exec is a program of the image that ends at once; nil: the shim has no exec.
+	exec []string
+	// stats and update say that the shim answers these requests.
+	stats, update bool
+	// spin makes the container one that uses all the CPU time it gets; nil: there is none.
+	spin func(*runtime)
+	// cpuQuota is the limit in microseconds of each 100 ms; 0: none.
+	cpuQuota int64
 }
 
 const (
@@ -56,13 +71,36 @@ const (
 // Each container says that it runs and then sleeps, except the null shim's, which cannot speak.
 func known() []*runtime {
 	sleep := []string{"sh", "-c", "echo ready; exec sleep 100000"}
-	return []*runtime{
-		{name: "slipway", image: wasmImage, args: []string{"sleep"}, prints: true},
-		{name: "runc", image: linuxImage, command: sleep, prints: true},
-		{name: "crun", image: linuxImage, command: sleep, prints: true},
-		{name: "conventional", image: wasmImage, args: []string{"sleep"}, prints: true},
-		{name: "null", image: linuxImage, command: sleep},
-	}
+	busybox := runtime{image: linuxImage, command: sleep, prints: true, exec: []string{"true"}, stats: true, update: true,
+		spin: func(r *runtime) { r.command = []string{"sh", "-c", "while :; do :; done"} }}
+	hello := runtime{image: wasmImage, args: []string{"sleep"}, prints: true, stats: true,
+		spin: func(r *runtime) { r.args = []string{"spin"} }}
+	slipway, runc, crun, conventional := hello, busybox, busybox, hello
+	slipway.name, runc.name, crun.name, conventional.name = "slipway", "runc", "crun", "conventional"
+	slipway.exec, slipway.update = []string{"/hello.wasm"}, true
+	// It says 0 of every container's CPU time.
+	conventional.spin = nil
+	return []*runtime{&slipway, &runc, &crun, &conventional, {name: "null", image: linuxImage, command: sleep}}
+}
+
+// group is a part of a run.
+type group struct {
+	name string
+	// once: not again with extra mounts on the node.
+	once    bool
+	measure func(context.Context, *plan, *client, *results)
+}
+
+// groups are the parts of a run, in their order.
+var groups = []group{
+	{"phases", false, lives},
+	{"rates", false, rates},
+	{"memory", false, memory},
+	{"guest_start", false, guestStarts},
+	{"tasks", false, tasks},
+	{"stats", false, statsOfMany},
+	{"cpu", true, quotas},
+	{"growth", true, memoryGrowth},
 }
 
 // plan is what the command line asks for.
@@ -70,8 +108,17 @@ type plan struct {
 	endpoint    string
 	runtimes    []*runtime
 	guestStarts map[string]string
-	n, warmup   int
-	rounds      int
+	// growths are the commands of memory_growth, by the names of growths.
+	growths      map[string]string
+	growthRounds int
+	// only are the groups to measure; empty: all.
+	only      []string
+	n, warmup int
+	rounds    int
+	statsPods int
+	// cpuWindows spans of cpuWindow each are measured.
+	cpuWindows  int
+	cpuWindow   time.Duration
 	parallel    []int
 	idlePods    int
 	settle      time.Duration
@@ -86,7 +133,7 @@ type plan struct {
 }
 
 func parse(arguments []string) (*plan, error) {
-	p := &plan{guestStarts: map[string]string{}, parallel: []int{1, 4, 16}}
+	p := &plan{guestStarts: map[string]string{}, growths: map[string]string{}, parallel: []int{1, 4, 16}}
 	runtimes := known()
 	set := flag.NewFlagSet("bench", flag.ContinueOnError)
 	set.StringVar(&p.endpoint, "endpoint", os.Getenv("CONTAINER_RUNTIME_ENDPOINT"), "CRI endpoint (default: $CONTAINER_RUNTIME_ENDPOINT)")
@@ -99,6 +146,27 @@ func parse(arguments []string) (*plan, error) {
 		return err
 	})
 	set.IntVar(&p.idlePods, "idle-pods", 20, "pods per runtime for memory; 0: leave out")
+	set.IntVar(&p.statsPods, "stats-pods", 50, "pods per runtime for the list of statistics; 0: leave out")
+	set.IntVar(&p.cpuWindows, "cpu-windows", 3, "spans of time for the CPU quota; 0: leave out")
+	set.DurationVar(&p.cpuWindow, "cpu-window", 10*time.Second, "length of each")
+	set.IntVar(&p.growthRounds, "growth-rounds", 300, "runs of each -growth")
+	set.Func("growth", "`WAY=COMMAND`: a command for sh -c that prints the nanoseconds of one memory.grow; ways: "+strings.Join(growths, ", "), func(s string) error {
+		way, command, _ := strings.Cut(s, "=")
+		if !slices.Contains(growths, way) {
+			return fmt.Errorf("no way %q", way)
+		}
+		p.growths[way] = command
+		return nil
+	})
+	set.Func("only", "only these parts of the run, of: "+groupNames(), func(s string) error {
+		p.only = strings.Split(s, ",")
+		for _, name := range p.only {
+			if !slices.ContainsFunc(groups, func(g group) bool { return g.name == name }) {
+				return fmt.Errorf("no part %q", name)
+			}
+		}
+		return nil
+	})
 	set.DurationVar(&p.settle, "settle", 2*time.Second, "how long the idle pods rest before their memory is read")
 	set.IntVar(&p.extraMounts, "extra-mounts", 0, "measure everything again with this many extra mounts on the node")
 	set.BoolVar(&p.hostNetwork, "host-network", false, "pods in the node's network namespace, without CNI")
@@ -140,6 +208,14 @@ func parse(arguments []string) (*plan, error) {
 		p.runtimes = append(p.runtimes, runtimes[i])
 	}
 	return p, nil
+}
+
+func groupNames() string {
+	var names []string
+	for _, g := range groups {
+		names = append(names, g.name)
+	}
+	return strings.Join(names, ", ")
 }
 
 func integers(s string) (all []int, err error) {
@@ -226,10 +302,12 @@ func run(ctx context.Context, p *plan) error {
 }
 
 func measureAll(ctx context.Context, p *plan, c *client, r *results) {
-	lives(ctx, p, c, r)
-	rates(ctx, p, c, r)
-	memory(ctx, p, c, r)
-	guestStarts(ctx, p, r)
+	for _, g := range groups {
+		wanted := len(p.only) == 0 || slices.Contains(p.only, g.name)
+		if wanted && !(g.once && r.suffix != "") {
+			g.measure(ctx, p, c, r)
+		}
+	}
 }
 
 // checkImages fails early, and by name, on an image that is not there.

@@ -13,8 +13,8 @@ import (
 )
 
 // shuffled is the order of one round.
-func shuffled(runtimes []*runtime) []*runtime {
-	order := slices.Clone(runtimes)
+func shuffled[T any](all []T) []T {
+	order := slices.Clone(all)
 	rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 	return order
 }
@@ -160,7 +160,7 @@ func each(count, workers int, f func(int)) {
 }
 
 // guestStarts times commands from start to exit.
-func guestStarts(ctx context.Context, p *plan, r *results) {
+func guestStarts(ctx context.Context, p *plan, _ *client, r *results) {
 	var measured []*runtime
 	for _, rt := range p.runtimes {
 		if p.guestStarts[rt.name] != "" {

@@ -64,6 +64,9 @@ func (c *client) start(ctx context.Context, r *runtime) (*pod, []timing, error) 
 		LogPath:  filepath.Base(p.log),
 		Linux:    &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: namespaces}},
 	}
+	if r.cpuQuota > 0 {
+		container.Linux.Resources = &cri.LinuxContainerResources{CpuPeriod: 100_000, CpuQuota: r.cpuQuota}
+	}
 	watch := newWatch()
 	err := c.request(ctx, "run_sandbox", func(ctx context.Context) error {
 		answer, err := c.cri.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandbox, RuntimeHandler: r.handler})

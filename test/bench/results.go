@@ -116,11 +116,12 @@ func (r *results) finish() {
 	}
 }
 
-// silent are the runtimes without any sample.
+// silent are the runtimes that were measured without any sample.
 func (r *results) silent() []string {
 	var names []string
 	for _, rt := range r.runtimes {
-		if !slices.ContainsFunc(r.rows, func(x *row) bool { return x.Runtime == rt.name && len(x.samples) > 0 }) {
+		failed := slices.ContainsFunc(r.rows, func(x *row) bool { return x.Runtime == rt.name && x.Failures > 0 })
+		if failed && !slices.ContainsFunc(r.rows, func(x *row) bool { return x.Runtime == rt.name && len(x.samples) > 0 }) {
 			names = append(names, rt.name)
 		}
 	}

@@ -260,3 +260,46 @@ class Update(TaskTest):
         else:
             self.assertEqual(open(f"/sys/fs/cgroup/cpu{cgroup}/cpu.cfs_quota_us").read().strip(), "20000")
             self.assertEqual(open(f"/sys/fs/cgroup/cpu{cgroup}/cpu.shares").read().strip(), "512")
+
+
+class Quota(TaskTest):
+    """A spinning program under 100m; `make bench` has the figure."""
+
+    def metrics(self, container):
+        """CPU time in nanoseconds, periods with a quota, and those in which it was used up."""
+        cpu = json.loads(self.bed.ctr("tasks", "metrics", "--format", "json", container.id).stdout)["cpu"]
+        # A zero is left out there.
+        if "throttling" in cpu:
+            throttling = cpu["throttling"]
+            return cpu["usage"]["total"], throttling.get("periods", 0), throttling.get("throttled_periods", 0)
+        return cpu["usage_usec"] * 1000, cpu.get("nr_periods", 0), cpu.get("nr_throttled", 0)
+
+    def spinning(self):
+        container = self.running("spin", linux={"resources": {"cpu_period": 100000, "cpu_quota": 10000}, "security_context": {"namespace_options": {"pid": 1}}})
+        # The start has used the first periods up.
+        self.after(container, periods=2)
+        return container
+
+    def after(self, container, periods):
+        """The metrics once so many periods are over."""
+        end = self.metrics(container)[1] + periods
+        for _ in range(PATIENCE * 10):
+            metrics = self.metrics(container)
+            if metrics[1] >= end:
+                return metrics
+            time.sleep(0.1)  # a period ends without an event
+        raise AssertionError(f"{periods} periods of 100 ms are not over: {metrics}")
+
+    def test_it_uses_about_a_tenth_of_a_cpu(self):
+        container = self.spinning()
+        used, started = self.metrics(container)[0], time.monotonic()
+        share = (self.after(container, periods=40)[0] - used) / ((time.monotonic() - started) * 1e9)
+        self.assertGreater(share, 0.05)
+        self.assertLess(share, 0.15)
+
+    def test_throttling_is_in_the_metrics(self):
+        container = self.spinning()
+        _, periods, throttled = self.metrics(container)
+        _, periods_later, throttled_later = self.after(container, periods=10)
+        self.assertGreater(throttled_later, throttled)
+        self.assertLessEqual(throttled_later - throttled, periods_later - periods)

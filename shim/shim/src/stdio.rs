@@ -16,6 +16,9 @@ use tokio::task::{AbortHandle, JoinHandle};
 /// How long output that nobody has read yet is kept after the end.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// How often it is looked at: a pipe tells its writers of a read only where it was full before (`pipe_read`, fs/pipe.c).
+const LOOK: Duration = Duration::from_millis(2);
+
 /// Paths as containerd gives them; empty for none.
 #[derive(Debug, Clone, Default)]
 pub struct Paths {
@@ -154,7 +157,7 @@ async fn copy_from_terminal(master: Arc<AsyncFd<OwnedFd>>, fifo: AsyncFd<OwnedFd
             return;
         }
     }
-    linger_on(&fifo).await;
+    linger(fifo.get_ref()).await;
 }
 
 async fn read(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -259,7 +262,8 @@ impl Kept {
         }
         for fifo in self.output.drain(..) {
             if unread(&fifo) > 0 {
-                self.remains.push(tokio::spawn(linger(fifo)));
+                self.remains
+                    .push(tokio::spawn(async move { linger(&fifo).await }));
             }
         }
     }
@@ -269,22 +273,57 @@ fn unread(fifo: &OwnedFd) -> u64 {
     rustix::io::ioctl_fionread(fifo).unwrap_or(0)
 }
 
-/// Keeps a FIFO with unread output open until its reader has taken it.
-async fn linger(fifo: OwnedFd) {
-    if let Ok(fifo) = slipway_sys::watch(fifo, Interest::WRITABLE) {
-        linger_on(&fifo).await;
-    }
-}
-
-async fn linger_on(fifo: &AsyncFd<OwnedFd>) {
+/// Waits until the reader of a FIFO has taken all output, or for [`LINGER`].
+async fn linger(fifo: &OwnedFd) {
     let drained = async {
-        while unread(fifo.get_ref()) > 0 {
-            // Edge-triggered: every read by the other side makes the FIFO writable anew.
-            match fifo.writable().await {
-                Ok(mut guard) => guard.clear_ready(),
-                Err(_) => return,
-            }
+        while unread(fifo) > 0 {
+            tokio::time::sleep(LOOK).await;
         }
     };
     let _ = tokio::time::timeout(LINGER, drained).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::time::Instant;
+
+    use super::*;
+
+    type Tested = Result<(), Box<dyn std::error::Error>>;
+
+    #[tokio::test]
+    async fn a_reader_that_reads_after_the_end_sees_the_end_of_file_at_once() -> Tested {
+        let path = std::env::temp_dir().join(format!("slipway-stdio-{}", std::process::id()));
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )?;
+        let mut options = File::options();
+        let mut reader = options.read(true).custom_flags(nonblocking()).open(&path)?;
+        let paths = Paths {
+            stdout: path.display().to_string(),
+            ..Paths::default()
+        };
+        let (program, mut kept) = open(&paths, false, 0)?;
+        std::fs::remove_file(&path)?;
+        if let Some([_, stdout, _]) = program {
+            File::from(stdout).write_all(b"late")?;
+        }
+        kept.finish();
+        // It waits for the reader by now.
+        tokio::time::sleep(LOOK * 5).await;
+        let began = Instant::now();
+        let mut text = Vec::new();
+        while let Err(e) = reader.read_to_end(&mut text) {
+            assert_eq!(e.kind(), ErrorKind::WouldBlock);
+            tokio::time::sleep(LOOK).await;
+        }
+        assert_eq!(text, b"late");
+        assert!(began.elapsed() < LINGER / 5, "{:?}", began.elapsed());
+        Ok(())
+    }
 }
