@@ -432,6 +432,13 @@ impl Cgroup {
         }
     }
 
+    /// What version 1 has frozen cannot end, not even by SIGKILL.
+    fn thaw_v1(&self) {
+        if let Some(freezer) = self.controller("freezer").filter(|_| !self.is_v2()) {
+            let _ = fs::write(freezer.join("freezer.state"), "THAWED");
+        }
+    }
+
     /// Memory in use that could not be had back by dropping caches, in bytes.
     pub fn memory_usage(&self) -> u64 {
         let memory = self.metrics().memory;
@@ -491,7 +498,10 @@ impl Cgroup {
                     Err(e) if started.elapsed() > KILL_PATIENCE => {
                         return Err(fail(&directory, "remove")(e));
                     }
-                    Err(_) => empty(&directory),
+                    Err(_) => {
+                        self.thaw_v1();
+                        empty(&directory);
+                    }
                 }
                 // A killed process leaves its cgroup a moment after it can be waited for; no event tells of it on v1.
                 std::thread::sleep(Duration::from_micros(500));
@@ -594,6 +604,39 @@ mod tests {
     }
 
     #[test]
+    fn a_frozen_cgroup_is_removed_with_its_processes() {
+        let cgroup = Cgroup::new(&CgroupPath::Cgroupfs(format!(
+            "/slipway-frozen-{}",
+            std::process::id()
+        )));
+        if let Err(e) = cgroup.create(&Resources::default()) {
+            eprintln!("skipped: {e}");
+            return;
+        }
+        let (program, mut runs) = sleeper();
+        let child = slipway_sys::spawn(program, 0, None, &cgroup.entry().unwrap()).unwrap();
+        runs.read_exact(&mut [0]).unwrap();
+        cgroup.freeze(true).unwrap();
+        cgroup.remove().unwrap();
+        assert_eq!(slipway_sys::reap(child.pid).unwrap(), Some(137));
+    }
+
+    /// A program that sleeps, and says when it does.
+    fn sleeper() -> (slipway_sys::Exec, std::io::PipeReader) {
+        let (runs, out) = std::io::pipe().unwrap();
+        let null = || fs::File::open("/dev/null").unwrap().into();
+        let program = slipway_sys::Exec {
+            program: c"/bin/sh".into(),
+            argv: vec![c"sh".into(), c"-c".into(), c"echo && exec sleep 100".into()],
+            envp: Vec::new(),
+            fds: vec![null(), out.into()],
+            directory: None,
+            with_parent: true,
+        };
+        (program, runs)
+    }
+
+    #[test]
     fn a_cgroup_holds_its_processes_and_goes_with_them() {
         let cgroup = Cgroup::new(&CgroupPath::Cgroupfs(format!(
             "/slipway-test-{}/c",
@@ -609,16 +652,7 @@ mod tests {
             eprintln!("skipped: {e}");
             return;
         }
-        let (mut runs, out) = std::io::pipe().unwrap();
-        let null = || fs::File::open("/dev/null").unwrap().into();
-        let program = slipway_sys::Exec {
-            program: c"/bin/sh".into(),
-            argv: vec![c"sh".into(), c"-c".into(), c"echo && exec sleep 100".into()],
-            envp: Vec::new(),
-            fds: vec![null(), out.into()],
-            directory: None,
-            with_parent: true,
-        };
+        let (program, mut runs) = sleeper();
         let child = slipway_sys::spawn(program, 0, None, &cgroup.entry().unwrap()).unwrap();
         runs.read_exact(&mut [0]).unwrap();
         assert_eq!(cgroup.pids(), [child.pid]);
