@@ -203,6 +203,9 @@ fn drop_privileges(launch: &Launch) -> Result<(), String> {
             format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}")
         })?;
     }
+    if let Some(mask) = launch.umask {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+    }
     slipway_sys::become_user(launch.uid, launch.gid, &launch.groups)
         .map_err(|e| format!("process.user: {e}"))
 }

@@ -99,6 +99,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         uid: plan.uid,
         gid: plan.gid,
         groups: plan.groups.clone(),
+        umask: plan.umask,
         rlimits: plan.rlimits.clone(),
         skeleton: install.skeleton().display().to_string(),
         cache_dir: around.cache_dir.into(),
