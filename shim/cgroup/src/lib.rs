@@ -693,6 +693,63 @@ mod tests {
     }
 
     #[test]
+    fn each_limit_has_its_file_on_both_versions() {
+        let resources = Resources {
+            cpu_quota: Some(50_000),
+            cpu_burst: Some(20_000),
+            cpu_shares: Some(512),
+            cpu_idle: Some(1),
+            io_weight: Some(1000),
+            io_device_weights: vec![("8:0".into(), 10)],
+            io_throttles: vec![(Throttle::Writes, "8:0".into(), 7)],
+            hugepages: vec![("2MB".into(), 4096)],
+            ..Resources::default()
+        };
+        // Directories in the place of hierarchies: what is written stays to be read.
+        let root = std::env::temp_dir().join(format!("slipway-files-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        fs::write(root.join("hugetlb.2MB.rsvd.max"), "").unwrap();
+        let check = |layout, resources: &Resources, files: &[(&str, &str)]| {
+            let path = PathBuf::new();
+            Cgroup { layout, path }.apply(resources).unwrap();
+            for (file, value) in files {
+                assert_eq!(fs::read_to_string(root.join(file)).unwrap(), *value);
+            }
+        };
+        let v2 = [
+            ("cpu.max.burst", "20000"),
+            ("cpu.idle", "1"),
+            ("io.weight", "8:0 1"),
+            ("io.max", "8:0 wiops=7"),
+            ("hugetlb.2MB.max", "4096"),
+            ("hugetlb.2MB.rsvd.max", "4096"),
+        ];
+        check(Layout::V2(root.clone()), &resources, &v2);
+        assert!(
+            !root.join("cpu.weight").exists(),
+            "an idle cgroup has no weight"
+        );
+        let v1 = [
+            ("cpu.cfs_burst_us", "20000"),
+            ("cpu.idle", "1"),
+            ("memory.swappiness", "7"),
+            ("blkio.weight", "1000"),
+            ("blkio.weight_device", "8:0 10"),
+            ("blkio.throttle.write_iops_device", "8:0 7"),
+            ("hugetlb.2MB.limit_in_bytes", "4096"),
+        ];
+        let controllers = V1.iter().map(|name| (*name, root.clone())).collect();
+        let swappiness = Some(7);
+        let resources = Resources {
+            swappiness,
+            ..resources
+        };
+        check(Layout::V1(controllers), &resources, &v1);
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!([io_weight(10), io_weight(1000)], [1, 10_000]);
+    }
+
+    #[test]
     fn a_cgroup_holds_its_processes_and_goes_with_them() {
         let cgroup = Cgroup::new(&CgroupPath::Cgroupfs(format!(
             "/slipway-test-{}/c",

@@ -94,6 +94,12 @@ mod tests {
     }
 
     #[test]
+    fn rro_is_for_submounts_too() {
+        let m = parse_options("bind", "/a", "/b", &options(&["rbind", "rro"]));
+        assert!(m.recursive_readonly && m.flags & libc::MS_RDONLY != 0);
+    }
+
+    #[test]
     fn unknown_names_are_the_file_systems_own() {
         let m = parse_options(
             "tmpfs",

@@ -692,6 +692,44 @@ mod tests {
     }
 
     #[test]
+    fn an_option_that_would_be_lost_is_refused() {
+        for (kind, option, lost) in [
+            ("bind", "idmap", true),
+            ("bind", "size=64k", true),
+            ("bind", "noatime", false),
+            ("tmpfs", "tmpcopyup", true),
+            ("tmpfs", "size=64k", false),
+        ] {
+            let mut spec = container();
+            spec["mounts"][1] = json!({"destination": "/x", "type": kind, "source": "/v", "options": ["ro", option]});
+            let plan = parse(spec.to_string().as_bytes()).unwrap();
+            let error = plan.unsupported.unwrap_or_default();
+            assert_eq!(
+                error.contains("mounts[1].options"),
+                lost,
+                "{option}: {error}"
+            );
+            assert_eq!(error.contains(option), lost, "{option}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_exec_has_a_umask_and_refusals_of_its_own() {
+        let plan = parse(container().to_string().as_bytes()).unwrap();
+        let exec = |process: serde_json::Value| plan.exec(process.to_string().as_bytes(), 7);
+        let umask = |user: serde_json::Value| exec(json!({"args": ["/a"], "user": user})).unwrap();
+        assert_eq!(umask(json!({"umask": 63})).umask, Some(63));
+        assert_eq!(umask(json!({})).umask, Some(0o022));
+        let refused = exec(json!({"args": ["/a"], "execCPUAffinity": {"initial": "0"}}));
+        assert!(
+            refused
+                .unwrap_err()
+                .to_string()
+                .contains("process.execCPUAffinity")
+        );
+    }
+
+    #[test]
     fn no_spec_makes_the_reader_panic() {
         let text = container().to_string();
         for end in 0..text.len() {
