@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use slipway_spec::{CgroupPath, Resources};
+use slipway_spec::{CgroupPath, Resources, Throttle};
 use slipway_sys::CgroupEntry;
 
 /// statfs(2) `f_type` of cgroup2, linux/magic.h.
@@ -55,8 +55,8 @@ enum Layout {
 }
 
 /// Controllers of version 1 that containers use.
-const V1: [&str; 8] = [
-    "memory", "cpu", "cpuacct", "cpuset", "pids", "freezer", "blkio", "devices",
+const V1: [&str; 9] = [
+    "memory", "cpu", "cpuacct", "cpuset", "pids", "freezer", "blkio", "devices", "hugetlb",
 ];
 
 fn file_system(path: &Path) -> Option<i64> {
@@ -221,21 +221,56 @@ impl Cgroup {
         fs::write(&path, value.to_string()).map_err(fail(&path, "write limit"))
     }
 
+    /// The first of these files that the kernel has here: the name of some depends on the scheduler of block devices.
+    fn first<'a>(&self, controller: &str, files: [&'a str; 2]) -> &'a str {
+        let directory = self.controller(controller).unwrap_or_default();
+        let found = files.into_iter().find(|f| directory.join(f).exists());
+        found.unwrap_or(files[1])
+    }
+
+    /// The limit of huge pages in use, and, where the kernel knows it, of those reserved.
+    fn set_hugepages(&self, r: &Resources, file: &str) -> Result<(), Error> {
+        for (size, limit) in &r.hugepages {
+            self.set("hugetlb", &format!("hugetlb.{size}.{file}"), limit)?;
+            let reserved = format!("hugetlb.{size}.rsvd.{file}");
+            let directory = self.controller("hugetlb");
+            if directory.is_some_and(|d| d.join(&reserved).exists()) {
+                self.set("hugetlb", &reserved, limit)?;
+            }
+        }
+        Ok(())
+    }
+
     fn apply_v1(&self, r: &Resources) -> Result<(), Error> {
+        if let Some(file) = r.unified.keys().next() {
+            let what = "linux.resources.unified on a host with cgroup version 1";
+            return Err(fail(Path::new(file), what)(
+                io::ErrorKind::Unsupported.into(),
+            ));
+        }
         if let Some(limit) = r.memory_limit.filter(|l| *l != 0) {
             self.set_v1_memory(limit, r.memory_swap)?;
         }
         if let Some(soft) = r.memory_reservation.filter(|l| *l != 0) {
             self.set("memory", "memory.soft_limit_in_bytes", soft)?;
         }
-        if let Some(shares) = r.cpu_shares.filter(|s| *s != 0) {
+        if let Some(swappiness) = r.swappiness {
+            self.set("memory", "memory.swappiness", swappiness)?;
+        }
+        if let Some(shares) = shares(r) {
             self.set("cpu", "cpu.shares", shares)?;
+        }
+        if let Some(idle) = r.cpu_idle {
+            self.set("cpu", "cpu.idle", idle)?;
         }
         if let Some(period) = r.cpu_period.filter(|p| *p != 0) {
             self.set("cpu", "cpu.cfs_period_us", period)?;
         }
         if let Some(quota) = r.cpu_quota.filter(|q| *q != 0) {
             self.set("cpu", "cpu.cfs_quota_us", quota)?;
+        }
+        if let Some(burst) = r.cpu_burst {
+            self.set("cpu", "cpu.cfs_burst_us", burst)?;
         }
         if let Some(cpus) = &r.cpuset_cpus {
             self.set("cpuset", "cpuset.cpus", cpus)?;
@@ -254,7 +289,25 @@ impl Cgroup {
                 },
             )?;
         }
-        Ok(())
+        if let Some(weight) = r.io_weight {
+            let file = self.first("blkio", ["blkio.bfq.weight", "blkio.weight"]);
+            self.set("blkio", file, weight)?;
+        }
+        for (device, weight) in &r.io_device_weights {
+            let files = ["blkio.bfq.weight_device", "blkio.weight_device"];
+            let file = self.first("blkio", files);
+            self.set("blkio", file, format!("{device} {weight}"))?;
+        }
+        for (what, device, rate) in &r.io_throttles {
+            let file = match what {
+                Throttle::ReadBytes => "blkio.throttle.read_bps_device",
+                Throttle::WriteBytes => "blkio.throttle.write_bps_device",
+                Throttle::Reads => "blkio.throttle.read_iops_device",
+                Throttle::Writes => "blkio.throttle.write_iops_device",
+            };
+            self.set("blkio", file, format!("{device} {rate}"))?;
+        }
+        self.set_hugepages(r, "limit_in_bytes")
     }
 
     /// memory and memory+swap must never cross on their way: raise the outer first, lower the inner first.
@@ -279,6 +332,11 @@ impl Cgroup {
     }
 
     fn apply_v2(&self, r: &Resources) -> Result<(), Error> {
+        if r.swappiness.is_some() {
+            let what = "linux.resources.memory.swappiness on a host with cgroup version 2";
+            let file = Path::new("memory.swappiness");
+            return Err(fail(file, what)(io::ErrorKind::Unsupported.into()));
+        }
         let or_max = |n: i64| {
             if n < 0 {
                 "max".to_string()
@@ -302,8 +360,11 @@ impl Cgroup {
         if let Some(low) = r.memory_reservation.filter(|l| *l != 0) {
             self.set("memory", "memory.low", or_max(low))?;
         }
-        if let Some(shares) = r.cpu_shares.filter(|s| *s != 0) {
+        if let Some(shares) = shares(r) {
             self.set("cpu", "cpu.weight", weight(shares))?;
+        }
+        if let Some(idle) = r.cpu_idle {
+            self.set("cpu", "cpu.idle", idle)?;
         }
         if let Some(quota) = r.cpu_quota.filter(|q| *q != 0) {
             self.set(
@@ -316,6 +377,9 @@ impl Cgroup {
                 ),
             )?;
         }
+        if let Some(burst) = r.cpu_burst {
+            self.set("cpu", "cpu.max.burst", burst)?;
+        }
         if let Some(cpus) = &r.cpuset_cpus {
             self.set("cpuset", "cpuset.cpus", cpus)?;
         }
@@ -325,10 +389,29 @@ impl Cgroup {
         if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
             self.set("pids", "pids.max", or_max(limit))?;
         }
+        let file = self.first("io", ["io.bfq.weight", "io.weight"]);
+        let scaled = |weight| match file {
+            "io.weight" => io_weight(weight),
+            _ => weight,
+        };
+        if let Some(weight) = r.io_weight {
+            self.set("io", file, scaled(weight))?;
+        }
+        for (device, weight) in &r.io_device_weights {
+            self.set("io", file, format!("{device} {}", scaled(*weight)))?;
+        }
+        for (what, device, rate) in &r.io_throttles {
+            let key = match what {
+                Throttle::ReadBytes => "rbps",
+                Throttle::WriteBytes => "wbps",
+                Throttle::Reads => "riops",
+                Throttle::Writes => "wiops",
+            };
+            self.set("io", "io.max", format!("{device} {key}={rate}"))?;
+        }
+        self.set_hugepages(r, "max")?;
         for (file, value) in &r.unified {
-            if !file.contains('/') {
-                self.set("unified", file, value)?;
-            }
+            self.set("unified", file, value)?;
         }
         Ok(())
     }
@@ -549,6 +632,17 @@ fn inherit_cpuset(root: &Path, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// An idle cgroup has no shares: the kernel refuses to set them.
+fn shares(r: &Resources) -> Option<u64> {
+    r.cpu_shares.filter(|s| *s != 0 && r.cpu_idle != Some(1))
+}
+
+/// blkio.weight (10 to 1000) as io.weight (1 to 10000), as other runtimes do it.
+fn io_weight(weight: u16) -> u16 {
+    let scaled = 1 + u32::from(weight.saturating_sub(10)) * 9999 / 990;
+    u16::try_from(scaled).unwrap_or(10_000)
+}
+
 /// cpu.shares (2 to 262144) as cpu.weight (1 to 10000), by the formula of today's runc, crun and kubelet: the quadratic
 /// function of logarithms that takes the ends to the ends and 1024, one CPU, to 100, the kernel's default
 /// (kubernetes/kubernetes#131216).
@@ -634,6 +728,63 @@ mod tests {
             with_parent: true,
         };
         (program, runs)
+    }
+
+    #[test]
+    fn each_limit_has_its_file_on_both_versions() {
+        let resources = Resources {
+            cpu_quota: Some(50_000),
+            cpu_burst: Some(20_000),
+            cpu_shares: Some(512),
+            cpu_idle: Some(1),
+            io_weight: Some(1000),
+            io_device_weights: vec![("8:0".into(), 10)],
+            io_throttles: vec![(Throttle::Writes, "8:0".into(), 7)],
+            hugepages: vec![("2MB".into(), 4096)],
+            ..Resources::default()
+        };
+        // Directories in the place of hierarchies: what is written stays to be read.
+        let root = std::env::temp_dir().join(format!("slipway-files-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        fs::write(root.join("hugetlb.2MB.rsvd.max"), "").unwrap();
+        let check = |layout, resources: &Resources, files: &[(&str, &str)]| {
+            let path = PathBuf::new();
+            Cgroup { layout, path }.apply(resources).unwrap();
+            for (file, value) in files {
+                assert_eq!(fs::read_to_string(root.join(file)).unwrap(), *value);
+            }
+        };
+        let v2 = [
+            ("cpu.max.burst", "20000"),
+            ("cpu.idle", "1"),
+            ("io.weight", "8:0 1"),
+            ("io.max", "8:0 wiops=7"),
+            ("hugetlb.2MB.max", "4096"),
+            ("hugetlb.2MB.rsvd.max", "4096"),
+        ];
+        check(Layout::V2(root.clone()), &resources, &v2);
+        assert!(
+            !root.join("cpu.weight").exists(),
+            "an idle cgroup has no weight"
+        );
+        let v1 = [
+            ("cpu.cfs_burst_us", "20000"),
+            ("cpu.idle", "1"),
+            ("memory.swappiness", "7"),
+            ("blkio.weight", "1000"),
+            ("blkio.weight_device", "8:0 10"),
+            ("blkio.throttle.write_iops_device", "8:0 7"),
+            ("hugetlb.2MB.limit_in_bytes", "4096"),
+        ];
+        let controllers = V1.iter().map(|name| (*name, root.clone())).collect();
+        let swappiness = Some(7);
+        let resources = Resources {
+            swappiness,
+            ..resources
+        };
+        check(Layout::V1(controllers), &resources, &v1);
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!([io_weight(10), io_weight(1000)], [1, 10_000]);
     }
 
     #[test]

@@ -229,6 +229,9 @@ fn drop_privileges(launch: &Launch) -> Result<(), String> {
         slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, seconds, seconds.saturating_add(1))
             .map_err(|e| format!("CPU-time budget of {seconds} s: {e}"))?;
     }
+    if let Some(mask) = launch.umask {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+    }
     slipway_sys::become_user(launch.uid, launch.gid, &launch.groups)
         .map_err(|e| format!("process.user: {e}"))
 }

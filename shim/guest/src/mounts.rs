@@ -91,7 +91,7 @@ impl Shared {
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = open_tree(artefact.file(), "", flags).map_err(error("artefact"))?;
-        slipway_sys::set_readonly_recursive(tree.as_fd())
+        slipway_sys::add_mount_attributes(tree.as_fd(), libc::MOUNT_ATTR_RDONLY)
             .map_err(|e| format!("the container's skeleton: artefact: {e}"))?;
         slipway_sys::setns(self.mounts.as_fd(), libc::CLONE_NEWNS)
             .map_err(|e| format!("the container's mounts: {e}"))?;
@@ -168,6 +168,9 @@ pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
     .map_err(|e| format!("rootfs propagation: {e}"))?;
     let root = rustix::fs::openat(CWD, rootfs.as_str(), flags, Mode::empty())
         .map_err(|e| format!("rootfs: {e}"))?;
+    // A device node of an image is none, nor one of a volume below: only those of /dev can be opened.
+    slipway_sys::add_mount_attributes(root.as_fd(), libc::MOUNT_ATTR_NODEV)
+        .map_err(|e| format!("rootfs: nodev: {e}"))?;
     mount_dev(root.as_fd())?;
     for (m, source) in launch.mounts.iter().zip(volumes) {
         mount_volume(root.as_fd(), m, source)?;
@@ -285,11 +288,12 @@ fn mount_volume(root: BorrowedFd<'_>, m: &Mount, source: Option<OwnedFd>) -> Res
     if source.is_some() && !attributes.is_empty() {
         mount_remount(magic(&mounted), attributes | MountFlags::BIND, c"").map_err(error)?;
     }
-    if m.recursive_readonly {
-        slipway_sys::set_readonly_recursive(mounted.as_fd())
-            .map_err(|e| format!("mounts: rro at {at}: {e}"))?;
-    }
-    Ok(())
+    let attributes = match m.recursive_readonly {
+        true => libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_RDONLY,
+        false => libc::MOUNT_ATTR_NODEV,
+    };
+    slipway_sys::add_mount_attributes(mounted.as_fd(), attributes)
+        .map_err(|e| format!("mounts: nodev and rro at {at}: {e}"))
 }
 
 /// A path below the container's root, symlinks followed as if the root were `/`.

@@ -97,6 +97,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         uid: plan.uid,
         gid: plan.gid,
         groups: plan.groups.clone(),
+        umask: plan.umask,
         rlimits: plan.rlimits.clone(),
         cpu_time: plan.cpu_time,
         skeleton: install.skeleton().display().to_string(),

@@ -148,6 +148,8 @@ pub struct Launch {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// File mode creation mask; `None`: that of the guest's parent.
+    pub umask: Option<u32>,
     /// Soft and hard limits by resource number of setrlimit(2).
     pub rlimits: Vec<(i32, u64, u64)>,
     /// CPU time in seconds after which the process is ended.

@@ -207,11 +207,15 @@ impl Pod {
         cgroup: Option<Cgroup>,
         steps: &mut Timeline,
     ) -> std::result::Result<Arc<Container>, StartError> {
+        if let Some(why) = &plan.unsupported {
+            return Err(StartError::Refused(why.clone()));
+        }
         let mut made = Made::new(cgroup);
         made.create(plan)?;
         let _ = made.cgroup.clone().map(|cgroup| self.cgroup.set(cgroup));
         steps.mark("cgroup");
         let holder = sandbox::hold(plan, &made.entry()?).map_err(StartError::Refused)?;
+        set_oom_score(plan, holder.pid);
         let register = |path| Registration::begin(path, holder.pid, plan.resources.cpu_shares);
         let asked = plan.cgroup.as_ref().map(register).transpose();
         let asked = asked.map_err(std::io::Error::other)?.flatten();
@@ -433,7 +437,7 @@ impl Pod {
         // Taken in any case: a pod whose first container cannot use it will not use it later.
         let spare = lock(&self.spare).take();
         let spare = spare.filter(|_| plan.pid == Namespace::New)?;
-        set_oom_score(plan, &spare);
+        set_oom_score(plan, spare.pid());
         Some(spare)
     }
 
@@ -442,7 +446,7 @@ impl Pod {
         made.create(plan)?;
         made.inside = true;
         let guest = slipway_launch::spawn(&self.install, &plan.pid, &made.entry()?)?;
-        set_oom_score(plan, &guest);
+        set_oom_score(plan, guest.pid());
         Ok(guest)
     }
 
@@ -528,13 +532,10 @@ fn root_mounts(request: &api::CreateTaskRequest) -> Vec<Mount> {
         .collect()
 }
 
-fn set_oom_score(plan: &Plan, guest: &Guest) {
+fn set_oom_score(plan: &Plan, pid: i32) {
     if let Some(score) = plan.oom_score_adj {
         // Lowering it needs CAP_SYS_RESOURCE, which a nested host may not have: the score is a wish then.
-        let _ = std::fs::write(
-            format!("/proc/{}/oom_score_adj", guest.pid()),
-            score.to_string(),
-        );
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string());
     }
 }
 

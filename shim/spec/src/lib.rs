@@ -1,14 +1,16 @@
 //! The OCI runtime spec (config.json), read once and turned into a typed plan. Pure: no system calls but the read.
 //!
 //! `oci` has the fields as the JSON names them, only those that Slipway acts on; `plan` checks them and gives them
-//! their meaning; `mount` knows the mount options. What is not supported is an error that names the field.
+//! their meaning; `mount` knows the mount options, `refused` what a Wasm container cannot have: an error that names the
+//! field. docs/oci.md says for every field of the spec what becomes of it.
 
 mod mount;
 mod oci;
 mod plan;
+mod refused;
 
 pub use mount::parse_options;
-pub use plan::{CgroupPath, Namespace, Plan, Resources, Role};
+pub use plan::{CgroupPath, Namespace, Plan, Resources, Role, Throttle};
 
 use std::io::Read;
 use std::path::Path;
@@ -94,13 +96,13 @@ pub fn parse(json: &[u8]) -> Result<Plan, Error> {
 /// Parses linux.resources alone, as Update sends them.
 ///
 /// # Errors
-/// [`Error::Json`].
+/// [`Error::Json`] and [`Error::Field`].
 pub fn parse_resources(json: &[u8]) -> Result<Resources, Error> {
     let resources = serde_json::from_slice(json).map_err(|source| Error::Json {
         path: "linux.resources".into(),
         source,
     })?;
-    Ok(plan::resources(resources))
+    plan::resources(resources)
 }
 
 /// What a shim has to know of a spec on the way to its socket, where nothing else of it matters.

@@ -69,6 +69,14 @@ pub fn parse_options(kind: &str, source: &str, destination: &str, options: &[Str
     mount
 }
 
+/// The first option that would be lost: a bind mount has no options of a file system, and some that look like one are
+/// other runtimes' own.
+pub(crate) fn unknown(mount: &Mount) -> Option<&str> {
+    let bind = mount.flags & libc::MS_BIND != 0;
+    let lost = |option: &&str| !option.is_empty() && (bind || *option == "tmpcopyup");
+    mount.data.split(',').find(lost)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +91,12 @@ mod tests {
             parse_options("bind", "/a", "/b", &options(&["rbind", "ro", "rw"])).flags,
             libc::MS_BIND | libc::MS_REC
         );
+    }
+
+    #[test]
+    fn rro_is_for_submounts_too() {
+        let m = parse_options("bind", "/a", "/b", &options(&["rbind", "rro"]));
+        assert!(m.recursive_readonly && m.flags & libc::MS_RDONLY != 0);
     }
 
     #[test]

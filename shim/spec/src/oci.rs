@@ -1,6 +1,7 @@
 //! config.json's fields as the OCI runtime spec names them. <https://github.com/opencontainers/runtime-spec>
 
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Go writes an empty list or map as `null`.
@@ -23,12 +24,13 @@ pub(crate) struct Spec {
     pub process: Option<Process>,
     pub root: Root,
     pub hostname: String,
+    pub domainname: String,
     #[serde(deserialize_with = "or_default")]
     pub mounts: Vec<Mount>,
     #[serde(deserialize_with = "or_default")]
     pub annotations: BTreeMap<String, String>,
     pub linux: Linux,
-    pub hooks: Option<serde_json::Value>,
+    pub hooks: Option<Value>,
 }
 
 #[derive(Deserialize, Default)]
@@ -44,6 +46,10 @@ pub(crate) struct Process {
     #[serde(deserialize_with = "or_default")]
     pub rlimits: Vec<Rlimit>,
     pub oom_score_adj: Option<i32>,
+    pub scheduler: Value,
+    pub io_priority: Value,
+    #[serde(rename = "execCPUAffinity")]
+    pub exec_cpu_affinity: Value,
 }
 
 #[derive(Deserialize, Default)]
@@ -51,6 +57,7 @@ pub(crate) struct Process {
 pub(crate) struct User {
     pub uid: u32,
     pub gid: u32,
+    pub umask: Option<u32>,
     #[serde(deserialize_with = "or_default")]
     pub additional_gids: Vec<u32>,
 }
@@ -71,7 +78,7 @@ pub(crate) struct Root {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub(crate) struct Mount {
     pub destination: String,
     #[serde(rename = "type")]
@@ -79,6 +86,8 @@ pub(crate) struct Mount {
     pub source: String,
     #[serde(deserialize_with = "or_default")]
     pub options: Vec<String>,
+    pub uid_mappings: Value,
+    pub gid_mappings: Value,
 }
 
 #[derive(Deserialize, Default)]
@@ -91,8 +100,32 @@ pub(crate) struct Linux {
     pub sysctl: BTreeMap<String, String>,
     #[serde(deserialize_with = "or_default")]
     pub resources: Resources,
+    pub uid_mappings: Value,
+    pub gid_mappings: Value,
     #[serde(deserialize_with = "or_default")]
-    pub uid_mappings: Vec<serde_json::Value>,
+    pub devices: Vec<Device>,
+    pub net_devices: Value,
+    #[serde(deserialize_with = "or_default")]
+    pub seccomp: Seccomp,
+    #[serde(deserialize_with = "or_default")]
+    pub masked_paths: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub readonly_paths: Vec<String>,
+    pub intel_rdt: Value,
+    pub memory_policy: Value,
+    pub time_offsets: Value,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(crate) struct Device {
+    pub path: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Seccomp {
+    pub listener_path: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -104,7 +137,7 @@ pub(crate) struct Namespace {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub(crate) struct Resources {
     #[serde(deserialize_with = "or_default")]
     pub memory: Memory,
@@ -112,16 +145,27 @@ pub(crate) struct Resources {
     pub cpu: Cpu,
     #[serde(deserialize_with = "or_default")]
     pub pids: Pids,
+    #[serde(rename = "blockIO", deserialize_with = "or_default")]
+    pub block_io: BlockIo,
+    #[serde(deserialize_with = "or_default")]
+    pub hugepage_limits: Vec<HugepageLimit>,
+    pub network: Value,
     #[serde(deserialize_with = "or_default")]
     pub unified: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub(crate) struct Memory {
     pub limit: Option<i64>,
     pub reservation: Option<i64>,
     pub swap: Option<i64>,
+    #[serde(rename = "kernelTCP")]
+    pub kernel_tcp: Value,
+    pub swappiness: Option<u64>,
+    #[serde(rename = "disableOOMKiller")]
+    pub disable_oom_killer: Value,
+    pub check_before_update: Value,
 }
 
 #[derive(Deserialize, Default)]
@@ -129,13 +173,55 @@ pub(crate) struct Memory {
 pub(crate) struct Cpu {
     pub shares: Option<u64>,
     pub quota: Option<i64>,
+    pub burst: Option<u64>,
     pub period: Option<u64>,
     pub cpus: Option<String>,
     pub mems: Option<String>,
+    pub idle: Option<i64>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(crate) struct Pids {
     pub limit: Option<i64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct BlockIo {
+    pub weight: Option<u16>,
+    pub leaf_weight: Value,
+    #[serde(deserialize_with = "or_default")]
+    pub weight_device: Vec<WeightDevice>,
+    #[serde(deserialize_with = "or_default")]
+    pub throttle_read_bps_device: Vec<ThrottleDevice>,
+    #[serde(deserialize_with = "or_default")]
+    pub throttle_write_bps_device: Vec<ThrottleDevice>,
+    #[serde(rename = "throttleReadIOPSDevice", deserialize_with = "or_default")]
+    pub throttle_read_iops_device: Vec<ThrottleDevice>,
+    #[serde(rename = "throttleWriteIOPSDevice", deserialize_with = "or_default")]
+    pub throttle_write_iops_device: Vec<ThrottleDevice>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct WeightDevice {
+    pub major: i64,
+    pub minor: i64,
+    pub weight: Option<u16>,
+    pub leaf_weight: Value,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct ThrottleDevice {
+    pub major: i64,
+    pub minor: i64,
+    pub rate: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HugepageLimit {
+    pub page_size: String,
+    pub limit: u64,
 }

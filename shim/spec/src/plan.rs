@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use slipway_protocol::{Mount, Tier};
 
-use crate::{Error, oci, parse_options};
+use crate::{Error, mount, oci, parse_options, refused};
 
 pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 pub(crate) const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
@@ -18,6 +18,9 @@ const CPU_TIME: &str = "slipway.dev/cpu-time";
 
 /// Environment variables and arguments together, in bytes: what execve(2) would take on Linux.
 const MAX_ARGS_BYTES: usize = 2 << 20;
+
+/// The file mode creation mask where the spec gives none, as other runtimes have it.
+const UMASK: u32 = 0o022;
 
 /// What the container is to its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,6 +60,19 @@ pub enum CgroupPath {
     },
 }
 
+/// What of a block device is bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Throttle {
+    /// Bytes read.
+    ReadBytes,
+    /// Bytes written.
+    WriteBytes,
+    /// Reads.
+    Reads,
+    /// Writes.
+    Writes,
+}
+
 /// Limits as the spec gives them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resources {
@@ -78,6 +94,20 @@ pub struct Resources {
     pub cpuset_mems: Option<String>,
     /// pids.limit; 0 or negative: none.
     pub pids_limit: Option<i64>,
+    /// cpu.burst, microseconds that may be saved up.
+    pub cpu_burst: Option<u64>,
+    /// cpu.idle; 1: runs when nothing else wants to.
+    pub cpu_idle: Option<i64>,
+    /// memory.swappiness; cgroup v1 alone has it.
+    pub swappiness: Option<u64>,
+    /// blockIO.weight, 10 to 1000.
+    pub io_weight: Option<u16>,
+    /// blockIO.weightDevice as (`major:minor`, weight).
+    pub io_device_weights: Vec<(String, u16)>,
+    /// The four lists of blockIO.throttle…Device as (what, `major:minor`, a second).
+    pub io_throttles: Vec<(Throttle, String, u64)>,
+    /// hugepageLimits as (page size, bytes).
+    pub hugepages: Vec<(String, u64)>,
     /// Files of cgroup v2, written as they are.
     pub unified: BTreeMap<String, String>,
 }
@@ -114,6 +144,8 @@ pub struct Plan {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// File mode creation mask; `None`: that of whoever starts the program.
+    pub umask: Option<u32>,
     /// (resource of setrlimit(2), soft, hard)
     pub rlimits: Vec<(i32, u64, u64)>,
     /// Annotation `slipway.dev/cpu-time`: CPU time in seconds after which a process of the container is ended.
@@ -153,7 +185,7 @@ pub struct Plan {
     pub unsupported: Option<String>,
 }
 
-fn refuse(field: &str, reason: impl Into<String>) -> Error {
+pub(crate) fn refuse(field: &str, reason: impl Into<String>) -> Error {
     Error::Field {
         field: field.into(),
         reason: reason.into(),
@@ -172,6 +204,7 @@ impl Plan {
                 source,
             })?;
         check_process(&process)?;
+        refused::in_process(&process)?;
         let rlimits = process.rlimits.iter().enumerate();
         let join = |ns: &Namespace, name: &str| match ns {
             Namespace::Host => Namespace::Host,
@@ -192,6 +225,7 @@ impl Plan {
             uid: process.user.uid,
             gid: process.user.gid,
             groups: process.user.additional_gids,
+            umask: Some(process.user.umask.unwrap_or(UMASK)),
             mounts: Vec::new(),
             pid: join(&self.pid, "pid"),
             network: join(&self.network, "net"),
@@ -203,18 +237,23 @@ impl Plan {
     }
 }
 
-pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
+pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
     let annotation = |name: &str| spec.annotations.get(name).cloned();
     let role = match annotation(CONTAINER_TYPE).as_deref() {
         Some("sandbox") => Role::Sandbox,
         _ => Role::Container,
     };
-    let process = spec.process.unwrap_or_default();
+    let process = spec.process.take().unwrap_or_default();
     if role == Role::Container {
         check_process(&process)?;
     }
     let mut unsupported = Unsupported(unsupported(&spec.hooks, &spec.linux));
-    let namespaces = namespaces(&spec.linux.namespaces)?;
+    unsupported.note(refused::in_process(&process));
+    unsupported.note(refused::in_spec(&spec));
+    if role == Role::Container {
+        unsupported.note(no_sysctls(&spec.linux.sysctl));
+    }
+    let namespaces = namespaces(&spec.linux.namespaces, &mut unsupported);
     let [pid, network, ipc, uts, cgroup_ns] = namespaces;
     let mounts: Vec<Mount> = spec
         .mounts
@@ -242,6 +281,7 @@ pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
         uid: process.user.uid,
         gid: process.user.gid,
         groups: process.user.additional_gids,
+        umask: Some(process.user.umask.unwrap_or(UMASK)),
         rlimits: process
             .rlimits
             .iter()
@@ -261,7 +301,9 @@ pub(crate) fn plan(spec: oci::Spec) -> Result<Plan, Error> {
         cgroup_ns,
         sysctls: sysctls(spec.linux.sysctl)?,
         cgroup: cgroup(&spec.linux.cgroups_path)?,
-        resources: resources(spec.linux.resources),
+        resources: unsupported
+            .note(resources(spec.linux.resources))
+            .unwrap_or_default(),
         tier: match annotation(COMPILE).as_deref() {
             None | Some("auto") => Tier::Auto,
             Some("quick") => Tier::Quick,
@@ -298,7 +340,7 @@ fn unsupported(hooks: &Option<serde_json::Value>, linux: &oci::Linux) -> Option<
             "hooks run programs of the node inside the container; a Wasm container has no place for them. Remove them (device plugins and CDI devices add them)",
         ));
     }
-    if !linux.uid_mappings.is_empty() {
+    if refused::given(&linux.uid_mappings) {
         return Some(refuse(
             "linux.uidMappings",
             "user namespaces are not supported yet; set hostUsers: true",
@@ -384,6 +426,7 @@ fn volume(index: usize, mount: &oci::Mount) -> Result<Mount, Error> {
             return Err(refuse(&field(name), "contains a NUL byte"));
         }
     }
+    refused::in_mount(index, mount)?;
     let parsed = parse_options(
         &mount.kind,
         &mount.source,
@@ -399,10 +442,16 @@ fn volume(index: usize, mount: &oci::Mount) -> Result<Mount, Error> {
             ),
         ));
     }
+    if let Some(option) = mount::unknown(&parsed) {
+        return Err(refuse(
+            &field("options"),
+            format!("{option:?} at {} is not supported", mount.destination),
+        ));
+    }
     Ok(parsed)
 }
 
-fn namespaces(list: &[oci::Namespace]) -> Result<[Namespace; 5], Error> {
+fn namespaces(list: &[oci::Namespace], unsupported: &mut Unsupported) -> [Namespace; 5] {
     let mut found = [const { Namespace::Host }; 5];
     for (i, ns) in list.iter().enumerate() {
         let slot = match ns.kind.as_str() {
@@ -413,13 +462,12 @@ fn namespaces(list: &[oci::Namespace]) -> Result<[Namespace; 5], Error> {
             "cgroup" => 4,
             // A guest always has a mount namespace of its own.
             "mount" if ns.path.is_empty() => continue,
-            // Only with uidMappings, which are refused by name.
-            "user" => continue,
             other => {
-                return Err(refuse(
+                unsupported.note::<()>(Err(refuse(
                     &format!("linux.namespaces[{i}].type"),
                     format!("{other:?} (path {:?}) is not supported", ns.path),
-                ));
+                )));
+                continue;
             }
         };
         found[slot] = if ns.path.is_empty() {
@@ -428,7 +476,7 @@ fn namespaces(list: &[oci::Namespace]) -> Result<[Namespace; 5], Error> {
             Namespace::Path(ns.path.clone())
         };
     }
-    Ok(found)
+    found
 }
 
 /// Names of getrlimit(2) and their numbers on Linux (asm-generic/resource.h).
@@ -469,6 +517,17 @@ fn rlimit(i: usize, limit: &oci::Rlimit) -> Result<(i32, u64, u64), Error> {
         ));
     }
     Ok((n as i32, limit.soft, limit.hard))
+}
+
+/// A container of a pod shares the namespaces that sysctls belong to; the kubelet gives them to the sandbox.
+fn no_sysctls(map: &BTreeMap<String, String>) -> Result<(), Error> {
+    match map.keys().next() {
+        Some(name) => Err(refuse(
+            &format!("linux.sysctl[{name}]"),
+            "only a pod has sysctls; set it in the pod's securityContext.sysctls",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn sysctls(map: BTreeMap<String, String>) -> Result<Vec<(String, String)>, Error> {
@@ -514,8 +573,17 @@ fn cgroup(path: &str) -> Result<Option<CgroupPath>, Error> {
     ))))
 }
 
-pub(crate) fn resources(r: oci::Resources) -> Resources {
-    Resources {
+pub(crate) fn resources(r: oci::Resources) -> Result<Resources, Error> {
+    refused::in_resources(&r)?;
+    let io = r.block_io;
+    let throttles = [
+        (Throttle::ReadBytes, io.throttle_read_bps_device),
+        (Throttle::WriteBytes, io.throttle_write_bps_device),
+        (Throttle::Reads, io.throttle_read_iops_device),
+        (Throttle::Writes, io.throttle_write_iops_device),
+    ];
+    let device = |major: i64, minor: i64| format!("{major}:{minor}");
+    Ok(Resources {
         memory_limit: r.memory.limit,
         memory_reservation: r.memory.reservation,
         memory_swap: r.memory.swap,
@@ -525,8 +593,27 @@ pub(crate) fn resources(r: oci::Resources) -> Resources {
         cpuset_cpus: r.cpu.cpus.filter(|s| !s.is_empty()),
         cpuset_mems: r.cpu.mems.filter(|s| !s.is_empty()),
         pids_limit: r.pids.limit,
+        cpu_burst: r.cpu.burst,
+        cpu_idle: r.cpu.idle,
+        swappiness: r.memory.swappiness,
+        io_weight: io.weight,
+        io_device_weights: io
+            .weight_device
+            .iter()
+            .filter_map(|d| Some((device(d.major, d.minor), d.weight?)))
+            .collect(),
+        io_throttles: throttles
+            .iter()
+            .flat_map(|(what, list)| list.iter().map(move |d| (*what, d)))
+            .map(|(what, d)| (what, device(d.major, d.minor), d.rate))
+            .collect(),
+        hugepages: r
+            .hugepage_limits
+            .into_iter()
+            .map(|h| (h.page_size, h.limit))
+            .collect(),
         unified: r.unified,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -612,6 +699,44 @@ mod tests {
                 .contains("limit")
         );
         assert!(error(|s| s["process"] = json!(7)).contains("line 1"));
+    }
+
+    #[test]
+    fn an_option_that_would_be_lost_is_refused() {
+        for (kind, option, lost) in [
+            ("bind", "idmap", true),
+            ("bind", "size=64k", true),
+            ("bind", "noatime", false),
+            ("tmpfs", "tmpcopyup", true),
+            ("tmpfs", "size=64k", false),
+        ] {
+            let mut spec = container();
+            spec["mounts"][1] = json!({"destination": "/x", "type": kind, "source": "/v", "options": ["ro", option]});
+            let plan = parse(spec.to_string().as_bytes()).unwrap();
+            let error = plan.unsupported.unwrap_or_default();
+            assert_eq!(
+                error.contains("mounts[1].options"),
+                lost,
+                "{option}: {error}"
+            );
+            assert_eq!(error.contains(option), lost, "{option}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_exec_has_a_umask_and_refusals_of_its_own() {
+        let plan = parse(container().to_string().as_bytes()).unwrap();
+        let exec = |process: serde_json::Value| plan.exec(process.to_string().as_bytes(), 7);
+        let umask = |user: serde_json::Value| exec(json!({"args": ["/a"], "user": user})).unwrap();
+        assert_eq!(umask(json!({"umask": 63})).umask, Some(63));
+        assert_eq!(umask(json!({})).umask, Some(0o022));
+        let refused = exec(json!({"args": ["/a"], "execCPUAffinity": {"initial": "0"}}));
+        assert!(
+            refused
+                .unwrap_err()
+                .to_string()
+                .contains("process.execCPUAffinity")
+        );
     }
 
     #[test]

@@ -375,13 +375,13 @@ pub fn set_rlimit(resource: i32, soft: u64, hard: u64) -> io::Result<()> {
     check(unsafe { libc::setrlimit(resource as _, &raw const limit) })
 }
 
-/// Makes a mount and all mounts below it read-only (mount_setattr(2), Linux 5.12).
+/// Gives a mount and all mounts below it further attributes, `MOUNT_ATTR_…` (mount_setattr(2), Linux 5.12).
 ///
 /// # Errors
 /// The system call's.
-pub fn set_readonly_recursive(mount: BorrowedFd<'_>) -> io::Result<()> {
+pub fn add_mount_attributes(mount: BorrowedFd<'_>, attr_set: u64) -> io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_set,
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,
