@@ -179,10 +179,8 @@ class CpuTime(BudgetTest):
             self.assertIn("CPU-time budget used up: the program may compute for 1 s", text)
 
     def test_a_budget_that_is_none_is_refused_by_name(self):
-        annotations = {"slipway.dev/cpu-time": "500ms"}
-        container = self.pod(annotations=annotations).create
         with self.assertRaises(AssertionError) as refused:
-            container(self.bed.example("hello"), annotations=annotations).start()
+            self.pod(annotations={"slipway.dev/cpu-time": "500ms"})
         self.assertIn("slipway.dev/cpu-time", str(refused.exception))
         self.assertIn("90s, 5m, 2h", str(refused.exception))
 

@@ -60,6 +60,14 @@ class BadConfig(PodTest):
             self.assertEqual(done.returncode, 3, done.stderr)
             self.assertIn("Hello", done.stdout)
 
+    def test_anyone_may_write_to_dev_shm_though_nothing_is_mounted_there(self):
+        with tempfile.TemporaryDirectory() as d:
+            spec = self.spec(d)
+            shutil.copy(f"{EXAMPLES}/envfiles.wasm", f"{d}/rootfs")
+            spec["process"] = {"args": ["/envfiles.wasm", "write", "/dev/shm/note", "text"], "cwd": "/", "user": {"uid": 1000, "gid": 1000}}
+            done = self.ctr_run(d, spec)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
     def test_a_spec_that_lacks_something_is_refused_by_the_fields_name(self):
         with tempfile.TemporaryDirectory() as d:
             for name, change in [

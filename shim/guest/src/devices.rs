@@ -27,5 +27,8 @@ pub fn populate(dev: BorrowedFd<'_>) -> rustix::io::Result<()> {
         )?;
         rustix::fs::chmodat(dev.as_fd(), name, everyone, rustix::fs::AtFlags::empty())?;
     }
-    mkdirat(dev.as_fd(), "shm", Mode::from_raw_mode(0o1777))
+    // Its mode is subject to the mask at first.
+    let anyone = Mode::from_raw_mode(0o1777);
+    mkdirat(dev.as_fd(), "shm", anyone)?;
+    rustix::fs::chmodat(dev.as_fd(), "shm", anyone, rustix::fs::AtFlags::empty())
 }
