@@ -1,4 +1,5 @@
 """A bed with containerd, and what every test may ask of it."""
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -6,6 +7,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -41,10 +43,17 @@ class Bed:
             f.write(f"timeout: {PATIENCE}\n")
         self.images = set()
         self.count = 0
+        self.counting = threading.Lock()
         # What slipway puts into it is seen apart from what others do on this machine.
         self.temporary = f"{self.root}/tmp"
         os.makedirs(self.temporary, exist_ok=True)
         os.environ["TMPDIR"] = tempfile.tempdir = self.temporary
+
+    def number(self):
+        """Another one each time, in any thread."""
+        with self.counting:
+            self.count += 1
+            return self.count
 
     def down(self):
         del os.environ["TMPDIR"]
@@ -94,8 +103,7 @@ class Pod:
         self.bed, self.sandbox, self.config = bed, sandbox, config
 
     def create(self, image, args=(), command=(), **fields):
-        self.bed.count += 1
-        name = f"c{self.bed.count}"
+        name = f"c{self.bed.number()}"
         config = {
             "metadata": {"name": name}, "image": {"image": image}, "args": list(args), "log_path": f"{name}.log",
             "linux": {"security_context": {"namespace_options": {"pid": 1}}}, **fields,
@@ -171,8 +179,11 @@ class PodTest(unittest.TestCase):
         self.cases = 0
 
     def tearDown(self):
-        for pod in self.pods:
-            pod.remove()
+        self.leave_nothing()
+
+    def leave_nothing(self):
+        while self.pods:
+            self.pods.pop().remove()
         for _ in range(PATIENCE):
             after = self.bed.state()
             if after == self.before:
@@ -181,9 +192,9 @@ class PodTest(unittest.TestCase):
         for before, now in zip(self.before, after):
             self.assertEqual(before, now, "left behind")
 
-    def pod(self, handler="slipway", **fields):
-        self.bed.count += 1
-        name = f"p{self.bed.count}"
+    def pod_config(self, **fields):
+        """The file with what CRI is told of a new pod."""
+        name = f"p{self.bed.number()}"
         config = {
             "metadata": {"name": name, "namespace": "test", "uid": name}, "hostname": name, "log_directory": f"{self.bed.root}/logs",
             "linux": {"cgroup_parent": self.bed.cgroup_parent, **fields.pop("linux", {})}, **fields,
@@ -191,6 +202,10 @@ class PodTest(unittest.TestCase):
         path = f"{self.bed.root}/{name}.json"
         with open(path, "w") as f:
             json.dump(config, f)
+        return path
+
+    def pod(self, handler="slipway", **fields):
+        path = self.pod_config(**fields)
         sandbox = self.bed.crictl("runp", "--runtime", handler, path).stdout.strip()
         pod = Pod(self.bed, sandbox, path)
         self.pods.append(pod)
@@ -202,11 +217,11 @@ class PodTest(unittest.TestCase):
         return subprocess.Popen(["script", "-qec", command, "/dev/null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def until(self, condition):
-        """Waits for what has no event."""
-        for _ in range(PATIENCE * 10):
-            if condition():
-                return
-            time.sleep(0.1)
+        """Waits for what has no event; returns what the condition has found."""
+        for _ in range(PATIENCE * 20):
+            if found := condition():
+                return found
+            time.sleep(0.05)
         self.fail("never came to be")
 
 
@@ -243,3 +258,71 @@ class Watched(PodTest):
 
     def topics(self, tasks, id):
         return [topic for topic, fields in tasks if fields["container_id"] == id and not topic.startswith("exec") and fields.get("id", id) == id]
+
+
+# Functions of arithmetic that take LLVM some seconds, in a module that is small enough for full optimisation.
+SLOW_FUNCTIONS = 400
+
+
+def slow_module(directory, name):
+    body = "".join(f"(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const {k * 7919 + 3})) (i32.shr_u (local.get 0) (i32.const {k % 31}))))" for k in range(40))
+    path = f"{directory}/{name}.wat"
+    with open(path, "w") as f:
+        f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start"))')
+        for n in range(SLOW_FUNCTIONS):
+            f.write(f'(func (export "f{n}") (param i32) (result i32) (i32.store (i32.const {n}) (local.get 0)) {body} (local.get 0))')
+        f.write(")")
+    return path
+
+
+class KillTest(PodTest):
+    """kill -9 of processes of the bed, and what is needed around it."""
+
+    def pids(self, command):
+        """Processes of that name in the bed, by their ids in there; without those that only wait to be reaped."""
+        lines = (line.split(None, 3) for line in self.bed.run("ps", "-eo", "pid,stat,comm,args").stdout.splitlines())
+        # The compiler is an argument of the dynamic linker, and has its name.
+        compiler = lambda args: command == "slipway-aot" and "/slipway-aot " in args
+        return [pid for pid, stat, name, args in lines if stat[0] != "Z" and (name == command[:15] or compiler(args))]
+
+    def appears(self, command):
+        for _ in range(PATIENCE * 20):
+            if pids := self.pids(command):
+                return pids
+            time.sleep(0.05)  # a process of somebody else's has no event
+        raise AssertionError(f"no {command}")
+
+    def disappears(self, command):
+        for _ in range(PATIENCE * 20):
+            if not self.pids(command):
+                return
+            time.sleep(0.05)  # as above
+        raise AssertionError(f"{command} is still there")
+
+    def kill(self, *pids):
+        self.bed.run("kill", "-9", *pids)
+
+    def kill_containerd(self):
+        with open(f"{self.bed.root}/containerd.pid") as f:
+            self.kill(f.read().strip())
+        self.disappears("containerd")
+
+    def restart(self):
+        subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
+
+    def slow(self):
+        name = f"slow{os.getpid()}-{self.bed.number()}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            return self.bed.image(slow_module(d, name), name)
+
+    @contextlib.contextmanager
+    def compiling(self):
+        """A container whose start waits for the compiler; its answer is looked at afterwards."""
+        container = self.pod().create(self.slow())
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            started = pool.submit(container.start, check=False)
+            self.appears("slipway-aot")
+            yield container, started
+
+    def works(self):
+        self.assertEqual(self.pod().start(self.bed.example("hello"), ["exit", "2"]).ended()["exitCode"], 2)

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 
-from harness import EXAMPLES, PATIENCE, ROOT, TREE, PodTest, Watched
+from harness import EXAMPLES, PATIENCE, ROOT, TREE, KillTest, PodTest, Watched
 
 RUNTIME = "io.containerd.slipway.v1"
 MAX_CONFIG = 16 << 20
@@ -48,11 +48,10 @@ class BadConfig(PodTest):
 
     def ctr_run(self, directory, spec):
         """A container without CRI, of a spec as it is."""
-        self.bed.count += 1
         path = f"{directory}/config.json"
         with open(path, "w") as f:
             json.dump(spec, f)
-        return self.bed.ctr("run", "--rm", "--config", path, "--runtime", RUNTIME, f"x{self.bed.count}", check=False)
+        return self.bed.ctr("run", "--rm", "--config", path, "--runtime", RUNTIME, f"x{self.bed.number()}", check=False)
 
     def test_a_spec_of_ones_own_runs(self):
         with tempfile.TemporaryDirectory() as d:
@@ -103,8 +102,7 @@ class BadConfig(PodTest):
         ]:
             with self.subTest(words), tempfile.TemporaryDirectory() as d:
                 make(f"{d}/config.json")
-                self.bed.count += 1
-                name = f"x{self.bed.count}"
+                name = f"x{self.bed.number()}"
                 started = json.loads(self.bed.run(
                     "sh", "-c", 'cd "$1" && TTRPC_ADDRESS=$CONTAINERD_ADDRESS.ttrpc exec "$2" -namespace k8s.io -id "$3" '
                     '-address $CONTAINERD_ADDRESS -bundle "$1" start </dev/null',
@@ -253,21 +251,6 @@ class Events(Watched):
             self.assertEqual(self.topics(tasks(), container.id), ["create", "start", "oom", "exit", "delete"])
 
 
-# Functions of arithmetic that take LLVM some seconds, in a module that is small enough for full optimisation.
-SLOW_FUNCTIONS = 400
-
-
-def slow_module(directory, name):
-    body = "".join(f"(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const {k * 7919 + 3})) (i32.shr_u (local.get 0) (i32.const {k % 31}))))" for k in range(40))
-    path = f"{directory}/{name}.wat"
-    with open(path, "w") as f:
-        f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start"))')
-        for n in range(SLOW_FUNCTIONS):
-            f.write(f'(func (export "f{n}") (param i32) (result i32) (i32.store (i32.const {n}) (local.get 0)) {body} (local.get 0))')
-        f.write(")")
-    return path
-
-
 # Ends with status 9 after two seconds (poll_oneoff with one subscription at 0: clock 1, 2e9 ns).
 ENDS_SOON = r'''(module
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
@@ -278,58 +261,8 @@ ENDS_SOON = r'''(module
   (func (export "_start") (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128))) (call $exit (i32.const 9))))'''
 
 
-class Kills(PodTest):
+class Kills(KillTest):
     """kill -9, of each process, at the moments that hurt."""
-
-    def pids(self, command):
-        """Processes of that name in the bed, by their ids in there; without those that only wait to be reaped."""
-        lines = (line.split(None, 3) for line in self.bed.run("ps", "-eo", "pid,stat,comm,args").stdout.splitlines())
-        # The compiler is an argument of the dynamic linker, and has its name.
-        compiler = lambda args: command == "slipway-aot" and "/slipway-aot " in args
-        return [pid for pid, stat, name, args in lines if stat[0] != "Z" and (name == command[:15] or compiler(args))]
-
-    def appears(self, command):
-        for _ in range(PATIENCE * 20):
-            if pids := self.pids(command):
-                return pids
-            time.sleep(0.05)  # a process of somebody else's has no event
-        raise AssertionError(f"no {command}")
-
-    def disappears(self, command):
-        for _ in range(PATIENCE * 20):
-            if not self.pids(command):
-                return
-            time.sleep(0.05)  # as above
-        raise AssertionError(f"{command} is still there")
-
-    def kill(self, *pids):
-        self.bed.run("kill", "-9", *pids)
-
-    def kill_containerd(self):
-        with open(f"{self.bed.root}/containerd.pid") as f:
-            self.kill(f.read().strip())
-        self.disappears("containerd")
-
-    def restart(self):
-        subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
-
-    def slow(self):
-        self.bed.count += 1
-        name = f"slow{os.getpid()}-{self.bed.count}-{self.bed.version}"
-        with tempfile.TemporaryDirectory() as d:
-            return self.bed.image(slow_module(d, name), name)
-
-    @contextlib.contextmanager
-    def compiling(self):
-        """A container whose start waits for the compiler; its answer is looked at afterwards."""
-        container = self.pod().create(self.slow())
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            started = pool.submit(container.start, check=False)
-            self.appears("slipway-aot")
-            yield container, started
-
-    def works(self):
-        self.assertEqual(self.pod().start(self.bed.example("hello"), ["exit", "2"]).ended()["exitCode"], 2)
 
     def test_containerd_while_a_module_runs(self):
         container = self.pod().start(self.bed.example("hello"), ["sleep"])

@@ -29,8 +29,7 @@ class Spec(PodTest):
         process = {"args": [f"/{module}.wasm", *args], "cwd": "/", "user": {"uid": 0, "gid": 0}, **fields.pop("process", {})}
         with open(f"{directory}/config.json", "w") as f:
             json.dump({"ociVersion": "1.2.0", "process": process, "root": {"path": f"{directory}/rootfs"}, "linux": linux, **fields}, f)
-        self.bed.count += 1
-        return f"{directory}/config.json", f"s{self.bed.count}"
+        return f"{directory}/config.json", f"s{self.bed.number()}"
 
     def test_limits_umask_and_rlimits_arrive_in_the_kernel(self):
         cgroup = f"{self.bed.cgroup_parent}/spec"
