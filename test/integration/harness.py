@@ -15,6 +15,8 @@ ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
 TREE = os.path.realpath(os.environ.get("SLIPWAY_ROOT", f"{ROOT}/target/dist/opt/slipway"))
 EXAMPLES = f"{ROOT}/target/examples"
 BED = os.path.realpath(os.environ.get("SLIPWAY_BED", f"{ROOT}/target/bed"))
+with open("/proc/cpuinfo") as f:
+    USER_MODE_LINUX = "User Mode Linux" in f.read()
 # Bound of every wait for something that containerd does.
 PATIENCE = 30
 

@@ -3,14 +3,10 @@ import os
 import tempfile
 import unittest
 
-from harness import EXAMPLES, PATIENCE, ROOT, PodTest
+from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest
 
 # On two busy cores the compiler needs several minutes for Yosys.
 COMPILE = 1800
-
-
-with open("/proc/cpuinfo") as f:
-    USER_MODE_LINUX = "User Mode Linux" in f.read()
 
 
 def heavy(module):
