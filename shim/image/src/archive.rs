@@ -39,7 +39,7 @@ pub fn open_archive<R: Read + Seek>(reader: R) -> Result<Archive<R>, ImageError>
     let platform = config.platform();
     if manifest.kind() == ImageKind::Image && rank(&platform).is_none() {
         return Err(ImageError::NoPlatform {
-            wanted: host().to_string(),
+            wanted: Platform::host().to_string(),
             found: platform.to_string(),
         });
     }
@@ -161,7 +161,7 @@ fn choose(manifests: Vec<Descriptor>) -> Result<Descriptor, ImageError> {
             "index.json names no image".to_owned(),
         )),
         None => Err(ImageError::NoPlatform {
-            wanted: host().to_string(),
+            wanted: Platform::host().to_string(),
             found: platforms.join(", "),
         }),
     }
@@ -171,20 +171,11 @@ fn choose(manifests: Vec<Descriptor>) -> Result<Descriptor, ImageError> {
 fn rank(platform: &Platform) -> Option<u8> {
     if platform.architecture == "wasm" {
         Some(0)
-    } else if *platform == host() {
+    } else if *platform == Platform::host() {
         Some(1)
     } else {
         None
     }
-}
-
-/// This host's platform, in Go's names.
-pub(crate) fn host() -> Platform {
-    Platform::linux(match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    })
 }
 
 /// The files of an archive: where each begins, and its length.

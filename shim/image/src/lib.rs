@@ -40,7 +40,7 @@ pub use build::{BuildOptions, build};
 pub use error::ImageError;
 pub use oci::{
     Descriptor, ImageConfig, ImageKind, Index, Manifest, Platform, ProcessConfig, RootFs,
-    is_wasm_layer,
+    is_wasm_layer, oci_digest,
 };
 pub use reference::Reference;
 pub use tree::Copied;

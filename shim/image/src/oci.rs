@@ -70,8 +70,10 @@ pub struct Descriptor {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// `amd64`, `arm64`, `wasm`.
+    #[serde(default)]
     pub architecture: String,
     /// `linux`, `wasip1`.
+    #[serde(default)]
     pub os: String,
 }
 
@@ -79,7 +81,8 @@ pub struct Platform {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
-    /// Always 2.
+    /// 2; read as 0 where it is missing, since nothing depends on it.
+    #[serde(default)]
     pub schema_version: u32,
     /// The index's own media type.
     #[serde(default)]
@@ -92,7 +95,8 @@ pub struct Index {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// Always 2.
+    /// 2; read as 0 where it is missing, since nothing depends on it.
+    #[serde(default)]
     pub schema_version: u32,
     /// The manifest's own media type.
     #[serde(default)]
@@ -225,7 +229,8 @@ impl Manifest {
         }
     }
 
-    fn wasm_layers(&self) -> impl Iterator<Item = &Descriptor> {
+    /// The layers that are Wasm modules.
+    pub fn wasm_layers(&self) -> impl Iterator<Item = &Descriptor> {
         self.layers
             .iter()
             .filter(|layer| is_wasm_layer(&layer.media_type))
@@ -255,15 +260,20 @@ impl ProcessConfig {
 }
 
 impl Descriptor {
-    /// Describes a blob.
-    pub(crate) fn of(media_type: &str, blob: &[u8]) -> Descriptor {
+    /// Describes a blob that no document refers to.
+    pub fn new(media_type: String, digest: Digest, size: u64) -> Descriptor {
         Descriptor {
-            media_type: media_type.to_owned(),
-            digest: Digest::of(blob),
-            size: blob.len() as u64,
+            media_type,
+            digest,
+            size,
             platform: None,
             annotations: BTreeMap::new(),
         }
+    }
+
+    /// Describes `blob`.
+    pub(crate) fn of(media_type: &str, blob: &[u8]) -> Descriptor {
+        Descriptor::new(media_type.to_owned(), Digest::of(blob), blob.len() as u64)
     }
 
     /// Whether this refers to an [`Index`].
@@ -282,16 +292,19 @@ impl Descriptor {
     }
 
     pub(crate) fn verify_digest(&self, digest: Digest, size: u64) -> Result<(), ImageError> {
-        let damaged = |found| {
-            Err(ImageError::DamagedBlob {
+        self.compare(digest, size)
+            .map_err(|found| ImageError::DamagedBlob {
                 digest: self.digest,
                 found,
             })
-        };
+    }
+
+    /// Whether a blob of this digest and size is the one described; the error says what it is instead.
+    pub fn compare(&self, digest: Digest, size: u64) -> Result<(), String> {
         if size != self.size {
-            damaged(format!("it has {size} bytes instead of {}", self.size))
+            Err(format!("it has {size} bytes instead of {}", self.size))
         } else if digest != self.digest {
-            damaged(format!("its digest is {digest:?}"))
+            Err(format!("its digest is {digest:?}"))
         } else {
             Ok(())
         }
@@ -299,6 +312,15 @@ impl Descriptor {
 }
 
 impl Platform {
+    /// This machine's.
+    pub fn host() -> Platform {
+        Platform::linux(match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        })
+    }
+
     pub(crate) fn linux(architecture: &str) -> Platform {
         Platform {
             architecture: architecture.to_owned(),
@@ -333,19 +355,19 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A digest with its algorithm, as OCI documents have it.
-mod oci_digest {
+/// A digest with its algorithm, as OCI documents have it: for `#[serde(with = "oci_digest")]`.
+pub mod oci_digest {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
     use slipway_module::Digest;
 
+    /// Writes `sha256:` and the digits.
     pub fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("sha256:{digest}"))
     }
 
+    /// Reads what [`serialize`] writes; other algorithms are refused.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        Digest::from_oci(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }

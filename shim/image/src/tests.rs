@@ -12,8 +12,8 @@ use tar::EntryType;
 
 use crate::oci::{CONFIG, LAYER, MANIFEST, WASM_CONFIG, WASM_LAYER};
 use crate::{
-    BuildOptions, Copied, ImageConfig, ImageError, ImageKind, Manifest, ProcessConfig, build,
-    is_wasm_layer, open_archive,
+    BuildOptions, Copied, ImageConfig, ImageError, ImageKind, Manifest, Platform, ProcessConfig,
+    build, is_wasm_layer, open_archive,
 };
 
 const MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -102,7 +102,7 @@ impl Hand {
 
     /// A manifest of an image for linux on this host.
     fn image(&mut self, layers: &[(&str, Vec<u8>)]) -> Value {
-        let host = super::archive::host();
+        let host = Platform::host();
         let config = json!({"architecture": host.architecture, "os": host.os, "config": null});
         self.image_of(CONFIG, &config, layers)
     }
@@ -190,7 +190,7 @@ fn a_built_image_reads_back_and_unpacks_to_its_module() {
         (archive.kind(), archive.name()),
         (ImageKind::Image, Some("example.com/team/app:1.0"))
     );
-    assert_eq!(archive.config().platform(), super::archive::host());
+    assert_eq!(archive.config().platform(), Platform::host());
     assert_eq!(
         archive.config().process.argv(),
         ["/opt/app/app.wasm#run", "--port", "80"]
@@ -470,7 +470,7 @@ fn of_several_platforms_wasm_is_chosen_then_this_host() {
         manifest["platform"] = json!({"os": os, "architecture": architecture});
         manifest
     };
-    let host = super::archive::host();
+    let host = Platform::host();
     let mut hand = Hand::default();
     let wasm = hand.image_of(WASM_CONFIG, &json!({}), &[(WASM_LAYER, MODULE.to_vec())]);
     let linux = hand.image(&[]);

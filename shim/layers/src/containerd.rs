@@ -7,14 +7,15 @@ use std::error::Error;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use prost::Message;
+use slipway_image::Descriptor;
+use slipway_module::Digest;
 use tonic::client::Grpc;
-
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use crate::{ContentStore, Descriptor, Digest, LayersError};
+use crate::{ContentStore, LayersError};
 
 /// How much containerd may send ahead, in bytes: HTTP/2's 64 KiB cost a message back for each piece of a layer, and
 /// containerd sends pieces of 1 MiB.
@@ -86,7 +87,7 @@ impl Containerd {
             .map_err(|_| invalid(format!("its size is {}", target.size)))?;
         Ok(Descriptor::new(
             target.media_type,
-            target.digest.parse().map_err(invalid)?,
+            Digest::from_oci(&target.digest).map_err(|e| invalid(e.to_string()))?,
             size,
         ))
     }
@@ -162,11 +163,11 @@ impl ContentStore for Containerd {
     ) -> Result<(), LayersError> {
         let problem = |status: Status| match status.code() {
             Code::NotFound => LayersError::Missing(digest),
-            _ => failed(format!("read blob {digest}"), &status),
+            _ => failed(format!("read blob {digest:?}"), &status),
         };
         self.ready().await.map_err(problem)?;
         let request = self.request(ReadContentRequest {
-            digest: digest.to_string(),
+            digest: format!("sha256:{digest}"),
         });
         let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/Read");
         let mut pieces = self

@@ -1,4 +1,6 @@
-use crate::{Digest, MAX_INDEX_DEPTH};
+use slipway_module::Digest;
+
+use crate::MAX_INDEX_DEPTH;
 
 /// Why there is no module.
 #[derive(Debug, thiserror::Error)]
@@ -30,12 +32,12 @@ pub enum LayersError {
     NoImage(String),
     /// The image refers to a blob that containerd does not have.
     #[error(
-        "blob {0} of the image is missing from containerd's content store; remove the image and pull or import it again"
+        "blob {0:?} of the image is missing from containerd's content store; remove the image and pull or import it again"
     )]
     Missing(Digest),
     /// The blob has another length or digest than its description says.
     #[error(
-        "blob {digest} of the image is damaged: {found}; remove the image and pull or import it again"
+        "blob {digest:?} of the image is damaged: {found}; remove the image and pull or import it again"
     )]
     Damaged {
         /// As described.
@@ -45,7 +47,7 @@ pub enum LayersError {
     },
     /// More bytes than read at most.
     #[error(
-        "the image's {what} {digest} has {size} bytes, more than the {limit} allowed; use a smaller one"
+        "the image's {what} {digest:?} has {size} bytes, more than the {limit} allowed; use a smaller one"
     )]
     TooLarge {
         /// `index`, `manifest`, `config` or `module`.
@@ -58,7 +60,7 @@ pub enum LayersError {
         limit: u64,
     },
     /// The document does not say what it should.
-    #[error("the image's {what} {digest} is not valid: {source}; build the image anew")]
+    #[error("the image's {what} {digest:?} is not valid: {source}; build the image anew")]
     Json {
         /// `index` or `manifest`.
         what: &'static str,
@@ -69,7 +71,7 @@ pub enum LayersError {
     },
     /// Neither an index nor a manifest.
     #[error(
-        "blob {digest} has media type {media_type:?}, which is neither an image index nor a manifest; pull or import an OCI image"
+        "blob {digest:?} has media type {media_type:?}, which is neither an image index nor a manifest; pull or import an OCI image"
     )]
     NotAnImage {
         /// The blob's.
@@ -84,7 +86,7 @@ pub enum LayersError {
     TooDeep,
     /// The image is for other machines.
     #[error(
-        "index {digest} of the image has no manifest for {host} or Wasm, only for {found}; build the image for one of these"
+        "index {digest:?} of the image has no manifest for {host} or Wasm, only for {found}; build the image for one of these"
     )]
     NoPlatform {
         /// The index's.

@@ -8,23 +8,18 @@
 //! In order: [`Containerd`] names the image's first blob; [`find_module`] goes from there through index, manifest and
 //! config to one layer; [`copy_module`] copies it. The latter two read from any [`ContentStore`].
 //!
-//! Every blob is hostile input: it has a bound named below, and must have the size and digest by which it is referred to.
+//! Every blob is hostile input: it has a bound ([`slipway_image::MAX_JSON_BYTES`], [`slipway_module::MAX_MODULE_BYTES`]), and must have the size and digest by which it is referred to.
 
+mod choose;
 mod containerd;
 mod error;
 mod module;
-mod oci;
 #[cfg(test)]
 mod tests;
 
 pub use containerd::Containerd;
 pub use error::LayersError;
 pub use module::{ContentStore, Module, copy_module, find_module};
-pub use oci::{Descriptor, Digest};
 
-/// The largest JSON document (index, manifest, config) read, in bytes; registries refuse more than 4 MiB, too.
-pub const MAX_JSON_BYTES: u64 = 4 << 20;
-/// The largest module read, in bytes.
-pub const MAX_MODULE_BYTES: u64 = 256 << 20;
 /// The most indexes on the way to a manifest: an index may name others.
 pub const MAX_INDEX_DEPTH: usize = 4;

@@ -1,11 +1,11 @@
 use std::io::{self, Write};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
+use slipway_image::{Descriptor, ImageKind, Index, MAX_JSON_BYTES, Manifest, oci_digest};
+use slipway_module::{Digest, Hasher, MAX_MODULE_BYTES};
 
-use crate::oci::{Index, Manifest, Platform};
-use crate::{Descriptor, Digest, LayersError, MAX_INDEX_DEPTH, MAX_JSON_BYTES, MAX_MODULE_BYTES};
+use crate::{LayersError, MAX_INDEX_DEPTH, choose};
 
 /// Blobs by digest.
 pub trait ContentStore {
@@ -25,14 +25,14 @@ pub trait ContentStore {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Module {
     /// The module's digest.
-    #[serde(serialize_with = "text")]
+    #[serde(with = "oci_digest")]
     pub digest: Digest,
     /// The layer's media type.
     pub media_type: String,
     /// The module's length in bytes, at most [`MAX_MODULE_BYTES`].
     pub size: u64,
     /// The digest of the manifest that refers to it.
-    #[serde(serialize_with = "text")]
+    #[serde(with = "oci_digest")]
     pub manifest: Digest,
 }
 
@@ -48,7 +48,9 @@ pub async fn find_module(
 ) -> Result<Module, LayersError> {
     let descriptor = find_manifest(store, image).await?;
     let manifest: Manifest = read_json(store, "manifest", &descriptor).await?;
-    if !manifest.is_wasm() {
+    // Its config's `architecture` is no criterion: the layers of an artefact that is named for a machine are not unpacked
+    // either, so that there is nothing else to run.
+    if manifest.kind() != ImageKind::Artifact {
         return Err(LayersError::NotWasm {
             config: manifest.config.media_type,
         });
@@ -62,7 +64,7 @@ pub async fn find_module(
         &mut io::sink(),
     )
     .await?;
-    let layer = manifest.module(entrypoint)?;
+    let layer = choose::module(&manifest, entrypoint)?;
     bound("module", layer, MAX_MODULE_BYTES)?;
     Ok(Module {
         digest: layer.digest,
@@ -89,7 +91,6 @@ async fn find_manifest(
     store: &mut impl ContentStore,
     image: Descriptor,
 ) -> Result<Descriptor, LayersError> {
-    let host = Platform::host();
     let mut descriptor = image;
     for _ in 0..=MAX_INDEX_DEPTH {
         if descriptor.is_manifest() {
@@ -102,14 +103,7 @@ async fn find_manifest(
             });
         }
         let index: Index = read_json(store, "index", &descriptor).await?;
-        descriptor = index
-            .choose(&host)
-            .cloned()
-            .ok_or_else(|| LayersError::NoPlatform {
-                digest: descriptor.digest,
-                host: host.to_string(),
-                found: index.platforms(),
-            })?;
+        descriptor = choose::manifest(&index, &descriptor)?;
     }
     Err(LayersError::TooDeep)
 }
@@ -137,33 +131,24 @@ async fn copy(
     out: &mut impl Write,
 ) -> Result<(), LayersError> {
     bound(what, blob, limit)?;
-    let damaged = |found| {
-        Err(LayersError::Damaged {
-            digest: blob.digest,
-            found,
-        })
+    let damaged = |found| LayersError::Damaged {
+        digest: blob.digest,
+        found,
     };
     let mut received = 0;
-    let mut hash = Sha256::new();
+    let mut hasher = Hasher::default();
     store
         .read(blob.digest, |piece| {
             received += piece.len() as u64;
             // Here, not at the end: a blob must not grow past the bound either.
             if received > blob.size {
-                return damaged(format!("it has more than {} bytes", blob.size));
+                return Err(damaged(format!("it has more than {} bytes", blob.size)));
             }
-            hash.update(piece);
+            hasher.update(piece);
             out.write_all(piece).map_err(LayersError::Write)
         })
         .await?;
-    let digest = Digest(hash.finalize().into());
-    if received < blob.size {
-        damaged(format!("it has {received} bytes instead of {}", blob.size))
-    } else if digest != blob.digest {
-        damaged(format!("its digest is {digest}"))
-    } else {
-        Ok(())
-    }
+    blob.compare(hasher.finish(), received).map_err(damaged)
 }
 
 fn bound(what: &'static str, blob: &Descriptor, limit: u64) -> Result<(), LayersError> {
@@ -176,8 +161,4 @@ fn bound(what: &'static str, blob: &Descriptor, limit: u64) -> Result<(), Layers
         });
     }
     Ok(())
-}
-
-fn text<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(digest)
 }

@@ -12,8 +12,12 @@ pub struct Digest([u8; 32]);
 
 /// A text that is not a SHA-256 digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a digest of the form sha256:<64 hexadecimal digits>")]
+#[error("{0:?} is not a digest of the form sha256:<64 lower-case hexadecimal digits>")]
 pub struct ParseDigestError(String);
+
+/// A digest in the making, of bytes that arrive in pieces.
+#[derive(Debug, Clone, Default)]
+pub struct Hasher(Sha256);
 
 impl Digest {
     /// The digest of `bytes`.
@@ -28,9 +32,37 @@ impl Digest {
         Ok((Digest(sha.finalize().into()), length))
     }
 
+    /// Reads a digest as OCI documents have it: with its algorithm, which must be `sha256:`.
+    pub fn from_oci(text: &str) -> Result<Digest, ParseDigestError> {
+        if text.starts_with("sha256:") {
+            text.parse()
+        } else {
+            Err(ParseDigestError::new(text))
+        }
+    }
+
     /// The digest's 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+impl Hasher {
+    /// Adds the next bytes.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The digest of all of them.
+    pub fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
+}
+
+impl ParseDigestError {
+    /// Keeps as much of the text as a message has room for.
+    fn new(text: &str) -> ParseDigestError {
+        ParseDigestError(text.chars().take(80).collect())
     }
 }
 
@@ -65,7 +97,7 @@ impl FromStr for Digest {
         if well_formed {
             Ok(Digest(digest))
         } else {
-            Err(ParseDigestError(text.chars().take(80).collect()))
+            Err(ParseDigestError::new(text))
         }
     }
 }
@@ -105,6 +137,11 @@ mod tests {
         assert_eq!(Digest::of(b"abc").to_string(), ABC);
         let (digest, length) = Digest::read(&b"abc"[..]).unwrap();
         assert_eq!((digest.to_string().as_str(), length), (ABC, 3));
+        let mut hasher = Hasher::default();
+        for piece in ["a", "", "bc"] {
+            hasher.update(piece.as_bytes());
+        }
+        assert_eq!(hasher.finish(), digest);
     }
 
     #[test]
@@ -126,6 +163,17 @@ mod tests {
             &format!("{ABC}0"),
         ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
+            assert!(Digest::from_oci(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_digest_in_an_oci_document_has_its_algorithm() {
+        assert_eq!(
+            Digest::from_oci(&format!("sha256:{ABC}")),
+            Ok(Digest::of(b"abc"))
+        );
+        let problem = Digest::from_oci(ABC).unwrap_err().to_string();
+        assert!(problem.contains(ABC), "{problem}");
     }
 }

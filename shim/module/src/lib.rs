@@ -21,7 +21,7 @@ mod wasi;
 pub use describe::{
     CustomSection, Export, ExternKind, Import, Memory, ModuleInfo, Prepared, inspect, prepare,
 };
-pub use digest::{Digest, ParseDigestError};
+pub use digest::{Digest, Hasher, ParseDigestError};
 pub use entrypoint::{Entrypoint, START};
 pub use kind::Kind;
 pub use problem::{Problem, Reason};
