@@ -42,6 +42,15 @@ pub(crate) fn unit(prefix: &str, name: &str) -> String {
     }
 }
 
+/// systemd's socket; `None` where there is no systemd.
+fn connect() -> Result<Option<UnixStream>, Error> {
+    match UnixStream::connect(SOCKET) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(fail(Path::new(SOCKET), "connect to systemd")(e)),
+    }
+}
+
 /// A scope that systemd has been asked for.
 #[must_use = "systemd's answer says whether it took the scope"]
 #[derive(Debug)]
@@ -69,31 +78,37 @@ impl Registration {
         else {
             return Ok(None);
         };
-        let socket = match UnixStream::connect(SOCKET) {
-            Ok(socket) => socket,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(fail(Path::new(SOCKET), "connect to systemd")(e)),
-        };
         let unit = unit(prefix, name);
         let slice = match slice.as_str() {
             "" => "-.slice",
             slice => slice,
         };
-        Self::ask(socket, unit, slice, pid, shares.map(weight)).map(Some)
+        let call = start_transient_unit(&unit, slice, pid, shares.map(weight));
+        match connect()? {
+            Some(socket) => Self::ask(socket, unit, &call).map(Some),
+            None => Ok(None),
+        }
     }
 
-    fn ask(
-        mut socket: UnixStream,
-        unit: String,
-        slice: &str,
-        pid: i32,
-        weight: Option<u64>,
-    ) -> Result<Self, Error> {
+    /// Tells systemd that the cgroup is gone. It may not have seen it: it would make it anew when it is reloaded.
+    pub fn end(cgroup: &CgroupPath) {
+        let CgroupPath::Systemd { prefix, name, .. } = cgroup else {
+            return;
+        };
+        let unit = unit(prefix, name);
+        let call = stop_unit(&unit);
+        // A unit that it does not know any more is what is wanted.
+        if let Ok(Some(socket)) = connect() {
+            let _ = Self::ask(socket, unit, &call).and_then(Self::finish);
+        }
+    }
+
+    fn ask(mut socket: UnixStream, unit: String, call: &[u8]) -> Result<Self, Error> {
         let uid = rustix::process::geteuid().as_raw().to_string();
         let uid: String = uid.bytes().map(|b| format!("{b:02x}")).collect();
         // All at once: the answers to the handshake and to the call come one after the other.
         let mut bytes = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").into_bytes();
-        bytes.extend(start_transient_unit(&unit, slice, pid, weight));
+        bytes.extend(call);
         socket
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| socket.set_write_timeout(Some(PATIENCE)))
@@ -152,8 +167,20 @@ fn start_transient_unit(unit: &str, slice: &str, pid: i32, weight: Option<u64>) 
         }
     });
     body.array(8, |_| {});
-    let body = body.0;
+    manager_call("StartTransientUnit", "ssa(sv)a(sa(sv))", body)
+}
 
+/// The call `StopUnit(name, mode)`.
+fn stop_unit(unit: &str) -> Vec<u8> {
+    let mut body = Encoder::default();
+    body.string(unit);
+    body.string("replace");
+    manager_call("StopUnit", "ss", body)
+}
+
+/// A call of systemd's manager.
+fn manager_call(method: &str, signature: &str, body: Encoder) -> Vec<u8> {
+    let body = body.0;
     let mut message = Encoder::default();
     // Little endian, a method call without flags, version 1 of the protocol, the first message.
     message.0.extend([b'l', METHOD_CALL, 0, 1]);
@@ -171,9 +198,9 @@ fn start_transient_unit(unit: &str, slice: &str, pid: i32, weight: Option<u64>) 
         };
         field(PATH, "o", "/org/freedesktop/systemd1");
         field(INTERFACE, "s", "org.freedesktop.systemd1.Manager");
-        field(MEMBER, "s", "StartTransientUnit");
+        field(MEMBER, "s", method);
         field(DESTINATION, "s", "org.freedesktop.systemd1");
-        field(SIGNATURE, "g", "ssa(sv)a(sa(sv))");
+        field(SIGNATURE, "g", signature);
     });
     message.align(8);
     message.0.extend(body);
@@ -278,7 +305,7 @@ mod tests {
     /// Answers like systemd, and returns what it was sent.
     fn answered(kind: u8, body: &[u8]) -> (Result<(), Error>, Vec<u8>) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let asked = Registration::ask(ours, "a-b.scope".into(), "x.slice", 42, Some(1)).unwrap();
+        let asked = Registration::ask(ours, "a-b.scope".into(), &stop_unit("a-b.scope")).unwrap();
         theirs.write_all(b"OK 0123\r\n").unwrap();
         for (kind, body) in [(4, &b"a signal"[..]), (kind, body)] {
             let mut message = vec![b'l', kind, 0, 1];
@@ -314,7 +341,7 @@ mod tests {
             b"OK 1\r\nGET / HTTP/1.1\r\n\r\n  ",
         ] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
-            let asked = Registration::ask(ours, "u".into(), "s", 1, None).unwrap();
+            let asked = Registration::ask(ours, "u".into(), &stop_unit("u")).unwrap();
             theirs.write_all(said).unwrap();
             drop(theirs);
             assert!(asked.finish().is_err(), "{said:?}");

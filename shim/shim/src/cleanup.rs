@@ -1,11 +1,10 @@
 //! `delete`: what containerd calls when a shim is gone. It knows nothing but the bundle and the cgroups.
 
 use std::io::Write;
-use std::path::Path;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
-use slipway_cgroup::Cgroup;
+use slipway_cgroup::{Cgroup, Registration};
 use slipway_spec::CgroupPath;
 
 use crate::boot::{self, Flags};
@@ -25,11 +24,13 @@ pub fn delete(flags: &Flags) -> Result<(), String> {
         .filter_map(|line| line.split_once(' '))
         .filter_map(|(_, path)| remove_cgroup(path).err())
         .collect();
-    left.extend(
-        own_cgroup(&flags.bundle)
-            .and_then(|cgroup| cgroup.remove().err())
-            .map(|e| e.to_string()),
-    );
+    if let Some(path) = slipway_spec::read(&flags.bundle)
+        .ok()
+        .and_then(|plan| plan.cgroup)
+    {
+        left.extend(Cgroup::new(&path).remove().err().map(|e| e.to_string()));
+        Registration::end(&path);
+    }
     for text in left {
         eprintln!("containerd-shim-slipway-v1: {text}");
     }
@@ -52,12 +53,4 @@ fn remove_cgroup(path: &str) -> Result<(), String> {
     Cgroup::new(&CgroupPath::Cgroupfs(path.into()))
         .remove()
         .map_err(|e| e.to_string())
-}
-
-fn own_cgroup(bundle: &Path) -> Option<Cgroup> {
-    slipway_spec::read(bundle)
-        .ok()?
-        .cgroup
-        .as_ref()
-        .map(Cgroup::new)
 }

@@ -8,9 +8,9 @@ use containerd_shim_protos::api::Status;
 use containerd_shim_protos::events::task::{
     TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
-use slipway_cgroup::Cgroup;
+use slipway_cgroup::{Cgroup, Registration};
 use slipway_protocol::{Budget, End, Usage};
-use slipway_spec::{Plan, Resources};
+use slipway_spec::{Plan, Resources, Role};
 
 use crate::error::{self, Result};
 use crate::events::{Events, now};
@@ -258,6 +258,14 @@ impl Container {
         self.main.handed_over().await;
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove()?;
+        }
+        if let Some(path) = self
+            .plan
+            .cgroup
+            .as_ref()
+            .filter(|_| self.plan.role == Role::Sandbox)
+        {
+            Registration::end(path);
         }
         Ok(exit)
     }
