@@ -184,7 +184,7 @@ class Matrix(KillTest):
 
     @contextlib.contextmanager
     def module_being_compiled(self):
-        container = self.pod().create(self.slow())
+        container = self.slow()
         with self.background("start", container.id):
             self.appears("slipway-aot")
             yield container, {}
