@@ -218,6 +218,18 @@ class Surroundings(PodTest):
         container.until("listening on port 80")
 
 
+class Layers(PodTest):
+    def test_a_start_writes_nothing_into_the_containers_layer(self):
+        """Mount points lie in the lowest layer: each would be a write to the disk."""
+        container = self.pod().start(self.bed.example("hello"), ["sleep"])
+        container.until("Hello")
+        pid = json.loads(self.bed.crictl("inspect", container.id).stdout)["info"]["pid"]
+        mounts = self.bed.run("cat", f"/proc/{pid}/mountinfo").stdout
+        upper = re.search(r" /rootfs .*upperdir=([^,]+)", mounts)[1]
+        self.assertEqual(self.bed.run("find", upper, "-mindepth", "1").stdout, "")
+        self.assertIn(" /rootfs/etc/hosts ", mounts)
+
+
 class WithoutCri(PodTest):
     """Containers that `ctr` makes: no pod, no CNI."""
 
@@ -227,6 +239,8 @@ class WithoutCri(PodTest):
         try:
             pid = re.search(r"alone\s+(\d+)\s+RUNNING", self.bed.ctr("tasks", "ls").stdout)[1]
             self.assertIn("LOOPBACK,UP", self.bed.run("nsenter", "-t", pid, "-n", "ip", "link", "show", "lo").stdout)
+            # No mount point of CRI's, for nothing is mounted there.
+            self.assertNotIn("etc", self.bed.run("ls", f"/proc/{pid}/root/rootfs").stdout.split())
         finally:
             self.bed.ctr("tasks", "rm", "--force", "alone")
             self.bed.ctr("containers", "rm", "alone")

@@ -141,6 +141,7 @@ fn files(install: &Install) -> Finding {
         "libexec/slipway-layers",
         "lib/runtime/ld-linux-x86-64.so.2",
         "lib/runtime/libwasmedge.so.0",
+        "lib/mount-points/etc/hosts",
         "lib/skeleton",
     ];
     let missing: Vec<_> = wanted

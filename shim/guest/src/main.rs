@@ -62,6 +62,7 @@ fn main() {
 }
 
 fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
+    slipway_protocol::send(control, &FromGuest::Waiting, &[])?;
     let (launch, given) = receive_launch(control)?;
     let mut steps = Timeline::default();
     steps.mark("launch");
@@ -147,11 +148,14 @@ fn find_module(
 
 /// Moves this process into the container's cgroup, which the host has made meanwhile.
 fn join_cgroup(control: BorrowedFd<'_>, launch: &Launch) -> Result<(), Stop> {
-    let (ToGuest::Cgroup(files), _) = slipway_protocol::recv::<ToGuest>(control)? else {
+    let (ToGuest::Cgroup, tasks) = slipway_protocol::recv::<ToGuest>(control)? else {
         return Err("expected Cgroup".to_string().into());
     };
-    for file in files {
-        std::fs::write(&file, "0").map_err(|e| format!("linux.cgroupsPath: join {file}: {e}"))?;
+    for file in tasks {
+        rustix::io::write(&file, b"0").map_err(|e| {
+            let name = std::fs::read_link(mounts::magic(&file)).unwrap_or_default();
+            format!("linux.cgroupsPath: join {}: {e}", name.display())
+        })?;
     }
     mounts::unshare_cgroup(launch)?;
     Ok(())

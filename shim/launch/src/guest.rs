@@ -163,6 +163,14 @@ impl Guest {
         let _ = rustix::process::prlimit(Some(pid), Resource::Data, new);
     }
 
+    /// Waits until a guest that was just spawned has its engine.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] where it ended before.
+    pub async fn waiting(&self) -> Result<(), Error> {
+        self.recv().await.map(drop)
+    }
+
     /// Waits until the module is loaded, for a guest that [`crate::resolve`] has led so far. Only while somebody else
     /// awaits [`Guest::wait`].
     ///

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 /// libexec/  slipway-guest, slipway-aot, slipway-layers
 /// lib/runtime/    the guest's own loader and libraries
 /// lib/compiler/   LLVM, for slipway-aot alone
+/// lib/mount-points/  what CRI mounts on in every container: lowest layer of overlay roots
 /// lib/skeleton/   empty: guests put their root together on it, each in its own mount namespace
 /// ```
 #[derive(Debug, Clone)]
@@ -43,6 +44,11 @@ impl Install {
     /// An empty directory that hides nothing when something is mounted on it.
     pub fn skeleton(&self) -> PathBuf {
         self.root.join("lib/skeleton")
+    }
+
+    /// Mount points of every pod's containers: directories and empty files.
+    pub fn mount_points(&self) -> PathBuf {
+        self.root.join("lib/mount-points")
     }
 
     /// A program of `libexec`.

@@ -12,7 +12,7 @@ pub use guest::{Guest, spawn};
 pub use install::Install;
 pub use layer::LayerSource;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use slipway_protocol::{
@@ -87,6 +87,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         args: plan.args.clone(),
         env: plan.env.clone(),
         cwd: plan.cwd.clone(),
+        mount_points: mount_points(install, plan),
         root_mounts: around.root_mounts,
         root_path: around.bundle.join(&plan.root_path).display().to_string(),
         root_readonly: plan.root_readonly,
@@ -105,6 +106,20 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         cache_bytes: around.cache_bytes,
         tier: plan.tier,
         exec_in: around.exec_in,
+    }
+}
+
+/// What `lib/mount-points` of the installation has; CRI mounts a file on each of them in every container.
+const MOUNT_POINTS: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
+
+/// The directory with the mount points, where all of them are covered: a container shall see no file that neither its
+/// image nor its pod has.
+fn mount_points(install: &Install, plan: &Plan) -> String {
+    let covered = |at: &&str| plan.mounts.iter().any(|m| m.destination == **at);
+    let directory = install.mount_points();
+    match MOUNT_POINTS.iter().all(covered) && directory.exists() {
+        true => directory.display().to_string(),
+        false => String::new(),
     }
 }
 
@@ -133,7 +148,7 @@ pub async fn resolve<Enter>(
     host: Helpers<'_, Enter>,
 ) -> Result<Resolved, StartError>
 where
-    Enter: FnOnce() -> Result<Vec<String>, StartError>,
+    Enter: FnOnce() -> Result<Vec<OwnedFd>, StartError>,
 {
     let limits = &launch.rlimits;
     if limits.iter().any(|l| l.0 == libc::RLIMIT_DATA as i32) {
@@ -144,11 +159,13 @@ where
     let mut fds = vec![host.budget.as_fd(), body.as_fd()];
     fds.extend(host.module);
     let _ = guest.send(&ToGuest::Launch, &fds);
-    let _ = guest.send(&ToGuest::Cgroup((host.enter)()?), &[]);
+    let tasks = (host.enter)()?;
+    let _ = guest.send(&ToGuest::Cgroup, &slipway_protocol::borrow(&tasks));
     let mut unoptimised = None;
     loop {
         match guest.recv().await {
             Ok((FromGuest::Resolved(steps), _)) => return Ok(Resolved { steps, unoptimised }),
+            Ok((FromGuest::Waiting, _)) => {}
             Ok((FromGuest::Unoptimised(module), fds)) => {
                 let full = Tier::Full;
                 unoptimised = fds.into_iter().next().map(|f| Job::new(f, module, full));

@@ -4,9 +4,10 @@
 //!
 //! ```text
 //! host                                   guest
-//!   Launch + [budget page, body, module?] ▶│  engine loaded, no privileges dropped, nothing hostile seen
+//!   ◀─ Waiting                             │  engine loaded
+//!   Launch + [budget page, body, module?] ▶│  no privileges dropped, nothing hostile seen
 //!   (makes the cgroup meanwhile)           │  joins namespaces, mounts
-//!   Cgroup ───────────────────────────────▶│  moves itself there, resolves the entrypoint
+//!   Cgroup + [tasks…] ────────────────────▶│  moves itself there, resolves the entrypoint
 //!   ◀─ NoEntrypoint                        │  only where the image has no such file, and no module was given
 //!   Layer + [module] ─────────────────────▶│  the image is a Wasm artefact
 //!   ◀─ NeedArtefact + [module]             │  only on a cache miss
@@ -47,15 +48,16 @@ pub const MAX_PACKET: usize = 64 << 10;
 /// Bound of a launch body in bytes: the spec's strings, bounded before by the reader of config.json.
 pub const MAX_LAUNCH: u64 = 32 << 20;
 /// Most descriptors in one packet.
-const MAX_FDS: usize = 8;
+const MAX_FDS: usize = 16;
 
 /// From the host to the guest.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToGuest {
     /// What to become: descriptors of the budget, of a [`Launch`], and of the module where it is no file of the container.
     Launch,
-    /// The cgroup is there: files into which the guest writes `0` to move itself. None where it was born inside.
-    Cgroup(Vec<String>),
+    /// The cgroup is there: descriptors of files into which the guest writes `0` to move itself. None where it was born
+    /// inside.
+    Cgroup,
     /// The module is a layer of the image, not a file of its root: the packet's descriptor.
     Layer,
     /// The artefact was compiled (or the module refused): look it up again.
@@ -72,6 +74,8 @@ pub enum ToGuest {
 /// From the guest to the host.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromGuest {
+    /// The engine is loaded: what comes now is Launch.
+    Waiting,
     /// The cache has no artefact of the module in the packet's descriptor.
     NeedArtefact {
         /// Which module.
@@ -130,6 +134,9 @@ pub struct Launch {
     pub cwd: String,
     /// How the root file system is mounted, outermost last; empty: `root_path` is bound.
     pub root_mounts: Vec<Mount>,
+    /// Directory with the mount points of this container that every pod's has: the lowest layer of an overlay root. Empty:
+    /// none.
+    pub mount_points: String,
     /// Directory with the root file system where there are no `root_mounts`.
     pub root_path: String,
     /// The root file system is read-only.
@@ -278,7 +285,8 @@ pub fn send<T: Serialize>(
 /// # Errors
 /// [`Error::Closed`] at the end; `WouldBlock` in [`Error::Io`] on a non-blocking socket.
 pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<(T, Vec<OwnedFd>), Error> {
-    let mut bytes = vec![0u8; MAX_PACKET];
+    // Its size first: packets are small, and 64 KiB for each would stay with the process.
+    let mut bytes = vec![0u8; size_of_next(socket)?];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let n = loop {
@@ -308,6 +316,18 @@ pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<(T, Vec<Owned
     Ok((postcard::from_bytes(&bytes[..n])?, fds))
 }
 
+/// Waits for a packet; its size in bytes.
+fn size_of_next(socket: BorrowedFd<'_>) -> Result<usize, Error> {
+    loop {
+        match rustix::net::recv(socket, &mut [0u8; 0], RecvFlags::PEEK | RecvFlags::TRUNC) {
+            Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => return Err(Error::Closed),
+            Ok((_, size)) => return Ok(size.min(MAX_PACKET)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// Writes a launch body to a memfd, to be sent with [`ToGuest::Launch`].
 ///
 /// # Errors
@@ -329,10 +349,10 @@ pub fn write_launch(launch: &Launch) -> Result<OwnedFd, Error> {
 /// # Errors
 /// read's; a body of another version.
 pub fn read_launch(fd: OwnedFd) -> Result<Launch, Error> {
-    let mut bytes = Vec::new();
-    std::fs::File::from(fd)
-        .take(MAX_LAUNCH)
-        .read_to_end(&mut bytes)?;
+    let file = std::fs::File::from(fd);
+    let size = file.metadata()?.len().min(MAX_LAUNCH);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    file.take(MAX_LAUNCH).read_to_end(&mut bytes)?;
     Ok(postcard::from_bytes(&bytes)?)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,9 +60,19 @@ pub enum Member {
     Linux,
 }
 
+/// The pod's own container, made and not yet asked for.
+struct Sandbox {
+    plan: Plan,
+    made: Made,
+    holder: Body,
+    steps: Timeline,
+}
+
 /// The pod.
 pub struct Pod {
     namespace: String,
+    /// Its sandbox's id.
+    group: String,
     bundle: PathBuf,
     grpc: String,
     install: Install,
@@ -74,6 +85,8 @@ pub struct Pod {
     members: Mutex<HashMap<String, Member>>,
     /// The sandbox's cgroup: it lives as long as the pod.
     cgroup: OnceLock<Cgroup>,
+    /// The sandbox, until its Create comes for it.
+    early: Mutex<Option<std::result::Result<Sandbox, StartError>>>,
     /// A guest that was started when the pod was, and has its engine loaded when the first container comes.
     spare: Mutex<Option<Guest>>,
     /// The node's runc shim, once it is needed.
@@ -97,6 +110,7 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
             delegate: Delegate::new(&settings, events.clone()),
             events,
             namespace: settings.namespace,
+            group: settings.group,
             bundle: settings.bundle,
             grpc: settings.grpc,
             install: Install::locate(),
@@ -107,16 +121,19 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
             log: settings.log,
             members: Mutex::default(),
             cgroup: OnceLock::new(),
+            early: Mutex::default(),
             spare: Mutex::default(),
             over: AtomicBool::new(false),
             done: Notify::new(),
         });
+        pod.make_early();
         let mut server = service::listen(settings.listener, pod.clone()).await?;
         pod.done.notified().await;
         pod.delegate.stop().await;
         pod.events.flush().await;
         let _ = tokio::time::timeout(std::time::Duration::from_secs(1), server.shutdown()).await;
         drop(lock(&pod.spare).take());
+        drop(lock(&pod.early).take());
         Ok(())
     });
     // A compile that nobody waits for any more ends with this process.
@@ -152,19 +169,14 @@ impl Pod {
         if lock(&self.members).contains_key(&request.id) {
             return Err(error::exists(&request.id));
         }
-        let mut steps = Timeline::begin();
-        let bundle = Path::new(&request.bundle);
-        let plan = slipway_spec::read(bundle).map_err(error::invalid)?;
-        let cgroup = plan.cgroup.as_ref().map(Cgroup::new);
-        self.record(&request.id, cgroup.as_ref());
-        steps.mark("spec");
-        let created = match plan.role {
-            Role::Sandbox => self.create_sandbox(request, &plan, cgroup, &mut steps),
-            Role::Container => self.create_wasm(request, &plan, cgroup, &mut steps).await,
+        let early = lock(&self.early).take();
+        let created = match early.filter(|_| request.id == self.group) {
+            Some(sandbox) => self.create_sandbox(request, sandbox).await,
+            None => self.create_read(request).await?,
         };
         let container = match created {
             Ok(container) => container,
-            Err(StartError::NotWasm(what)) if plan.sandbox_id.is_some() => {
+            Err(StartError::NotWasm(what)) if self.has_sandbox() => {
                 self.log
                     .debug(&format!("container {}: {what}: runc's", request.id));
                 let pid = self.delegate.create(request, context).await?;
@@ -173,8 +185,6 @@ impl Pod {
             }
             Err(e) => return Err(error::start(&e)),
         };
-        self.log
-            .debug(&format!("created {}: microseconds: {steps}", request.id));
         let pid = container.main.pid();
         self.publish_create(request, pid);
         lock(&self.members).insert(request.id.clone(), Member::Own(container));
@@ -200,26 +210,54 @@ impl Pod {
         });
     }
 
-    fn create_sandbox(
+    /// What the bundle says: a sandbox that was not made early, or a Wasm container.
+    async fn create_read(
         &self,
         request: &api::CreateTaskRequest,
-        plan: &Plan,
-        cgroup: Option<Cgroup>,
-        steps: &mut Timeline,
-    ) -> std::result::Result<Arc<Container>, StartError> {
+    ) -> Result<std::result::Result<Arc<Container>, StartError>> {
+        let steps = Timeline::begin();
+        let plan = slipway_spec::read(Path::new(&request.bundle)).map_err(error::invalid)?;
+        Ok(match plan.role {
+            Role::Sandbox => {
+                let sandbox = self.make_sandbox(&request.id, plan, steps);
+                self.create_sandbox(request, sandbox).await
+            }
+            Role::Container => self.create_wasm(request, &plan, steps).await,
+        })
+    }
+
+    /// Makes the sandbox while containerd reads the answer of `start` and connects: its bundle is there before the shim
+    /// is. What fails is Create's to tell.
+    fn make_early(&self) {
+        let steps = Timeline::begin();
+        match slipway_spec::read(&self.bundle) {
+            Ok(plan) if plan.role == Role::Sandbox => {
+                *lock(&self.early) = Some(self.make_sandbox(&self.group, plan, steps));
+            }
+            _ => {}
+        }
+    }
+
+    fn make_sandbox(
+        &self,
+        id: &str,
+        plan: Plan,
+        mut steps: Timeline,
+    ) -> std::result::Result<Sandbox, StartError> {
         if let Some(why) = &plan.unsupported {
             return Err(StartError::Refused(why.clone()));
         }
-        let mut made = Made::new(cgroup);
-        made.create(plan)?;
+        let mut made = Made::new(self.cgroup_of(id, &plan));
+        steps.mark("spec");
+        made.create(&plan)?;
         let _ = made.cgroup.clone().map(|cgroup| self.cgroup.set(cgroup));
         steps.mark("cgroup");
-        let holder = sandbox::hold(plan, &made.entry()?).map_err(StartError::Refused)?;
-        set_oom_score(plan, holder.pid);
+        let holder = sandbox::hold(&plan, &made.entry()?).map_err(StartError::Refused)?;
+        set_oom_score(&plan, holder.pid);
         let register = |path| Registration::begin(path, holder.pid, plan.resources.cpu_shares);
         let asked = plan.cgroup.as_ref().map(register).transpose();
         let asked = asked.map_err(std::io::Error::other)?.flatten();
-        let body = Body::holder(holder)?;
+        let holder = Body::holder(holder)?;
         steps.mark("holder");
         match slipway_launch::spawn(&self.install, &Namespace::New, &made.entry()?) {
             Ok(spare) => *lock(&self.spare) = Some(spare),
@@ -231,18 +269,41 @@ impl Pod {
             asked.finish().map_err(std::io::Error::other)?;
             steps.mark("systemd");
         }
+        Ok(Sandbox {
+            plan,
+            made,
+            holder,
+            steps,
+        })
+    }
+
+    async fn create_sandbox(
+        &self,
+        request: &api::CreateTaskRequest,
+        sandbox: std::result::Result<Sandbox, StartError>,
+    ) -> std::result::Result<Arc<Container>, StartError> {
+        let mut sandbox = sandbox?;
+        self.wait_for_spare().await;
+        sandbox.steps.mark("engine");
+        self.log_steps(request, &sandbox.steps);
         let main = Process::new(&request.id, paths(request), false);
-        main.embody(body, None, (None, stdio::Kept::default()));
-        Ok(self.container(request, plan, made.keep(), main, None))
+        main.embody(sandbox.holder, None, (None, stdio::Kept::default()));
+        Ok(self.container(request, &sandbox.plan, sandbox.made.keep(), main, None))
+    }
+
+    fn log_steps(&self, request: &api::CreateTaskRequest, steps: &Timeline) {
+        self.log
+            .debug(&format!("created {}: microseconds: {steps}", request.id));
     }
 
     async fn create_wasm(
         &self,
         request: &api::CreateTaskRequest,
         plan: &Plan,
-        cgroup: Option<Cgroup>,
-        steps: &mut Timeline,
+        mut steps: Timeline,
     ) -> std::result::Result<Arc<Container>, StartError> {
+        let cgroup = self.cgroup_of(&request.id, plan);
+        steps.mark("spec");
         let compiler = self.compiler(cgroup.as_ref());
         let mut made = Made::new(cgroup);
         made.refuge = self.cgroup.get().cloned();
@@ -273,6 +334,7 @@ impl Pod {
         let streams = stdio::open(&paths(request), request.terminal, plan.uid)
             .map_err(StartError::Refused)?;
         steps.mark("streams");
+        self.log_steps(request, &steps);
         let main = Process::new(&request.id, paths(request), request.terminal);
         main.embody(Body::Guest(guest), Some(budget.clone()), streams);
         Ok(self.container(request, plan, made.keep(), main, Some(budget)))
@@ -432,6 +494,19 @@ impl Pod {
         Ok(())
     }
 
+    /// A sandbox is ready when its guest is: what loads while containerd creates the container takes one of two
+    /// processors from it.
+    async fn wait_for_spare(&self) {
+        let Some(spare) = lock(&self.spare).take() else {
+            return;
+        };
+        match spare.waiting().await {
+            Ok(()) => *lock(&self.spare) = Some(spare),
+            // The container's own attempt will say it to the one who can mend it.
+            Err(e) => self.log.error(&format!("spare guest: {e}")),
+        }
+    }
+
     /// The guest that was started with the pod, where it fits.
     fn spare(&self, plan: &Plan) -> Option<Guest> {
         // Taken in any case: a pod whose first container cannot use it will not use it later.
@@ -450,16 +525,19 @@ impl Pod {
         Ok(guest)
     }
 
-    /// Notes a container in the sandbox's bundle, for `delete` after a crash: containerd calls it for the sandbox only.
-    fn record(&self, id: &str, cgroup: Option<&Cgroup>) {
-        let line = format!("{id} {}\n", cgroup.map(Cgroup::path).unwrap_or_default());
+    /// The cgroup of a container that is to be made, noted in the sandbox's bundle for `delete` after a crash: containerd
+    /// calls it for the sandbox only.
+    fn cgroup_of(&self, id: &str, plan: &Plan) -> Option<Cgroup> {
+        let cgroup = plan.cgroup.as_ref().map(Cgroup::new);
+        let path = cgroup.as_ref().map(Cgroup::path).unwrap_or_default();
         let file = std::fs::File::options()
             .append(true)
             .create(true)
             .open(self.bundle.join(cleanup::MEMBERS));
-        if let Err(e) = file.and_then(|mut f| f.write_all(line.as_bytes())) {
+        if let Err(e) = file.and_then(|mut f| f.write_all(format!("{id} {path}\n").as_bytes())) {
             self.log.error(&format!("record of {id}: {e}"));
         }
+        cgroup
     }
 
     /// Delete: what a stopped or never started container leaves.
@@ -588,11 +666,11 @@ impl Made {
     }
 
     /// Makes the cgroup for a guest that is not in it yet, and says how it gets there.
-    fn enter(&mut self, plan: &Plan) -> std::result::Result<Vec<String>, StartError> {
+    fn enter(&mut self, plan: &Plan) -> std::result::Result<Vec<OwnedFd>, StartError> {
         self.create(plan)?;
-        let files = self.cgroup.as_ref().filter(|_| !self.inside);
-        let files = files.map(Cgroup::join_files).unwrap_or_default();
-        Ok(files.iter().map(|f| f.display().to_string()).collect())
+        let cgroup = self.cgroup.as_ref().filter(|_| !self.inside);
+        let files = cgroup.map(Cgroup::join).transpose();
+        Ok(files.map_err(std::io::Error::other)?.unwrap_or_default())
     }
 
     fn keep(mut self) -> Option<Cgroup> {

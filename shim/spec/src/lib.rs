@@ -67,18 +67,22 @@ pub fn read(bundle: &Path) -> Result<Plan, Error> {
         path: path.clone(),
         source,
     };
-    let mut bytes = Vec::new();
-    let n = std::fs::File::open(&file)
-        .map_err(read)?
-        .take(MAX_CONFIG_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(read)?;
-    if n as u64 > MAX_CONFIG_BYTES {
+    let bytes = read_bounded(&file).map_err(read)?;
+    if bytes.len() as u64 > MAX_CONFIG_BYTES {
         return Err(Error::TooLarge { path });
     }
     let spec: oci::Spec =
         serde_json::from_slice(&bytes).map_err(|source| Error::Json { path, source })?;
     plan::plan(spec)
+}
+
+/// The file's bytes, one over the limit where it is too large.
+fn read_bounded(file: &Path) -> std::io::Result<Vec<u8>> {
+    let file = std::fs::File::open(file)?;
+    let size = file.metadata()?.len().min(MAX_CONFIG_BYTES);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Parses a spec that is already in memory.
@@ -122,9 +126,7 @@ pub struct Preview {
 /// Reads that part. Nothing where there is no readable spec: Create will say why.
 pub fn preview(bundle: &Path) -> Preview {
     let read = || {
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(bundle.join("config.json")).ok()?;
-        file.take(MAX_CONFIG_BYTES).read_to_end(&mut bytes).ok()?;
+        let bytes = read_bounded(&bundle.join("config.json")).ok()?;
         serde_json::from_slice::<oci::Preview>(&bytes).ok()
     };
     let spec: oci::Preview = read().unwrap_or_default();

@@ -375,25 +375,40 @@ pub fn set_rlimit(resource: i32, soft: u64, hard: u64) -> io::Result<()> {
     check(unsafe { libc::setrlimit(resource as _, &raw const limit) })
 }
 
-/// Gives a mount and all mounts below it further attributes, `MOUNT_ATTR_…` (mount_setattr(2), Linux 5.12).
+/// What [`set_mount_attributes`] changes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MountAttributes {
+    /// `MOUNT_ATTR_…` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_…` to clear before.
+    pub clear: u64,
+    /// `MS_PRIVATE` or one of its like; 0: as it is.
+    pub propagation: u64,
+}
+
+/// Changes a mount, attached or not, alone or with all mounts below it (mount_setattr(2), Linux 5.12).
 ///
 /// # Errors
 /// The system call's.
-pub fn add_mount_attributes(mount: BorrowedFd<'_>, attr_set: u64) -> io::Result<()> {
+pub fn set_mount_attributes(
+    mount: BorrowedFd<'_>,
+    attributes: MountAttributes,
+    recursive: bool,
+) -> io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set,
-        attr_clr: 0,
-        propagation: 0,
+        attr_set: attributes.set,
+        attr_clr: attributes.clear,
+        propagation: attributes.propagation,
         userns_fd: 0,
     };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let below = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: path and attributes live during the call, and the size is the structure's.
     let r = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            flags,
+            libc::AT_EMPTY_PATH | below,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
@@ -459,6 +474,8 @@ pub fn hold(
     // SAFETY: system calls on memory that the caller allocated before the clone; runs in its own process.
     unsafe {
         libc::setsid();
+        // Of a shim that was killed before containerd had spoken to it, nobody would end what it has left.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         if !in_cgroup {
             return report(ready, 3);
         }
