@@ -203,7 +203,7 @@ class Matrix(KillTest):
 
     def test_a_module_is_being_loaded(self):
         self.cells(self.module_being_loaded, {
-            "guest": [READY, EXITED, 128], "holder": [NOT_READY, EXITED, 128], "containerd": [READY, CREATED, 0]})
+            "guest": [READY, EXITED, 128], "holder": [NOT_READY, RUNNING, 0], "containerd": [READY, CREATED, 0]})
         # containerd keeps the bundle then, until it is started again itself.
         self.cells(self.module_being_loaded, {"shim": [NOT_READY, EXITED, 128]}, restart=True)
 
@@ -213,7 +213,7 @@ class Matrix(KillTest):
 
     def test_a_module_runs(self):
         self.cells(self.running, {
-            "shim": [NOT_READY, EXITED, 255], "guest": [READY, EXITED, 137], "holder": [NOT_READY, EXITED, 137], "containerd": [READY, RUNNING, 0]})
+            "shim": [NOT_READY, EXITED, 255], "guest": [READY, EXITED, 137], "holder": [NOT_READY, RUNNING, 0], "containerd": [READY, RUNNING, 0]})
 
     @contextlib.contextmanager
     def exec_being_loaded(self):
@@ -232,7 +232,7 @@ class Matrix(KillTest):
 
     def test_an_exec_is_being_loaded_and_runs(self):
         truths = {
-            "guest": [READY, EXITED, 137], "exec": [READY, RUNNING, 0], "holder": [NOT_READY, EXITED, 137], "containerd": [READY, RUNNING, 0]}
+            "guest": [READY, EXITED, 137], "exec": [READY, RUNNING, 0], "holder": [NOT_READY, RUNNING, 0], "containerd": [READY, RUNNING, 0]}
         for step in (self.exec_being_loaded, self.exec_running):
             self.cells(step, {"shim": [NOT_READY, EXITED, 255], **truths})
 
@@ -244,7 +244,7 @@ class Matrix(KillTest):
 
     def test_a_container_is_paused(self):
         self.cells(self.paused, {
-            "shim": [NOT_READY, EXITED, 255], "holder": [NOT_READY, EXITED, 137], "guest": [READY, RUNNING, 0],
+            "shim": [NOT_READY, EXITED, 255], "holder": [NOT_READY, RUNNING, 0], "guest": [READY, RUNNING, 0],
             # CRI has no pause: containerd takes no paused task back.
             "containerd": [READY, UNKNOWN, 0]})
 

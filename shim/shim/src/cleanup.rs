@@ -1,4 +1,5 @@
-//! `delete`: what containerd calls when a shim is gone. It knows nothing but the bundle and the cgroups.
+//! `delete`: what containerd calls when a shim is gone, or when a sandbox is: its holder was killed, and containerd has
+//! closed its connection. It knows nothing but the bundle and the cgroups.
 
 use std::io::Write;
 
@@ -15,6 +16,24 @@ pub const MEMBERS: &str = "slipway-members";
 
 /// Ends everything that the shim of this bundle has left, and answers for the container.
 pub fn delete(flags: &Flags) -> Result<(), String> {
+    // The containers of a pod whose sandbox has ended go on until they are stopped, as runc's do.
+    let sandbox = flags.bundle.join(MEMBERS).exists();
+    if !(sandbox && boot::shim_answers(flags)) {
+        clean_up(flags);
+    }
+    let response = DeleteResponse {
+        pid: 0,
+        exit_status: 137,
+        exited_at: Some(events::now()).into(),
+        ..DeleteResponse::default()
+    };
+    let bytes = response.write_to_bytes().map_err(|e| e.to_string())?;
+    std::io::stdout()
+        .write_all(&bytes)
+        .map_err(|e| e.to_string())
+}
+
+fn clean_up(flags: &Flags) {
     // The delegate first: it would report the end of its containers to a shim that is gone.
     delegate::cleanup(flags);
     boot::unlink_socket(flags);
@@ -34,16 +53,6 @@ pub fn delete(flags: &Flags) -> Result<(), String> {
     for text in left {
         eprintln!("containerd-shim-slipway-v1: {text}");
     }
-    let response = DeleteResponse {
-        pid: 0,
-        exit_status: 137,
-        exited_at: Some(events::now()).into(),
-        ..DeleteResponse::default()
-    };
-    let bytes = response.write_to_bytes().map_err(|e| e.to_string())?;
-    std::io::stdout()
-        .write_all(&bytes)
-        .map_err(|e| e.to_string())
 }
 
 fn remove_cgroup(path: &str) -> Result<(), String> {
