@@ -275,15 +275,37 @@ class Kills(KillTest):
         self.works()
 
     def test_containerd_and_a_module_ends_before_it_is_back(self):
-        with tempfile.TemporaryDirectory() as d:
-            with open(f"{d}/soon.wat", "w") as f:
-                f.write(ENDS_SOON)
-            image = self.bed.image(f"{d}/soon.wat", "soon")
-        container = self.pod().start(image)
+        container = self.pod().start(self.ends_soon())
         self.kill_containerd()
         self.disappears("slipway-guest")
         self.restart()
         self.assertEqual(container.ended()["exitCode"], 9)
+        self.works()
+
+    def ends_soon(self):
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/soon.wat", "w") as f:
+                f.write(ENDS_SOON)
+            return self.bed.image(f"{d}/soon.wat", "soon")
+
+    def test_containerd_and_many_containers_end_before_it_is_back_while_execs_run(self):
+        image = self.ends_soon()
+        long = self.pod().start(self.bed.example("hello"), ["sleep"])
+        pods = [self.pod() for _ in range(8)]
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            for _ in range(4):
+                pool.submit(self.bed.crictl, "exec", "-s", "--timeout", "60", long.id, "/hello.wasm", "sleep", check=False)
+            # The container, its execs, and the pods' spares.
+            self.until(lambda: len(self.pids("slipway-guest")) == 1 + 4 + 8)
+            ending = list(pool.map(lambda pod: pod.start(image), pods))
+            self.kill_containerd()
+            self.until(lambda: len(self.pids("slipway-guest")) == 1 + 4)
+        self.restart()
+        self.assertEqual([container.ended()["exitCode"] for container in ending], [9] * 8)
+        self.assertEqual(long.status()["state"], "CONTAINER_RUNNING")
+        self.assertIn("exit code 5", self.bed.crictl("exec", long.id, "/hello.wasm", "exit", "5", check=False).stderr)
+        self.bed.crictl("stop", "-t", "5", long.id)
+        self.assertEqual(long.status()["exitCode"], 143)
         self.works()
 
     def test_containerd_while_a_module_compiles(self):
