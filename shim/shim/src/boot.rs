@@ -1,23 +1,14 @@
-//! How containerd starts a shim: flags, the bootstrap answer, the socket, the daemon.
+//! How containerd starts a shim: flags, the bootstrap answer, the daemon.
 
 use std::io::{IsTerminal, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use containerd_shim_protos::api::ConnectRequest;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
-use containerd_shim_protos::shim_async::{Client, TaskClient};
-use containerd_shim_protos::ttrpc::{self, context};
 use containerd_shim_protos::types::introspection::RuntimeInfo;
-use sha2::{Digest, Sha256};
 
-use crate::{RUNTIME, delegate, log, pod};
+use crate::{RUNTIME, delegate, log, pod, socket};
 
-/// Where containerd keeps the sockets of shims; inside its state directory's parent, which every installation has.
-const SOCKETS: &str = "/run/containerd/s";
 /// What containerd may write to `start`: bootstrap parameters or runtime options. containerd's own bound.
 const MAX_INPUT: u64 = 10 << 20;
 /// In the bundle: the socket's address.
@@ -204,99 +195,18 @@ fn write_answer(answer: &Answer, address: &str) -> Result<(), String> {
         .map_err(|e| format!("answer to start: {e}"))
 }
 
-/// The socket of a pod. Not containerd's own derivation: the node's runc shim uses that one, and would find this
-/// shim's socket in its place.
-fn socket_path(flags: &Flags, group: &str) -> PathBuf {
-    let hash = Sha256::digest(format!(
-        "slipway/{}/{}/{group}",
-        flags.address, flags.namespace
-    ));
-    let hex: String = hash.iter().map(|b| format!("{b:02x}")).collect();
-    Path::new(SOCKETS).join(hex)
-}
-
-/// Binds a socket that only its owner can connect to.
-pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(mask);
-    bound
-}
-
-/// Binds the pod's socket; `None` when a shim of this pod already answers on it.
-fn listen(path: &Path) -> Result<Option<UnixListener>, String> {
-    let error = |e: std::io::Error| format!("socket {}: {e}", path.display());
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(SOCKETS)
-        .map_err(error)?;
-    let bound = bind(path).or_else(|e| {
-        if e.kind() != std::io::ErrorKind::AddrInUse || UnixStream::connect(path).is_ok() {
-            return Err(e);
-        }
-        // Nobody listens: a shim that was killed has left it.
-        std::fs::remove_file(path)?;
-        bind(path)
-    });
-    match bound {
-        Ok(listener) => Ok(Some(listener)),
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
-        Err(e) => Err(error(e)),
-    }
-}
-
-fn pods_socket(flags: &Flags) -> PathBuf {
-    let pod = slipway_spec::preview(&flags.bundle).pod;
-    let group = pod.unwrap_or_else(|| flags.id.clone());
-    socket_path(flags, &group)
-}
-
-/// Removes the socket of a shim that was killed; one that still answers keeps it.
-pub fn unlink_socket(flags: &Flags) {
-    let path = pods_socket(flags);
-    if UnixStream::connect(&path).is_err() {
-        let _ = std::fs::remove_file(path);
-    }
-}
-
-/// Whether the pod's shim lives and serves: a connection alone is also made to one that hangs.
-pub fn shim_answers(flags: &Flags) -> bool {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    let path = pods_socket(flags);
-    // The common case, without a runtime.
-    if UnixStream::connect(&path).is_err() {
-        return false;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let ask = async {
-        let client = Client::connect(&format!("unix://{}", path.display())).await?;
-        let request = ConnectRequest {
-            id: flags.id.clone(),
-            ..Default::default()
-        };
-        let context = context::with_duration(PATIENCE);
-        TaskClient::new(client).connect(context, &request).await
-    };
-    let answer = runtime.map(|r| r.block_on(async { tokio::time::timeout(PATIENCE, ask).await }));
-    // That there is no such container any more is an answer, too.
-    matches!(answer, Ok(Ok(Ok(_) | Err(ttrpc::Error::RpcStatus(_)))))
-}
-
 /// `start`: binds the pod's socket, forks the daemon that serves it, and answers. No second exec: 0.3 ms, not 1.6.
 pub fn start(flags: &Flags) -> Result<(), String> {
     let input = read_stdin()?;
     let preview = slipway_spec::preview(&flags.bundle);
     let (ttrpc, grpc, answer) = bootstrap(flags, &input, preview.by_containerd_2)?;
     let group = preview.pod.unwrap_or_else(|| flags.id.clone());
-    let path = socket_path(flags, &group);
+    let path = socket::path(flags, &group);
     let address = format!("unix://{}", path.display());
     // containerd 1.7 looks here for its shims after a restart; 2.x keeps a record of its own.
     std::fs::write(flags.bundle.join(ADDRESS_FILE), &address)
         .map_err(|e| format!("{ADDRESS_FILE}: {e}"))?;
-    let Some(listener) = listen(&path)? else {
+    let Some(listener) = socket::listen(&path)? else {
         return write_answer(&answer, &address);
     };
     if !slipway_sys::fork().map_err(|e| format!("fork: {e}"))? {
@@ -317,6 +227,7 @@ pub fn start(flags: &Flags) -> Result<(), String> {
         logger.error(&format!("shim ends: {e}"));
     }
     let _ = std::fs::remove_file(path);
+    socket::sweep();
     served
 }
 
@@ -436,16 +347,5 @@ mod tests {
             bootstrap(&flags, &bytes, false),
             Ok(("/t".into(), "/g".into(), Answer::Protobuf))
         );
-    }
-
-    #[test]
-    fn a_pods_socket_is_its_own() {
-        let flags = Flags {
-            address: "/a".into(),
-            namespace: "n".into(),
-            ..Flags::default()
-        };
-        assert_ne!(socket_path(&flags, "a"), socket_path(&flags, "b"));
-        assert!(socket_path(&flags, "a").as_os_str().len() < 108, "sun_path");
     }
 }

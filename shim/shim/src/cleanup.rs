@@ -8,8 +8,8 @@ use containerd_shim_protos::protobuf::Message;
 use slipway_cgroup::{Cgroup, Registration};
 use slipway_spec::CgroupPath;
 
-use crate::boot::{self, Flags};
-use crate::{delegate, events};
+use crate::boot::Flags;
+use crate::{delegate, events, socket};
 
 /// In the sandbox's bundle: a line for every container of the pod, `id cgroup`.
 pub const MEMBERS: &str = "slipway-members";
@@ -18,7 +18,7 @@ pub const MEMBERS: &str = "slipway-members";
 pub fn delete(flags: &Flags) -> Result<(), String> {
     // The containers of a pod whose sandbox has ended go on until they are stopped, as runc's do.
     let sandbox = flags.bundle.join(MEMBERS).exists();
-    if !(sandbox && boot::shim_answers(flags)) {
+    if !(sandbox && socket::shim_answers(flags)) {
         clean_up(flags);
     }
     let response = DeleteResponse {
@@ -36,7 +36,7 @@ pub fn delete(flags: &Flags) -> Result<(), String> {
 fn clean_up(flags: &Flags) {
     // The delegate first: it would report the end of its containers to a shim that is gone.
     delegate::cleanup(flags);
-    boot::unlink_socket(flags);
+    socket::unlink(flags);
     let members = std::fs::read_to_string(flags.bundle.join(MEMBERS)).unwrap_or_default();
     let mut left: Vec<String> = members
         .lines()

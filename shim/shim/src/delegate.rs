@@ -25,12 +25,13 @@ use containerd_shim_protos::types::introspection::RuntimeInfo;
 use slipway_sys::Exec;
 use tokio::io::Interest;
 
-use crate::boot::{self, Flags};
+use crate::boot::Flags;
 use crate::error::{self, Result};
 use crate::events::{Events, now};
 use crate::log::Log;
 use crate::pod::Settings;
 use crate::process::Exit;
+use crate::socket;
 
 const PROGRAM: &str = "containerd-shim-runc-v2";
 /// Directory in the sandbox's bundle that is the delegate's working directory.
@@ -278,9 +279,7 @@ impl Delegate {
     }
 
     fn socket(&self) -> PathBuf {
-        // Beside containerd's own, short enough for sun_path, and unlike any of theirs.
-        let short: String = self.shared.group.chars().take(32).collect();
-        Path::new("/run/containerd/s").join(format!("slipway-{}-{short}", std::process::id()))
+        socket::delegates(&self.shared.group)
     }
 
     fn context(&self) -> TtrpcContext {
@@ -347,7 +346,7 @@ impl Delegate {
             _ => {}
         }
         let _ = std::fs::remove_file(socket);
-        let listener = boot::bind(socket)?;
+        let listener = socket::bind(socket)?;
         let null = || {
             File::options()
                 .read(true)

@@ -1,6 +1,6 @@
 //! `containerd-shim-slipway-v1`: containerd's shim for Wasm pods. One process per pod, no engine inside.
 //!
-//! Reading order: `boot` (how containerd starts a shim), `service` (what it asks), `pod` (who answers), then
+//! Reading order: `boot` and `socket` (how containerd starts a shim), `service` (what it asks), `pod` (who answers), then
 //! `container`, `sandbox`, `delegate` (what the answer is about), `events`, `stdio`, `stats`, `cleanup`.
 
 mod boot;
@@ -14,6 +14,7 @@ mod pod;
 mod process;
 mod sandbox;
 mod service;
+mod socket;
 mod stats;
 mod stdio;
 
