@@ -134,7 +134,7 @@ class KernelKills(BudgetTest):
     def test_a_sidecar_is_told_as_out_of_memory_once(self):
         with self.watched() as tasks:
             # It goes on for a moment: runc's shim may come too late to see why a container ended at once.
-            container = self.limited("localhost/busybox:1", 16 * MIB, ["-c", "tail /dev/zero; sleep 1; exit 1"])
+            container = self.limited("localhost/busybox:1", 16 * MIB, ["-c", "tail /dev/zero; sleep 3; exit 1"])
             self.assertEqual(container.ended()["reason"], "OOMKilled")
             self.until(lambda: "exit" in self.topics(tasks(), container.id))
             self.assertEqual([topic for topic in self.topics(tasks(), container.id) if topic in ("oom", "exit")], ["oom", "exit"])

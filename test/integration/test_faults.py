@@ -413,9 +413,9 @@ class Demo(PodTest):
             self.skipTest("the demo has a containerd 2.1 of its own")
         for moment in ("Starting a private containerd", "An image", "Their logs"):
             with self.subTest(moment), tempfile.TemporaryDirectory(prefix="demo") as d:
-                # What it needs is built: -o takes that for granted.
+                # What it needs is built: -o takes that for granted. A shell's background jobs ignore SIGINT, and so would it.
                 demo = subprocess.Popen(
-                    ["make", "-s", "-o", "dist", "-o", "bed", "-o", "examples", "demo"], cwd=ROOT, env={**os.environ, "TMPDIR": d},
+                    ["env", "--default-signal=INT", "make", "-s", "-o", "dist", "-o", "bed", "-o", "examples", "demo"], cwd=ROOT, env={**os.environ, "TMPDIR": d},
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
                 for line in demo.stdout:
                     if moment in line:
