@@ -289,19 +289,14 @@ pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<(T, Vec<Owned
     let mut bytes = vec![0u8; size_of_next(socket)?];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let n = loop {
-        match rustix::net::recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        ) {
-            Ok(r) => break r.bytes,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::CONNRESET) => return Err(Error::Closed),
-            Err(e) => return Err(e.into()),
-        }
-    };
+    // It is there: this neither waits nor is interrupted.
+    let n = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?
+    .bytes;
     let fds = ancillary
         .drain()
         .filter_map(|m| match m {
@@ -310,9 +305,6 @@ pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<(T, Vec<Owned
         })
         .flatten()
         .collect();
-    if n == 0 {
-        return Err(Error::Closed);
-    }
     Ok((postcard::from_bytes(&bytes[..n])?, fds))
 }
 

@@ -172,11 +172,11 @@ impl Pod {
         let early = lock(&self.early).take();
         let created = match early.filter(|_| request.id == self.group) {
             Some(sandbox) => self.create_sandbox(request, sandbox).await,
-            None => self.create_read(request).await?,
+            None => self.create_read(request).await,
         };
         let container = match created {
             Ok(container) => container,
-            Err(StartError::NotWasm(what)) if self.has_sandbox() => {
+            Err(StartError::NotWasm(what)) => {
                 self.log
                     .debug(&format!("container {}: {what}: runc's", request.id));
                 let pid = self.delegate.create(request, context).await?;
@@ -214,27 +214,31 @@ impl Pod {
     async fn create_read(
         &self,
         request: &api::CreateTaskRequest,
-    ) -> Result<std::result::Result<Arc<Container>, StartError>> {
+    ) -> std::result::Result<Arc<Container>, StartError> {
+        let refused = |e: &dyn std::fmt::Display| StartError::Refused(e.to_string());
         let steps = Timeline::begin();
-        let plan = slipway_spec::read(Path::new(&request.bundle)).map_err(error::invalid)?;
-        Ok(match plan.role {
+        let plan = slipway_spec::read(Path::new(&request.bundle)).map_err(|e| refused(&e))?;
+        match plan.role {
             Role::Sandbox => {
                 let sandbox = self.make_sandbox(&request.id, plan, steps);
                 self.create_sandbox(request, sandbox).await
             }
-            Role::Container => self.create_wasm(request, &plan, steps).await,
-        })
+            Role::Container => match self.create_wasm(request, &plan, steps).await {
+                // Only a pod has a delegate.
+                Err(e @ StartError::NotWasm(_)) if plan.sandbox_id.is_none() => Err(refused(&e)),
+                created => created,
+            },
+        }
     }
 
     /// Makes the sandbox while containerd reads the answer of `start` and connects: its bundle is there before the shim
     /// is. What fails is Create's to tell.
     fn make_early(&self) {
         let steps = Timeline::begin();
-        match slipway_spec::read(&self.bundle) {
-            Ok(plan) if plan.role == Role::Sandbox => {
-                *lock(&self.early) = Some(self.make_sandbox(&self.group, plan, steps));
-            }
-            _ => {}
+        if let Ok(plan) = slipway_spec::read(&self.bundle)
+            && plan.role == Role::Sandbox
+        {
+            *lock(&self.early) = Some(self.make_sandbox(&self.group, plan, steps));
         }
     }
 

@@ -110,8 +110,8 @@ pub fn sweep() {
     /// A socket's file is there a moment before the kernel's table has it.
     const YOUNG: Duration = Duration::from_secs(10);
     let old = |entry: &std::fs::DirEntry| {
-        let age = entry.metadata().ok()?.modified().ok()?.elapsed().ok()?;
-        (age > YOUNG).then_some(())
+        let made = entry.metadata().and_then(|m| m.modified());
+        made.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > YOUNG))
     };
     let left = std::fs::read_dir(SOCKETS).into_iter().flatten().flatten();
     let left: Vec<PathBuf> = left
@@ -121,7 +121,7 @@ pub fn sweep() {
                 .as_encoded_bytes()
                 .starts_with(PREFIX.as_bytes())
         })
-        .filter(|entry| old(entry).is_some())
+        .filter(old)
         .map(|entry| entry.path())
         .collect();
     if left.is_empty() {
