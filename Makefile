@@ -4,7 +4,7 @@ SHELL := /bin/bash
 MUSL := x86_64-unknown-linux-musl
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples demo test test-unit test-integration test-soak test-cgroup2 lint bench clean
+.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-soak test-cgroup2 lint bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -27,8 +27,11 @@ dist: build ## Assemble the installable tree and its tar under target/dist
 bed: setup ## Fetch containerd, runc, crun and CNI plugins into target/bed
 	@test/bed/fetch
 
-examples: ## Build the small example modules into target/examples
+examples: setup ## Build the small example modules into target/examples
 	@examples/build-all light
+
+guests: setup ## Build the programs that the integration tests run in pods, into target/guests
+	@test/guests/build
 
 demo: dist bed examples ## Run a Wasm pod through CRI on a private containerd, beside the same pod under runc
 	@test/demo
@@ -38,13 +41,13 @@ test: test-unit test-integration ## Run all tests
 test-unit: engine bed ## Run the tests of the crates and of the benchmark's client
 	@test/unit
 
-test-integration: dist bed examples ## Run the tests on private containerds, 2.1 and 1.7
+test-integration: dist bed examples guests ## Run the tests on private containerds, 2.1 and 1.7
 	@test/integration/run
 
-test-soak: dist bed examples ## Make and remove a thousand pods, and see that nothing grows
+test-soak: dist bed examples guests ## Make and remove a thousand pods, and see that nothing grows
 	@SLIPWAY_SOAK_PODS=1000 test/integration/run 2.1 Leaks
 
-test-cgroup2: dist bed examples ## Run them on cgroup v2, whatever this machine has, with both cgroup drivers
+test-cgroup2: dist bed examples guests ## Run them on cgroup v2, whatever this machine has, with both cgroup drivers
 	@test/cgroup2/suite
 
 lint: engine bed ## Check formatting, lints, licences and shell scripts

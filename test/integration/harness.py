@@ -14,6 +14,7 @@ import unittest
 ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "../.."))
 TREE = os.path.realpath(os.environ.get("SLIPWAY_ROOT", f"{ROOT}/target/dist/opt/slipway"))
 EXAMPLES = f"{ROOT}/target/examples"
+GUESTS = f"{ROOT}/target/guests"
 BED = os.path.realpath(os.environ.get("SLIPWAY_BED", f"{ROOT}/target/bed"))
 with open("/proc/cpuinfo") as f:
     USER_MODE_LINUX = "User Mode Linux" in f.read()
@@ -83,6 +84,10 @@ class Bed:
 
     def example(self, name):
         return self.image(f"{EXAMPLES}/{name}.wasm", name)
+
+    def guest(self, name):
+        """The image of a program in test/guests."""
+        return self.image(f"{GUESTS}/{name}.wasm", name)
 
     def file_image(self, name, files, entrypoint):
         """An ordinary image of files as they are: what `slipway image build` would refuse to make."""

@@ -1,0 +1,3 @@
+//! What a module sees of `wasi_snapshot_preview1`.
+
+fn main() {}
