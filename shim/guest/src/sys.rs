@@ -1,5 +1,7 @@
 //! The guest's system calls that need `unsafe`: the engine's hook for memory growth, and signal handlers.
 
+mod sockets;
+
 use std::ffi::{c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -145,6 +147,8 @@ pub unsafe extern "C" fn epoll_wait(
         let ready = unsafe { libc::epoll_pwait(epoll, events, count, left, mask) };
         let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
         if ready >= 0 || !interrupted {
+            // SAFETY: the kernel has written this many.
+            unsafe { sockets::show_errors(events, ready) };
             return ready;
         }
         if timeout >= 0 {
