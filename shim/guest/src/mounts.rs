@@ -4,7 +4,8 @@
 //! /                 skeleton: a read-only tmpfs, the root of the guest process itself
 //! ├── rootfs/       the container's root with its volumes; all that WASI gets, as the preopen "/"
 //! ├── artefact.so   read-only bind of the cache's entry
-//! └── etc/          resolv.conf and hosts of the pod, for name resolution in an image that holds nothing but a module
+//! └── etc/          resolv.conf and hosts of the pod, host.conf and services: for name resolution in an image that holds
+//!                   nothing but a module
 //! ```
 //! Every path of the container is resolved below its root by openat2(2) with RESOLVE_IN_ROOT: a symlink of an image
 //! cannot lead a mount anywhere else.
@@ -31,6 +32,18 @@ pub const ARTEFACT: &CStr = c"/artefact.so";
 const SKELETON_OPTIONS: &CStr = c"size=64k,nr_inodes=64,mode=755";
 /// Bound of the container's /dev: devices, mount points and what programs put there.
 const DEV_OPTIONS: &CStr = c"size=64k,nr_inodes=256,mode=755";
+
+/// What the C library reads to resolve a name, beside the files of the pod.
+const RESOLVER_FILES: [(&str, &str); 2] = [
+    // All addresses that /etc/hosts has for a name, of both families; not only its first line's.
+    ("etc/host.conf", "multi on\n"),
+    // Names in the place of a port number: the crate wasmedge_wasi_socket asks for "http" with each name.
+    (
+        "etc/services",
+        "ftp 21/tcp\nssh 22/tcp\nsmtp 25/tcp\ndomain 53/tcp\ndomain 53/udp\nhttp 80/tcp\nntp 123/udp\n\
+         https 443/tcp\nhttps 443/udp\nsyslog 514/udp\n",
+    ),
+];
 
 /// Joins and makes the namespaces of the plan; pid and mount came with the process.
 pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
@@ -416,6 +429,10 @@ pub fn enter_skeleton(launch: &Launch, artefact: &Artefact) -> Result<(), String
     let skeleton = launch.skeleton.as_str();
     let read_only = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     fs::create_dir(Path::new(skeleton).join("etc")).map_err(|e| format!("skeleton: {e}"))?;
+    for (name, text) in RESOLVER_FILES {
+        fs::write(Path::new(skeleton).join(name), text)
+            .map_err(|e| format!("skeleton: {name}: {e}"))?;
+    }
     let resolver = ["/etc/resolv.conf", "/etc/hosts"]
         .into_iter()
         .filter_map(|file| {
