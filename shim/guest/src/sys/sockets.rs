@@ -1,6 +1,7 @@
 //! Calls of the engine's sockets, as it makes them through its PLT, put right where its own code is wrong.
 //! `docs/wasi.md` has what cannot be.
 
+use super::poll;
 use std::ffi::{c_char, c_int, c_long, c_ulong, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
@@ -19,10 +20,22 @@ pub unsafe extern "C" fn epoll_ctl(
 ) -> c_int {
     // SAFETY: passed on as it came; the event is valid for all operations but the one that ignores it.
     unsafe {
-        if operation != libc::EPOLL_CTL_DEL {
+        let wanted = (operation != libc::EPOLL_CTL_DEL).then(|| {
             (*event).events &= !(libc::EPOLLRDHUP as u32);
+            event.read_unaligned()
+        });
+        if poll::control(epoll, operation, fd, wanted) {
+            return 0;
         }
-        libc::syscall(libc::SYS_epoll_ctl, epoll, operation, fd, event) as c_int
+        let done = libc::syscall(libc::SYS_epoll_ctl, epoll, operation, fd, event) as c_int;
+        let refused = done < 0 && *libc::__errno_location() == libc::EPERM;
+        match wanted.filter(|_| refused) {
+            Some(event) => {
+                poll::subscribe(epoll, fd, event);
+                0
+            }
+            None => done,
+        }
     }
 }
 

@@ -1,0 +1,118 @@
+//! Calls of the engine's paths, as it makes them through its PLT, put right where its own code is wrong.
+//!
+//! The engine walks a path part by part, with a descriptor for each directory, and refuses a symlink to an absolute path,
+//! of which container images are full. Such a link's target is told to the engine as a path that begins with a name no
+//! directory can have: [`ROOT_NAME`]. Where the engine then asks for that name, in whatever directory, it gets the
+//! container's root, and walks on from there by its own rules.
+
+use std::ffi::{CStr, c_char, c_int, c_long};
+
+/// 256 bytes: one more than a name may have.
+const ROOT_NAME: &[u8; 256] = &[b'='; 256];
+/// The container's root in the guest's own tree.
+const ROOT: &CStr = c"/rootfs";
+
+/// Where the call really goes: the root, or where it came for.
+///
+/// # Safety
+/// `name` is a string.
+unsafe fn place(directory: c_int, name: *const c_char) -> (c_int, *const c_char) {
+    // SAFETY: the caller's promise.
+    match unsafe { CStr::from_ptr(name) }.to_bytes() == ROOT_NAME {
+        true => (libc::AT_FDCWD, ROOT.as_ptr()),
+        false => (directory, name),
+    }
+}
+
+/// What follows the root's name in the place of an absolute target. Above the root is the root: the engine would go back
+/// to where the link lies.
+fn below_root(target: &[u8]) -> &[u8] {
+    let mut rest = target;
+    while let Some(after) = rest
+        .strip_prefix(b"/..")
+        .filter(|a| a.first().is_none_or(|b| *b == b'/'))
+    {
+        rest = after;
+    }
+    if rest == b"/" { &[] } else { rest }
+}
+
+/// readlinkat(2) as the engine calls it: for path_readlink into the program's memory, and on its own walk into its own.
+///
+/// # Safety
+/// readlinkat(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn readlinkat(
+    directory: c_int,
+    name: *const c_char,
+    buffer: *mut c_char,
+    size: usize,
+) -> isize {
+    // SAFETY: passed on as it came; what is written below lies in the buffer.
+    unsafe {
+        let read = libc::syscall(libc::SYS_readlinkat, directory, name, buffer, size) as isize;
+        let Ok(length) = usize::try_from(read) else {
+            return read;
+        };
+        let walking = super::memory_at(buffer as usize).is_none();
+        if !walking || length == 0 || buffer.read() as u8 != b'/' || size < length + ROOT_NAME.len()
+        {
+            return read;
+        }
+        let target = std::slice::from_raw_parts(buffer.cast::<u8>(), length);
+        let whole = [ROOT_NAME, below_root(target)].concat();
+        whole
+            .as_ptr()
+            .copy_to_nonoverlapping(buffer.cast(), whole.len());
+        whole.len() as isize
+    }
+}
+
+/// fstatat(2) as the engine calls it.
+///
+/// # Safety
+/// fstatat(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fstatat(
+    directory: c_int,
+    name: *const c_char,
+    stat: *mut libc::stat,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: passed on as it came, or with the root's name.
+    unsafe {
+        let (directory, name) = place(directory, name);
+        let flags = c_long::from(flags);
+        libc::syscall(libc::SYS_newfstatat, directory, name, stat, flags) as c_int
+    }
+}
+
+/// openat(2) as the engine calls it, always with a mode. A new file gets the mode that programs ask for where they can,
+/// which the container's umask then limits.
+///
+/// # Safety
+/// openat(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn openat(directory: c_int, name: *const c_char, flags: c_int) -> c_int {
+    const MODE: c_long = 0o666;
+    // SAFETY: passed on as it came, or with the root's name.
+    unsafe {
+        let (directory, name) = place(directory, name);
+        libc::syscall(libc::SYS_openat, directory, name, c_long::from(flags), MODE) as c_int
+    }
+}
+
+/// mkdirat(2) as the engine calls it: the same for a new directory.
+///
+/// # Safety
+/// mkdirat(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mkdirat(
+    directory: c_int,
+    name: *const c_char,
+    _mode: libc::mode_t,
+) -> c_int {
+    const MODE: c_long = 0o777;
+    // SAFETY: passed on as it came.
+    unsafe { libc::syscall(libc::SYS_mkdirat, directory, name, MODE) as c_int }
+}

@@ -1,0 +1,98 @@
+"""What a module sees of WASI in a pod: test/guests/wasi and test/guests/files.c, in several places, as several users."""
+import os
+import re
+import tempfile
+
+from harness import GUESTS, ROOT, PodTest
+
+
+def known_deviations():
+    """The names in the table of docs/wasi.md."""
+    with open(f"{ROOT}/docs/wasi.md") as f:
+        table = f.read().partition("## Known deviations")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `?([^|`]+)`? \|", table, re.MULTILINE)) - {"check", "---"}
+
+
+class Wasi(PodTest):
+    def image(self):
+        items = [
+            f"{GUESTS}/wasi-conformance.wasm=/wasi.wasm", "dir:/usr", "dir:/usr/bin", "dir:/usr/lib", "dir:/etc", "dir:/etc/alternatives",
+            "dir:/data", "text:tool=/usr/bin/tool", "text:data=/usr/lib/data", "text:outside=/etc/outside", "link:usr/bin=/bin",
+            "link:/usr/lib=/lib", "link:/=/top", "link:/etc/alternatives/alias=/usr/bin/alias", "link:/usr/bin/tool=/etc/alternatives/alias",
+            "link:../bin/tool=/usr/lib/up", "link:/../../etc/outside=/escape", "link:../../etc/outside=/up", "link:/none=/gone", "link:/trip=/round", "link:/round=/trip"]
+        if not hasattr(self.bed, "wasi_image"):
+            self.bed.wasi_image = self.bed.file_image("wasi-conformance", items, ["/wasi.wasm"])
+        return self.bed.wasi_image
+
+    def checks(self, pod, *arguments, expected=(), **fields):
+        """Runs an area's checks; fails on a deviation that is not expected, and on an expected one that is none any more."""
+        container = pod.start(self.image(), arguments, **fields)
+        container.ended()
+        lines = [text for _, text in container.log()]
+        found = {line.removeprefix("deviates ").partition(": ")[0]: line for line in lines if line.startswith("deviates ")}
+        self.assertTrue([line for line in lines if line.startswith("ok ")] or found, lines)
+        known = known_deviations()
+        self.assertEqual([line for name, line in found.items() if name not in known], [], arguments)
+        mended = [line.removeprefix("ok ") for line in lines if line.startswith("ok ") and line.removeprefix("ok ") in known]
+        self.assertEqual(mended, [], "listed in docs/wasi.md and not seen")
+
+    def security(self, **fields):
+        return {"security_context": {"namespace_options": {"pid": 1}, **fields}}
+
+    def test_files_and_directories(self):
+        pod = self.pod()
+        for user in (0, 1000):
+            linux = self.security(run_as_user={"value": user}, run_as_group={"value": user})
+            with tempfile.TemporaryDirectory() as volume:
+                os.chmod(volume, 0o777)
+                self.checks(pod, "files", "/data", linux=linux, mounts=[{"container_path": "/data", "host_path": volume}])
+                self.assertEqual(os.listdir(volume), [])
+        self.checks(pod, "files", "/data")
+        self.checks(pod, "files", "/")
+
+    def test_read_only_file_systems(self):
+        pod = self.pod()
+        with tempfile.TemporaryDirectory() as volume:
+            os.mkdir(f"{volume}/directory")
+            with open(f"{volume}/file", "w") as f:
+                f.write("x")
+            mounts = [{"container_path": "/data", "host_path": volume, "readonly": True}]
+            self.checks(pod, "read-only", "/data", mounts=mounts)
+        # A volume below a root that is read-only is not.
+        with tempfile.TemporaryDirectory() as volume:
+            writable = [{"container_path": "/data", "host_path": volume}]
+            self.checks(pod, "files", "/data", mounts=writable, linux=self.security(readonly_rootfs=True))
+
+    def test_symlinks_of_images(self):
+        pod = self.pod()
+        self.checks(pod, "links")
+        # From a preopened working directory, too.
+        self.checks(pod, "links", working_dir="/usr/bin")
+
+    def test_clocks_random_numbers_and_polling(self):
+        self.checks(self.pod(), "process", "/data", envs=[{"key": "NAME", "value": "value"}])
+
+    def test_large_files_and_directories(self):
+        with tempfile.TemporaryDirectory() as volume:
+            os.mkdir(f"{volume}/many")
+            for number in range(100_000):
+                os.close(os.open(f"{volume}/many/{number}", os.O_CREAT | os.O_WRONLY))
+            self.checks(self.pod(), "large", "/data", mounts=[{"container_path": "/data", "host_path": volume}])
+
+    def test_standard_streams_are_what_they_are(self):
+        pod = self.pod()
+        container = pod.start(self.image(), ["streams"])
+        container.ended()
+        # CRI gives no stdin: the end of it, at once.
+        self.assertEqual(container.text(), 'character device, unknown, unknown; read Ok("")')
+
+    def test_a_program_that_raises_a_signal_ends_by_it(self):
+        self.assertEqual(self.pod().start(self.image(), ["terminate"]).ended()["exitCode"], 134)
+
+    def test_c_programs_find_their_library_working(self):
+        image = self.bed.guest("files")
+        pod = self.pod()
+        with tempfile.TemporaryDirectory() as volume:
+            container = pod.start(image, ["/data"], mounts=[{"container_path": "/data", "host_path": volume}])
+            self.assertEqual(container.ended()["exitCode"], 0, container.text())
+            self.assertEqual(os.listdir(volume), [])
