@@ -13,7 +13,7 @@ use wasmedge_wasi_socket::{Shutdown, TcpListener, TcpStream};
 
 use crate::{Outcome, raw};
 
-const WAIT: Duration = Duration::from_millis(300);
+const WAIT: Duration = Duration::from_millis(500);
 /// A wait that is woken more often than this is none.
 const MOST_ROUNDS: u32 = 1000;
 
