@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import unittest
 
-from harness import BED, EXAMPLES, ROOT, TREE, slipway
+from harness import BED, EXAMPLES, GUESTS, ROOT, TREE, slipway
 
 
 class Cli(unittest.TestCase):
@@ -78,6 +78,10 @@ class Cli(unittest.TestCase):
             self.assertEqual(os.listdir(d), ["x"])
         done = slipway("run", f"{EXAMPLES}/envfiles.wasm", "stdin", input="through\n")
         self.assertEqual(done.stdout, "through\n")
+
+    def test_run_knows_the_names_of_this_machine(self):
+        done = slipway("run", f"{GUESTS}/network.wasm", "names", "localhost", check=False)
+        self.assertIn("127.0.0.1", done.stdout)
 
     def test_both_kinds_of_image_run(self):
         for flags in ([], ["--artifact"]):

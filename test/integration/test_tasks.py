@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 
-from harness import PATIENCE, PodTest
+from harness import PATIENCE, ROOT, PodTest
 
 LIMIT = 64 << 20
 
@@ -162,6 +162,53 @@ class Signals(TaskTest):
         self.until(lambda: state() == "T")
         self.kill(container, "SIGCONT")
         self.until(lambda: state() == "R")
+
+
+class Drain(TaskTest):
+    """Annotation slipway.dev/stop: drain. The client sends half a request, and the rest when it is told to."""
+    CLIENT = (
+        "import socket, sys\n"
+        "s = socket.create_connection((sys.argv[1], 8080), 10)\n"
+        "s.sendall(b'GET / HT')\n"
+        "print('half', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "s.sendall(b'TP/1.1\\r\\nHost: a\\r\\n\\r\\n')\n"
+        "print(b''.join(iter(lambda: s.recv(4096), b'')), flush=True)\n")
+
+    def draining(self):
+        """A server with one client in the middle of its request, sent SIGTERM, that takes no more clients."""
+        pod = self.pod(annotations={"slipway.dev/stop": "drain"})
+        container = pod.start(self.bed.example("http-server"), annotations={"slipway.dev/stop": "drain"})
+        container.until("listening")
+        address = pod.ip()
+        client = subprocess.Popen(
+            [f"{ROOT}/test/bed/bed", "run", self.bed.root, "python3", "-c", self.CLIENT, address], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(client.communicate)
+        self.assertEqual(client.stdout.readline(), "half\n")
+        self.bed.ctr("tasks", "kill", "-s", "SIGTERM", container.id)
+        refused = f"import socket; socket.create_connection(('{address}', 8080), 5)"
+        self.until(lambda: "ConnectionRefused" in self.bed.run("python3", "-c", refused, check=False).stderr)
+        return container, client
+
+    def test_sigterm_lets_a_server_finish_its_requests(self):
+        container, client = self.draining()
+        self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
+        answer, _ = client.communicate("go on\n", timeout=PATIENCE)
+        self.assertIn("200 OK", answer)
+        self.assertEqual(container.ended()["exitCode"], 0)
+
+    def test_a_second_sigterm_ends_it(self):
+        container, client = self.draining()
+        self.bed.ctr("tasks", "kill", "-s", "SIGTERM", container.id)
+        self.assertEqual(container.ended()["exitCode"], 143)
+
+    def test_a_program_that_listens_nowhere_ends_at_once(self):
+        pod = self.pod(annotations={"slipway.dev/stop": "drain"})
+        container = pod.start(self.bed.example("hello"), ["sleep"], annotations={"slipway.dev/stop": "drain"})
+        container.until("Hello")
+        self.bed.crictl("stop", "-t", str(PATIENCE), container.id)
+        self.assertEqual(container.status()["exitCode"], 143)
 
 
 class PauseAndResume(TaskTest):

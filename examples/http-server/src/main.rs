@@ -10,9 +10,13 @@ const MAX_HEAD: usize = 8 * 1024;
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 fn main() -> ExitCode {
-    let Err(error) = serve(answer);
-    eprintln!("http-server: {error}");
-    ExitCode::FAILURE
+    match serve(answer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("http-server: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Answers every complete request in `received`.

@@ -4,7 +4,6 @@
 //! A connection either reads or has a reply to write, never both: a client that does not read its
 //! replies is not read from, and memory stays bounded.
 
-use std::convert::Infallible;
 use std::env;
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -40,27 +39,33 @@ struct Connection {
 /// `answer` is called whenever bytes came in, with all that is received and not yet consumed; it
 /// removes what it consumes and appends its answer to the second buffer.
 ///
+/// Returns when the listener has been shut down, as a draining stop does it, and all that had begun is answered.
+///
 /// # Errors
 /// `PORT` is not a port number, or the listener cannot be opened or polled.
-pub fn serve(answer: impl Fn(&mut Vec<u8>, &mut Vec<u8>) -> Next) -> io::Result<Infallible> {
+pub fn serve(answer: impl Fn(&mut Vec<u8>, &mut Vec<u8>) -> Next) -> io::Result<()> {
     let port = port()?;
-    let listener = TcpListener::bind(("0.0.0.0", port), true)?;
+    let mut listener = Some(TcpListener::bind(("0.0.0.0", port), true)?);
     println!("listening on port {port}");
     let mut connections: Vec<Connection> = Vec::new();
-    loop {
-        for event in poll(&subscriptions(&listener, &connections))? {
+    while listener.is_some() || !connections.is_empty() {
+        for event in poll(&subscriptions(listener.as_ref(), &connections))? {
             if event.userdata == LISTENER {
-                match listener.accept(true) {
-                    Ok((stream, _)) => connections.push(Connection::new(stream)),
+                match listener.as_ref().map(|l| l.accept(true)) {
+                    None => {}
+                    Some(Ok((stream, _))) => connections.push(Connection::new(stream)),
+                    // Said of a socket that does not listen any more.
+                    Some(Err(error)) if error.kind() == ErrorKind::InvalidInput => listener = None,
                     // The client may be gone again before it is accepted.
-                    Err(error) => eprintln!("accept: {error}"),
+                    Some(Err(error)) => eprintln!("accept: {error}"),
                 }
             } else if let Some(connection) = connections.get_mut(event.userdata as usize) {
                 connection.advance(&event.event_type, &answer);
             }
         }
-        connections.retain(|connection| !connection.is_done());
+        connections.retain(|c| !c.is_done() && (listener.is_some() || !c.is_idle()));
     }
+    Ok(())
 }
 
 fn port() -> io::Result<u16> {
@@ -74,9 +79,9 @@ fn port() -> io::Result<u16> {
 }
 
 /// Events of a connection carry its index, which holds until the round's end.
-fn subscriptions(listener: &TcpListener, connections: &[Connection]) -> Vec<Subscription> {
+fn subscriptions(listener: Option<&TcpListener>, connections: &[Connection]) -> Vec<Subscription> {
     let mut all = Vec::with_capacity(connections.len() + 1);
-    if connections.len() < MAX_CONNECTIONS {
+    if let Some(listener) = listener.filter(|_| connections.len() < MAX_CONNECTIONS) {
         all.push(Subscription::io(LISTENER, listener, true, false, None));
     }
     for (index, connection) in connections.iter().enumerate() {
@@ -105,6 +110,11 @@ impl Connection {
 
     fn is_done(&self) -> bool {
         self.next == Next::Close && self.reply.is_empty()
+    }
+
+    /// Nothing has come of a request, and nothing is left of a reply.
+    fn is_idle(&self) -> bool {
+        self.received.is_empty() && self.reply.is_empty()
     }
 
     /// Takes one step; a connection that fails is closed, its peer is gone.

@@ -5,10 +5,15 @@ use std::process::ExitCode;
 use serve::{Next, serve};
 
 fn main() -> ExitCode {
-    let Err(error) = serve(|received, reply| {
+    let served = serve(|received, reply| {
         reply.append(received);
         Next::KeepOpen
     });
-    eprintln!("tcp-echo: {error}");
-    ExitCode::FAILURE
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tcp-echo: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

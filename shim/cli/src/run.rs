@@ -65,10 +65,9 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
         gid,
         cpu_time: args.cpu_time,
         root_path: source.root.path().display().to_string(),
-        mounts: args
-            .dirs
-            .iter()
-            .map(|d| volume(d))
+        mounts: resolver_files()
+            .map(Ok)
+            .chain(args.dirs.iter().map(|d| volume(d)))
             .collect::<Result<_, _>>()?,
         pid: Namespace::New,
         ipc: Namespace::New,
@@ -102,6 +101,19 @@ fn user(text: &str) -> Result<(u32, u32), String> {
             .map_err(|_| format!("user {text:?}: only numbers are possible: --user UID[:GID]"))
     };
     Ok((number(uid)?, number(gid)?))
+}
+
+/// This machine's, for the program is in its network: as CRI gives them to a pod.
+fn resolver_files() -> impl Iterator<Item = slipway_protocol::Mount> {
+    let options = ["rbind", "rprivate", "ro"].map(String::from);
+    ["/etc/resolv.conf", "/etc/hosts"]
+        .into_iter()
+        .filter_map(move |file| {
+            // Often a symlink to what a daemon writes.
+            let source = std::fs::canonicalize(file).ok()?;
+            let source = source.display().to_string();
+            Some(slipway_spec::parse_options("bind", &source, file, &options))
+        })
 }
 
 /// HOST[:GUEST[:ro]]

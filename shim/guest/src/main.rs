@@ -109,6 +109,9 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     match slipway_protocol::recv::<ToGuest>(control)? {
         (ToGuest::Start { terminal }, streams) => {
             take_streams(streams, terminal)?;
+            if launch.drain {
+                sys::drain::on_sigterm().map_err(|e| format!("slipway.dev/stop: drain: {e}"))?;
+            }
             Ok(run(loaded, &wasi, &call))
         }
         _ => Err(Stop::from("expected Start".to_string())),

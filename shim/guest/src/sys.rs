@@ -1,5 +1,7 @@
-//! The guest's system calls that need `unsafe`: the engine's hook for memory growth, and signal handlers.
+//! The guest's system calls that need `unsafe`: the engine's hook for memory growth, and signal handlers; below, the
+//! functions of the C library that stand between it and the engine.
 
+pub mod drain;
 mod paths;
 mod poll;
 mod sockets;
@@ -128,71 +130,14 @@ pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     unsafe { libc::syscall(libc::SYS_munmap, addr, len) as c_int }
 }
 
-/// epoll_wait(2) as the engine calls it for poll_oneoff: goes on where the container was frozen and thawed or stopped and
-/// continued meanwhile. The kernel ends the call with EINTR then, which programs take for a failure of sleep.
-///
-/// # Safety
-/// epoll_wait(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn epoll_wait(
-    epoll: c_int,
-    events: *mut libc::epoll_event,
-    count: c_int,
-    timeout: c_int,
-) -> c_int {
-    let at_once = poll::ready(epoll, usize::try_from(count).unwrap_or(0));
-    // What is ready of the others is told with them, without a wait.
-    let timeout = if at_once.is_empty() { timeout } else { 0 };
-    let started = std::time::Instant::now();
-    let mut left = timeout;
-    loop {
-        // No signal mask: the plain call.
-        let mask = ptr::null::<libc::sigset_t>();
-        // SAFETY: passed on as it came.
-        let ready = unsafe { libc::epoll_pwait(epoll, events, count, left, mask) };
-        let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
-        if ready >= 0 || !interrupted {
-            // SAFETY: the kernel has written this many, and there is room for `count`.
-            unsafe {
-                sockets::show_errors(events, ready);
-                return add_events(events, ready, count, &at_once);
-            }
-        }
-        if timeout >= 0 {
-            let passed = c_int::try_from(started.elapsed().as_millis()).unwrap_or(c_int::MAX);
-            left = timeout.saturating_sub(passed).max(0);
-        }
-    }
-}
-
-/// Writes `more` events behind the first `ready` as far as there is room for; returns how many there are then.
-///
-/// # Safety
-/// There is room for `count` events.
-unsafe fn add_events(
-    events: *mut libc::epoll_event,
-    ready: c_int,
-    count: c_int,
-    more: &[libc::epoll_event],
-) -> c_int {
-    let mut written = ready;
-    for event in more {
-        if (0..count).contains(&written) {
-            // SAFETY: the caller's promise.
-            unsafe { events.add(written as usize).write_unaligned(*event) };
-            written += 1;
-        }
-    }
-    written
-}
-
 /// close(2) as the engine calls it.
 ///
 /// # Safety
 /// close(2)'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn close(fd: c_int) -> c_int {
-    poll::forget(fd);
+    poll::closed(fd);
+    drain::closed(fd);
     // SAFETY: passed on as it came.
     unsafe { libc::syscall(libc::SYS_close, fd) as c_int }
 }

@@ -161,6 +161,8 @@ pub struct Launch {
     pub rlimits: Vec<(i32, u64, u64)>,
     /// CPU time in seconds after which the process is ended.
     pub cpu_time: Option<u64>,
+    /// SIGTERM closes the sockets that listen and leaves the rest to the program.
+    pub drain: bool,
     /// An empty directory that is the guest's to mount on, in its own namespace.
     pub skeleton: String,
     /// Directory of the artefact cache.

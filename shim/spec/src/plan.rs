@@ -15,6 +15,7 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 const COMPILE: &str = "slipway.dev/compile";
 const CPU_TIME: &str = "slipway.dev/cpu-time";
+const STOP: &str = "slipway.dev/stop";
 
 /// Environment variables and arguments together, in bytes: what execve(2) would take on Linux.
 const MAX_ARGS_BYTES: usize = 2 << 20;
@@ -150,6 +151,8 @@ pub struct Plan {
     pub rlimits: Vec<(i32, u64, u64)>,
     /// Annotation `slipway.dev/cpu-time`: CPU time in seconds after which a process of the container is ended.
     pub cpu_time: Option<u64>,
+    /// Annotation `slipway.dev/stop: drain`: SIGTERM closes the sockets that listen and leaves the rest to the program.
+    pub drain: bool,
     /// For the guest's /proc/self/oom_score_adj.
     pub oom_score_adj: Option<i32>,
     /// root.path; relative to the bundle.
@@ -226,6 +229,8 @@ impl Plan {
             gid: process.user.gid,
             groups: process.user.additional_gids,
             umask: Some(process.user.umask.unwrap_or(UMASK)),
+            // The container's stop is for its own program.
+            drain: false,
             mounts: Vec::new(),
             pid: join(&self.pid, "pid"),
             network: join(&self.network, "net"),
@@ -289,6 +294,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
             .filter_map(|(i, l)| unsupported.note(rlimit(i, l)))
             .collect(),
         cpu_time: annotation(CPU_TIME).and_then(|text| unsupported.note(cpu_time(&text))),
+        drain: annotation(STOP).is_some_and(|text| unsupported.note(drain(&text)).is_some()),
         oom_score_adj: process.oom_score_adj,
         root_path: spec.root.path,
         root_readonly: spec.root.readonly,
@@ -350,6 +356,16 @@ fn unsupported(hooks: &Option<serde_json::Value>, linux: &oci::Linux) -> Option<
 }
 
 /// `90s`, `5m`, `2h` or a number of seconds.
+fn drain(text: &str) -> Result<(), Error> {
+    match text {
+        "drain" => Ok(()),
+        _ => Err(refuse(
+            &format!("annotations[{STOP}]"),
+            format!("{text:?} is not drain; leave the annotation out to end at SIGTERM"),
+        )),
+    }
+}
+
 fn cpu_time(text: &str) -> Result<u64, Error> {
     const UNITS: [(&str, u64); 4] = [("s", 1), ("m", 60), ("h", 3600), ("", 1)];
     let seconds = UNITS.iter().find_map(|(unit, seconds)| {
@@ -721,6 +737,22 @@ mod tests {
             );
             assert_eq!(error.contains(option), lost, "{option}: {error}");
         }
+    }
+
+    #[test]
+    fn a_stop_drains_where_the_annotation_says_so_but_not_in_execs() {
+        let stop = |value: &str| {
+            let mut spec = container();
+            spec["annotations"]["slipway.dev/stop"] = json!(value);
+            parse(spec.to_string().as_bytes()).unwrap()
+        };
+        let drained = stop("drain");
+        assert!(drained.drain);
+        let exec = drained.exec(br#"{"args": ["/a"], "cwd": "/"}"#, 7).unwrap();
+        assert!(!exec.drain);
+        let refused = stop("later");
+        assert!(!refused.drain);
+        assert!(refused.unsupported.unwrap().contains("slipway.dev/stop"));
     }
 
     #[test]

@@ -1,59 +1,9 @@
 //! Calls of the engine's sockets, as it makes them through its PLT, put right where its own code is wrong.
 //! `docs/wasi.md` has what cannot be.
 
-use super::poll;
 use std::ffi::{c_char, c_int, c_long, c_ulong, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
-
-/// epoll_ctl(2) as the engine calls it for poll_oneoff: without EPOLLRDHUP, which it always asks for and never looks at.
-/// With it, a wait for room to write returned at once, without an event, for as long as the peer had closed its half.
-///
-/// # Safety
-/// epoll_ctl(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn epoll_ctl(
-    epoll: c_int,
-    operation: c_int,
-    fd: c_int,
-    event: *mut libc::epoll_event,
-) -> c_int {
-    // SAFETY: passed on as it came; the event is valid for all operations but the one that ignores it.
-    unsafe {
-        let wanted = (operation != libc::EPOLL_CTL_DEL).then(|| {
-            (*event).events &= !(libc::EPOLLRDHUP as u32);
-            event.read_unaligned()
-        });
-        if poll::control(epoll, operation, fd, wanted) {
-            return 0;
-        }
-        let done = libc::syscall(libc::SYS_epoll_ctl, epoll, operation, fd, event) as c_int;
-        let refused = done < 0 && *libc::__errno_location() == libc::EPERM;
-        match wanted.filter(|_| refused) {
-            Some(event) => {
-                poll::subscribe(epoll, fd, event);
-                0
-            }
-            None => done,
-        }
-    }
-}
-
-/// An error alone is told as a hang-up, for the engine makes no event of it: a wait for a datagram on a socket that has
-/// an ICMP error pending returned at once, without an event, until the program received anyway.
-///
-/// # Safety
-/// The first `ready` events are valid, where it is not negative.
-pub unsafe fn show_errors(events: *mut libc::epoll_event, ready: c_int) {
-    const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLHUP) as u32;
-    for index in 0..usize::try_from(ready).unwrap_or(0) {
-        // SAFETY: the caller's promise.
-        let event = unsafe { &mut *events.add(index) };
-        if event.events & EVENTS == 0 && event.events & libc::EPOLLERR as u32 != 0 {
-            event.events |= libc::EPOLLHUP as u32;
-        }
-    }
-}
 
 /// recvmsg(2) as the engine calls it for sock_recv and sock_recv_from: the sender's port in the host's byte order, in
 /// which all other functions of the engine have it and sock_send_to takes it.
@@ -189,22 +139,6 @@ pub unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> 
     };
     // SAFETY: passed on as it came, with a connection that the engine has not yet told anyone of.
     unsafe { libc::syscall(libc::SYS_fcntl, fd, command, argument) as c_int }
-}
-
-/// ioctl(2) as the engine calls it for poll_oneoff. Of FIONREAD it takes the number of bytes where the call has failed, and
-/// says 1 where it has not: so success is told as failure and failure as success.
-///
-/// # Safety
-/// ioctl(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
-    // SAFETY: passed on as it came.
-    let done = unsafe { libc::syscall(libc::SYS_ioctl, fd, request, argument) } as c_int;
-    match request {
-        libc::FIONREAD if done == 0 => -1,
-        libc::FIONREAD => 0,
-        _ => done,
-    }
 }
 
 type GetAddrInfo = unsafe extern "C" fn(

@@ -1,0 +1,77 @@
+//! A stop that lets a server finish (annotation `slipway.dev/stop: drain`): SIGTERM shuts the sockets down that listen, so
+//! that loops around accept end by themselves. What goes on then ends by SIGKILL, when the grace period is over.
+
+use std::ffi::c_int;
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+/// Sockets that listen; the signal handler reads it. A program has one or a few: further ones stay open at the stop.
+static LISTENING: [AtomicI32; 64] = [const { AtomicI32::new(NONE) }; 64];
+const NONE: i32 = -1;
+static DRAINING: AtomicBool = AtomicBool::new(false);
+
+/// listen(2) as the engine calls it for sock_listen.
+///
+/// # Safety
+/// listen(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
+    // SAFETY: passed on as it came.
+    let done = unsafe { libc::syscall(libc::SYS_listen, fd, backlog) } as c_int;
+    if done == 0 {
+        closed(fd);
+        let take = |slot: &&AtomicI32| {
+            let order = Ordering::Relaxed;
+            slot.compare_exchange(NONE, fd, order, order).is_ok()
+        };
+        let _ = LISTENING.iter().find(take);
+        if DRAINING.load(Ordering::Relaxed) {
+            shut_down(fd);
+        }
+    }
+    done
+}
+
+/// A descriptor that is closed listens no more.
+pub fn closed(fd: c_int) {
+    for slot in &LISTENING {
+        let order = Ordering::Relaxed;
+        let _ = slot.compare_exchange(fd, NONE, order, order);
+    }
+}
+
+fn shut_down(fd: c_int) {
+    // SAFETY: async-signal-safe; a descriptor that is no socket any more is refused.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
+/// The first SIGTERM drains where something listens; where nothing does, and at the second, the program ends at once.
+extern "C" fn on_stop(signal: c_int) {
+    let open = LISTENING.iter().map(|slot| slot.load(Ordering::Relaxed));
+    let mut open = open.filter(|fd| *fd != NONE).peekable();
+    if open.peek().is_none() || DRAINING.swap(true, Ordering::Relaxed) {
+        super::on_ending(signal);
+    }
+    // SAFETY: errno's location is valid for the calling thread.
+    let errno = unsafe { *libc::__errno_location() };
+    open.for_each(shut_down);
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// Makes SIGTERM drain.
+pub fn on_sigterm() -> io::Result<()> {
+    // SAFETY: the handler is a function of this program and only makes async-signal-safe calls.
+    let done = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_stop as *const () as libc::sighandler_t;
+        // The program's calls go on: they are not to fail because of a signal that it cannot know.
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGTERM, &raw const action, ptr::null_mut())
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
