@@ -43,6 +43,16 @@ build_rust() {
     put "$work/wasm32-wasip1/release/$1.wasm" "$1.wasm"
 }
 
+# build_c COMPILER SOURCE [FLAG...]: builds this folder's SOURCE with Debian's clang or clang++ and
+# wasi-libc. -s drops the library's own debug sections, most of the size.
+build_c() {
+    local compiler=$1 source=$2
+    shift 2
+    need "$compiler" 'apt-get install clang lld wasi-libc libclang-rt-dev-wasm32 libc++-dev-wasm32'
+    "$compiler" --target=wasm32-wasi -O2 -Wall -Wextra -Werror -s "$@" -o "$work/${source%.*}.wasm" "$here/$source"
+    put "$work/${source%.*}.wasm" "${source%.*}.wasm"
+}
+
 # unpack_wheel REQUIREMENTS: downloads the one wheel that the hashed requirements file names, unpacks
 # it and prints the directory. pip checks the hash; nothing is installed. The directory's name
 # depends on the file, so that a new pin is never served from an old download.

@@ -65,6 +65,13 @@ class Light(PodTest):
         self.assertEqual([status for status, _ in statuses], ["200", "404", "200"])
         self.assertEqual(statuses[0][1], r"b'Hello from Slipway\n'")
 
+    def test_c_http_server_answers_and_its_check_says_so_by_exec(self):
+        container = self.pod().start(self.bed.example("c-http-server"), envs=[{"key": "PORT", "value": "8081"}])
+        container.until("8081")
+        # The check is a client of the same module: it resolves a name, connects and reads.
+        answer = self.bed.crictl("exec", container.id, "/c-http-server.wasm", "check", "localhost")
+        self.assertEqual(answer.stdout, "HTTP/1.1 200\n")
+
     def test_wat_hello_runs_from_its_text(self):
         image = self.bed.image(f"{EXAMPLES}/wat-hello.wat", "wat-hello")
         pod = self.pod()
