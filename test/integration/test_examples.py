@@ -72,6 +72,20 @@ class Light(PodTest):
         answer = self.bed.crictl("exec", container.id, "/c-http-server.wasm", "check", "localhost")
         self.assertEqual(answer.stdout, "HTTP/1.1 200\n")
 
+    def test_cpp_wordcount_counts_files_of_a_volume(self):
+        with tempfile.TemporaryDirectory() as texts:
+            for name, text in (("first", "to be or\nnot to be\n"), ("second", "to")):
+                with open(f"{texts}/{name}", "w") as f:
+                    f.write(text)
+            container = self.pod().start(
+                self.bed.example("cpp-wordcount"), ["--top", "2", "/texts/first", "/texts/none", "/texts/second"],
+                mounts=[{"container_path": "/texts", "host_path": texts, "readonly": True}])
+            self.assertEqual(container.ended()["exitCode"], 1)
+        said = [line for stream, line in container.log() if stream == "stdout"]
+        self.assertEqual([line.split() for line in said], [
+            ["2", "6", "19", "/texts/first"], ["0", "1", "2", "/texts/second"], ["3", "to"], ["2", "be"]])
+        self.assertIn(("stderr", "/texts/none: No such file or directory"), container.log())
+
     def test_wat_hello_runs_from_its_text(self):
         image = self.bed.image(f"{EXAMPLES}/wat-hello.wat", "wat-hello")
         pod = self.pod()
