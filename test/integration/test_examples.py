@@ -1,4 +1,6 @@
 """The examples as pods: what their pod.yaml asks for, and what their README promises."""
+import datetime
+import json
 import os
 import tempfile
 import unittest
@@ -13,6 +15,11 @@ def heavy(module):
     built = os.path.exists(f"{EXAMPLES}/{module}")
     why = f"{module} is not built: examples/build-all heavy" if not built else "its compile would take an hour under this kernel"
     return unittest.skipUnless(built and not USER_MODE_LINUX, why)
+
+
+def language(module, compiler):
+    """A light one that is built where its compiler is installed."""
+    return unittest.skipUnless(os.path.exists(f"{EXAMPLES}/{module}"), f"{module} is not built: it needs {compiler}")
 
 
 class Light(PodTest):
@@ -86,6 +93,27 @@ class Light(PodTest):
             ["2", "6", "19", "/texts/first"], ["0", "1", "2", "/texts/second"], ["3", "to"], ["2", "be"]])
         self.assertIn(("stderr", "/texts/none: No such file or directory"), container.log())
 
+    @language("go-wordfreq.wasm", "go")
+    def test_go_wordfreq_reads_a_read_only_volume_and_writes_json_to_another(self):
+        self.bed.run("slipway", "compile", "--tier", "quick", f"{EXAMPLES}/go-wordfreq.wasm", timeout=COMPILE)
+        with tempfile.TemporaryDirectory() as texts, tempfile.TemporaryDirectory() as out:
+            for name, text in (("first", "To be or not to be"), ("second", "that is")):
+                with open(f"{texts}/{name}", "w") as f:
+                    f.write(text)
+            # The working directory says where a relative path leads.
+            container = self.pod(annotations={"slipway.dev/compile": "quick"}).start(
+                self.bed.example("go-wordfreq"), ["-top", "2", "-out", "/out/report.json", "."], working_dir="/texts",
+                envs=[{"key": "STOP_WORDS", "value": "that is or"}],
+                mounts=[{"container_path": "/texts", "host_path": texts, "readonly": True},
+                        {"container_path": "/out", "host_path": out}])
+            self.assertEqual(container.ended()["exitCode"], 0, container.text())
+            with open(f"{out}/report.json") as f:
+                report = json.load(f)
+        self.assertEqual(report["top"], [{"word": "be", "count": 2}, {"word": "to", "count": 2}])
+        self.assertEqual((report["files"], report["words"]), (2, 5))
+        written = datetime.datetime.fromisoformat(report["at"].split(".")[0] + "+00:00")
+        self.assertLess(abs((datetime.datetime.now(datetime.timezone.utc) - written).total_seconds()), 60)
+
     def test_wat_hello_runs_from_its_text(self):
         image = self.bed.image(f"{EXAMPLES}/wat-hello.wat", "wat-hello")
         pod = self.pod()
@@ -101,6 +129,23 @@ class Heavy(PodTest):
     def precompiled(self, module):
         """CRI does not wait for a compile of minutes."""
         self.bed.run("slipway", "compile", "--tier", "quick", module, timeout=COMPILE)
+
+    @heavy("go-http-server.wasm")
+    def test_go_http_server_answers_many_clients_at_once(self):
+        self.precompiled(f"{EXAMPLES}/go-http-server.wasm")
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        container = pod.start(self.bed.example("go-http-server"), envs=[{"key": "PORT", "value": "8082"}])
+        container.until("8082")
+        answer = self.bed.run("python3", "-c", (
+            "import http.client, json, sys\n"
+            "clients = [http.client.HTTPConnection(sys.argv[1], 8082, timeout=10) for _ in range(20)]\n"
+            "for c in clients: c.request('GET', '/')\n"
+            "print({c.getresponse().read() for c in clients})\n"
+            "clients[0].request('GET', '/status')\n"
+            "print(json.load(clients[0].getresponse())['served'])\n"
+            "clients[0].request('GET', '/none')\n"
+            "print(clients[0].getresponse().status)"), pod.ip())
+        self.assertEqual(answer.stdout, "{b'Hello from Go\\n'}\n20\n404\n", container.text())
 
     @heavy("sqlite.wasm")
     def test_sqlite_keeps_a_database_on_a_volume(self):
