@@ -147,6 +147,22 @@ class Heavy(PodTest):
             "print(clients[0].getresponse().status)"), pod.ip())
         self.assertEqual(answer.stdout, "{b'Hello from Go\\n'}\n20\n404\n", container.text())
 
+    @heavy("assemblyscript-stats.wasm")
+    def test_assemblyscript_stats_reads_a_file_of_a_volume_and_says_what_it_does_not_understand(self):
+        pod = self.pod()
+        image = self.bed.example("assemblyscript-stats")
+        with tempfile.TemporaryDirectory() as data:
+            for name, text in (("good", "1\n2.5\n9\n"), ("bad", "1\nmany\n")):
+                with open(f"{data}/{name}", "w") as f:
+                    f.write(text)
+            mounts = [{"container_path": "/data", "host_path": data, "readonly": True}]
+            container = pod.start(image, ["/data/good"], mounts=mounts, envs=[{"key": "DIGITS", "value": "1"}])
+            self.assertEqual(container.ended()["exitCode"], 0, container.text())
+            self.assertEqual(container.log(), [("stdout", "3 numbers: 1.0 4.2 9.0")])
+            container = pod.start(image, ["/data/bad"], mounts=mounts)
+            self.assertEqual(container.ended()["exitCode"], 1)
+            self.assertEqual(container.log(), [("stderr", "/data/bad: line 2: 'many' is not a number")])
+
     @heavy("sqlite.wasm")
     def test_sqlite_keeps_a_database_on_a_volume(self):
         self.precompiled(f"{EXAMPLES}/sqlite.wasm")
