@@ -1,5 +1,6 @@
 """The examples as pods: what their pod.yaml asks for, and what their README promises."""
 import datetime
+import hashlib
 import json
 import os
 import tempfile
@@ -162,6 +163,23 @@ class Heavy(PodTest):
             container = pod.start(image, ["/data/bad"], mounts=mounts)
             self.assertEqual(container.ended()["exitCode"], 1)
             self.assertEqual(container.log(), [("stderr", "/data/bad: line 2: 'many' is not a number")])
+
+    @heavy("zig-checksum.wasm")
+    def test_zig_checksum_hashes_a_volume_with_symlinks_as_the_kubelet_makes_them(self):
+        with tempfile.TemporaryDirectory() as data:
+            os.mkdir(f"{data}/..1")
+            with open(f"{data}/..1/text", "w") as f:
+                f.write("some text\n")
+            os.symlink("..1", f"{data}/..data")
+            os.symlink("..data/text", f"{data}/text")
+            container = self.pod().start(
+                self.bed.example("zig-checksum"), ["/data/text", "/data/..1", "/data/none"],
+                mounts=[{"container_path": "/data", "host_path": data, "readonly": True}])
+            self.assertEqual(container.ended()["exitCode"], 1)
+        digest = hashlib.sha256(b"some text\n").hexdigest()
+        said = [line for stream, line in container.log() if stream == "stdout"]
+        self.assertEqual(said, [f"{digest}  /data/text", f"{digest}  /data/..1/text"])
+        self.assertIn(("stderr", "/data/none: FileNotFound"), container.log())
 
     @heavy("sqlite.wasm")
     def test_sqlite_keeps_a_database_on_a_volume(self):
