@@ -115,6 +115,27 @@ class Light(PodTest):
         written = datetime.datetime.fromisoformat(report["at"].split(".")[0] + "+00:00")
         self.assertLess(abs((datetime.datetime.now(datetime.timezone.utc) - written).total_seconds()), 60)
 
+    def test_plugin_returns_its_result_and_is_ended_by_its_budgets(self):
+        pod = self.pod(annotations={"slipway.dev/cpu-time": "1s"})
+
+        def call(*command):
+            return pod.start(self.bed.example("plugin"), command=command, linux={
+                "resources": {"memory_limit_in_bytes": 16 << 20},
+                "security_context": {
+                    "readonly_rootfs": True, "run_as_user": {"value": 65534}, "run_as_group": {"value": 65534},
+                    "capabilities": {"drop_capabilities": ["ALL"]}, "namespace_options": {"pid": 1}},
+            })
+
+        # At once: each has its own budget.
+        good, endless, hungry = call("/plugin.wasm#fib", "30"), call("/plugin.wasm#endless"), call("/plugin.wasm#hungry")
+        self.assertEqual(good.ended()["exitCode"], 0)
+        self.assertEqual(good.log(), [("stdout", "832040")])
+        self.assertEqual(endless.ended()["exitCode"], 152)
+        self.assertIn("CPU-time budget used up: the program may compute for 1 s", endless.text())
+        status = hungry.ended()
+        self.assertEqual((status["exitCode"], status["reason"]), (137, "OOMKilled"))
+        self.assertIn("its limit is 16777216 bytes", hungry.text())
+
     def test_wat_hello_runs_from_its_text(self):
         image = self.bed.image(f"{EXAMPLES}/wat-hello.wat", "wat-hello")
         pod = self.pod()
