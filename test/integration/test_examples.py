@@ -1,10 +1,18 @@
 """The examples as pods: what their pod.yaml asks for, and what their README promises."""
+import contextlib
 import datetime
+import glob
 import hashlib
 import json
 import os
+import re
 import tempfile
 import unittest
+
+try:
+    import yaml
+except ImportError:
+    yaml = None
 
 from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest
 
@@ -256,3 +264,96 @@ class Heavy(PodTest):
             self.assertEqual(netlist.read(), expected["netlist.v"])
         stdout = "".join(f"{text}\n" for stream, text in container.log() if stream == "stdout")
         self.assertEqual(stdout, expected["stdout.v"])
+
+
+BUSYBOX = "localhost/busybox:1"
+
+
+def objects(path):
+    """The Kubernetes objects of a file in examples/."""
+    with open(f"{ROOT}/examples/{path}") as f:
+        return list(yaml.safe_load_all(f))
+
+
+def pod_specs(value):
+    """Every pod's spec in an object: a Pod's own and those in templates."""
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        for inner in value.values():
+            yield from pod_specs(inner)
+
+
+@unittest.skipUnless(yaml, "no PyYAML: make setup installs it")
+class Manifests(PodTest):
+    """The manifests of examples/, as the kubelet would tell CRI of them."""
+
+    @contextlib.contextmanager
+    def applied(self, manifest):
+        """Runs the file's pod; yields the pod and its containers by their names."""
+        config_maps, specs = {}, []
+        for found in objects(manifest):
+            if found["kind"] == "ConfigMap":
+                config_maps[found["metadata"]["name"]] = found["data"]
+            specs += pod_specs(found)
+        [spec] = specs
+        with contextlib.ExitStack() as stack:
+            volumes = {}
+            for volume in spec["volumes"]:
+                path = volumes[volume["name"]] = stack.enter_context(tempfile.TemporaryDirectory())
+                for name, text in config_maps[volume["configMap"]["name"]].items() if "configMap" in volume else ():
+                    with open(f"{path}/{name}", "w") as f:
+                        f.write(text)
+            pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+            # Before its volumes.
+            stack.callback(pod.remove)
+            stack.callback(self.pods.remove, pod)
+
+            def start(container):
+                example = re.fullmatch("slipway.dev/examples/(.*):latest", container["image"])
+                mounts = [
+                    {"container_path": m["mountPath"], "host_path": volumes[m["name"]], "readonly": m.get("readOnly", False)}
+                    for m in container["volumeMounts"]]
+                return pod.start(
+                    self.bed.example(example[1]) if example else BUSYBOX, container.get("args", []),
+                    command=container.get("command", []), mounts=mounts)
+
+            for container in spec.get("initContainers", []):
+                self.assertEqual(start(container).ended()["exitCode"], 0)
+            yield pod, {container["name"]: start(container) for container in spec["containers"]}
+
+    def get(self, pod, path):
+        """What the pod's web server answers, once it does."""
+        script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode(), end='')"
+        url = f"http://{pod.ip()}:8080{path}"
+        return self.until(lambda: self.bed.run("python3", "-c", script, url, check=False).stdout)
+
+    def test_every_manifest_is_of_images_that_are_there(self):
+        found = sorted(os.path.relpath(path, f"{ROOT}/examples") for path in glob.glob(f"{ROOT}/examples/*/*.yaml"))
+        self.assertIn("kubernetes/job.yaml", found)
+        for path in found:
+            with self.subTest(path):
+                for spec in [spec for found in objects(path) for spec in pod_specs(found)]:
+                    self.assertEqual(spec["runtimeClassName"], "slipway")
+                    for container in spec["containers"] + spec.get("initContainers", []):
+                        self.assertRegex(container["image"], "^(slipway.dev/examples/.*:latest|busybox:[0-9.]+)$")
+                        if container["image"].startswith("slipway.dev/"):
+                            name = container["image"].removeprefix("slipway.dev/examples/").removesuffix(":latest")
+                            self.assertTrue(os.path.exists(f"{ROOT}/examples/{name}/build"), name)
+
+    @language("go-wordfreq.wasm", "go")
+    def test_a_linux_server_serves_what_a_module_beside_it_writes(self):
+        self.bed.run("slipway", "compile", "--tier", "quick", f"{EXAMPLES}/go-wordfreq.wasm", timeout=COMPILE)
+        with self.applied("kubernetes/sidecar.yaml") as (pod, _):
+            report = json.loads(self.get(pod, "/report.json"))
+        self.assertEqual([entry["word"] for entry in report["top"]], ["be", "to"])
+
+    def test_a_module_prepares_what_a_linux_container_serves(self):
+        with self.applied("kubernetes/init-wasm.yaml") as (pod, _):
+            self.assertEqual(self.get(pod, "/index.html"), "Hello from Wasm\n")
+
+    def test_a_linux_container_prepares_what_a_module_reads(self):
+        with self.applied("kubernetes/init-linux.yaml") as (_, containers):
+            counter = containers["cpp-wordcount"]
+            self.assertEqual(counter.ended()["exitCode"], 0)
+            self.assertEqual([text.split() for _, text in counter.log()], [["100", "100", "292", "/texts/numbers"]])
