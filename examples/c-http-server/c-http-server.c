@@ -116,7 +116,7 @@ static void serve(uint16_t port)
 	size_t open = 0;
 
 	printf("listening on port %u\n", port);
-	fflush(stdout); /* a log is a pipe, which stdio fills before it writes */
+	fflush(stdout); /* a log is a pipe: stdio collects before it writes */
 	for (;;) {
 		for (size_t i = 0; i < open; i++)
 			events[i] = (struct pollfd){.fd = connections[i].fd, .events = POLLIN};
