@@ -20,15 +20,19 @@ from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest
 COMPILE = 1800
 
 
+def built(module, remedy):
+    is_built = os.path.exists(f"{EXAMPLES}/{module}")
+    why = "its compile would take an hour under this kernel" if is_built else f"{module} is not built: {remedy}"
+    return unittest.skipUnless(is_built and not USER_MODE_LINUX, why)
+
+
 def heavy(module):
-    built = os.path.exists(f"{EXAMPLES}/{module}")
-    why = f"{module} is not built: examples/build-all heavy" if not built else "its compile would take an hour under this kernel"
-    return unittest.skipUnless(built and not USER_MODE_LINUX, why)
+    return built(module, "examples/build-all heavy")
 
 
 def language(module, compiler):
     """A light one that is built where its compiler is installed."""
-    return unittest.skipUnless(os.path.exists(f"{EXAMPLES}/{module}"), f"{module} is not built: it needs {compiler}")
+    return built(module, f"it needs {compiler}")
 
 
 class Light(PodTest):
