@@ -22,8 +22,15 @@ die() {
     exit 1
 }
 
+# What a build ends with when a program is not installed; build-all tells it from a failure.
+missing=3
+
 # need PROGRAM PACKAGE: stops unless PROGRAM is installed.
-need() { command -v "$1" >/dev/null || die "'$1' is missing; install it with: $2"; }
+need() {
+    command -v "$1" >/dev/null && return
+    say "'$1' is missing; install it with: $2"
+    exit "$missing"
+}
 
 # put FILE NAME: moves the finished FILE to the output directory, in one step, so that nobody ever
 # sees half a module.
@@ -41,6 +48,24 @@ build_rust() {
     (cd "$examples" &&
         cargo build --quiet --locked --release --target-dir "$work" --package "$1")
     put "$work/wasm32-wasip1/release/$1.wasm" "$1.wasm"
+}
+
+# build_c COMPILER SOURCE [FLAG...]: builds this folder's SOURCE with Debian's clang or clang++ and
+# wasi-libc. -s drops the library's own debug sections, most of the size.
+build_c() {
+    local compiler=$1 source=$2
+    shift 2
+    need "$compiler" 'apt-get install clang lld wasi-libc libclang-rt-dev-wasm32 libc++-dev-wasm32'
+    "$compiler" --target=wasm32-wasi -O2 -Wall -Wextra -Werror -s "$@" -o "$work/${source%.*}.wasm" "$here/$source"
+    put "$work/${source%.*}.wasm" "${source%.*}.wasm"
+}
+
+# build_go NAME: builds this folder's Go module. Without a Go of the system's, the test bed has one.
+build_go() {
+    PATH=$PATH:$examples/../target/bed/bin
+    need go 'https://go.dev/dl, 1.24 or later, or make bed'
+    (cd "$here" && GOOS=wasip1 GOARCH=wasm go build -trimpath -ldflags='-s -w' -o "$work/$1.wasm" .)
+    put "$work/$1.wasm" "$1.wasm"
 }
 
 # unpack_wheel REQUIREMENTS: downloads the one wheel that the hashed requirements file names, unpacks

@@ -1,7 +1,18 @@
 """The examples as pods: what their pod.yaml asks for, and what their README promises."""
+import contextlib
+import datetime
+import glob
+import hashlib
+import json
 import os
+import re
 import tempfile
 import unittest
+
+try:
+    import yaml
+except ImportError:
+    yaml = None
 
 from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest
 
@@ -9,10 +20,19 @@ from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest
 COMPILE = 1800
 
 
+def built(module, remedy):
+    is_built = os.path.exists(f"{EXAMPLES}/{module}")
+    why = "its compile would take an hour under this kernel" if is_built else f"{module} is not built: {remedy}"
+    return unittest.skipUnless(is_built and not USER_MODE_LINUX, why)
+
+
 def heavy(module):
-    built = os.path.exists(f"{EXAMPLES}/{module}")
-    why = f"{module} is not built: examples/build-all heavy" if not built else "its compile would take an hour under this kernel"
-    return unittest.skipUnless(built and not USER_MODE_LINUX, why)
+    return built(module, "examples/build-all heavy")
+
+
+def language(module, compiler):
+    """A light one that is built where its compiler is installed."""
+    return built(module, f"it needs {compiler}")
 
 
 class Light(PodTest):
@@ -65,6 +85,69 @@ class Light(PodTest):
         self.assertEqual([status for status, _ in statuses], ["200", "404", "200"])
         self.assertEqual(statuses[0][1], r"b'Hello from Slipway\n'")
 
+    def test_c_http_server_answers_and_its_check_says_so_by_exec(self):
+        container = self.pod().start(self.bed.example("c-http-server"), envs=[{"key": "PORT", "value": "8081"}])
+        container.until("8081")
+        # The check is a client of the same module: it resolves a name, connects and reads.
+        answer = self.bed.crictl("exec", container.id, "/c-http-server.wasm", "check", "localhost")
+        self.assertEqual(answer.stdout, "HTTP/1.1 200\n")
+
+    def test_cpp_wordcount_counts_files_of_a_volume(self):
+        with tempfile.TemporaryDirectory() as texts:
+            for name, text in (("first", "to be or\nnot to be\n"), ("second", "to")):
+                with open(f"{texts}/{name}", "w") as f:
+                    f.write(text)
+            container = self.pod().start(
+                self.bed.example("cpp-wordcount"), ["--top", "2", "/texts/first", "/texts/none", "/texts/second"],
+                mounts=[{"container_path": "/texts", "host_path": texts, "readonly": True}])
+            self.assertEqual(container.ended()["exitCode"], 1)
+        said = [line for stream, line in container.log() if stream == "stdout"]
+        self.assertEqual([line.split() for line in said], [
+            ["2", "6", "19", "/texts/first"], ["0", "1", "2", "/texts/second"], ["3", "to"], ["2", "be"]])
+        self.assertIn(("stderr", "/texts/none: No such file or directory"), container.log())
+
+    @language("go-wordfreq.wasm", "go")
+    def test_go_wordfreq_reads_a_read_only_volume_and_writes_json_to_another(self):
+        self.bed.run("slipway", "compile", "--tier", "quick", f"{EXAMPLES}/go-wordfreq.wasm", timeout=COMPILE)
+        with tempfile.TemporaryDirectory() as texts, tempfile.TemporaryDirectory() as out:
+            for name, text in (("first", "To be or not to be"), ("second", "that is")):
+                with open(f"{texts}/{name}", "w") as f:
+                    f.write(text)
+            # The working directory says where a relative path leads.
+            container = self.pod(annotations={"slipway.dev/compile": "quick"}).start(
+                self.bed.example("go-wordfreq"), ["-top", "2", "-out", "/out/report.json", "."], working_dir="/texts",
+                envs=[{"key": "STOP_WORDS", "value": "that is or"}],
+                mounts=[{"container_path": "/texts", "host_path": texts, "readonly": True},
+                        {"container_path": "/out", "host_path": out}])
+            self.assertEqual(container.ended()["exitCode"], 0, container.text())
+            with open(f"{out}/report.json") as f:
+                report = json.load(f)
+        self.assertEqual(report["top"], [{"word": "be", "count": 2}, {"word": "to", "count": 2}])
+        self.assertEqual((report["files"], report["words"]), (2, 5))
+        written = datetime.datetime.fromisoformat(report["at"].split(".")[0] + "+00:00")
+        self.assertLess(abs((datetime.datetime.now(datetime.timezone.utc) - written).total_seconds()), 60)
+
+    def test_plugin_returns_its_result_and_is_ended_by_its_budgets(self):
+        pod = self.pod(annotations={"slipway.dev/cpu-time": "1s"})
+
+        def call(*command):
+            return pod.start(self.bed.example("plugin"), command=command, linux={
+                "resources": {"memory_limit_in_bytes": 16 << 20},
+                "security_context": {
+                    "readonly_rootfs": True, "run_as_user": {"value": 65534}, "run_as_group": {"value": 65534},
+                    "capabilities": {"drop_capabilities": ["ALL"]}, "namespace_options": {"pid": 1}},
+            })
+
+        # At once: each has its own budget.
+        good, endless, hungry = call("/plugin.wasm#fib", "30"), call("/plugin.wasm#endless"), call("/plugin.wasm#hungry")
+        self.assertEqual(good.ended()["exitCode"], 0)
+        self.assertEqual(good.log(), [("stdout", "832040")])
+        self.assertEqual(endless.ended()["exitCode"], 152)
+        self.assertIn("CPU-time budget used up: the program may compute for 1 s", endless.text())
+        status = hungry.ended()
+        self.assertEqual((status["exitCode"], status["reason"]), (137, "OOMKilled"))
+        self.assertIn("its limit is 16777216 bytes", hungry.text())
+
     def test_wat_hello_runs_from_its_text(self):
         image = self.bed.image(f"{EXAMPLES}/wat-hello.wat", "wat-hello")
         pod = self.pod()
@@ -80,6 +163,56 @@ class Heavy(PodTest):
     def precompiled(self, module):
         """CRI does not wait for a compile of minutes."""
         self.bed.run("slipway", "compile", "--tier", "quick", module, timeout=COMPILE)
+
+    @heavy("go-http-server.wasm")
+    def test_go_http_server_answers_many_clients_at_once(self):
+        self.precompiled(f"{EXAMPLES}/go-http-server.wasm")
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        container = pod.start(self.bed.example("go-http-server"), envs=[{"key": "PORT", "value": "8082"}])
+        container.until("8082")
+        answer = self.bed.run("python3", "-c", (
+            "import http.client, json, sys\n"
+            "clients = [http.client.HTTPConnection(sys.argv[1], 8082, timeout=10) for _ in range(20)]\n"
+            "for c in clients: c.request('GET', '/')\n"
+            "print({c.getresponse().read() for c in clients})\n"
+            "clients[0].request('GET', '/status')\n"
+            "print(json.load(clients[0].getresponse())['served'])\n"
+            "clients[0].request('GET', '/none')\n"
+            "print(clients[0].getresponse().status)"), pod.ip())
+        self.assertEqual(answer.stdout, "{b'Hello from Go\\n'}\n20\n404\n", container.text())
+
+    @heavy("assemblyscript-stats.wasm")
+    def test_assemblyscript_stats_reads_a_file_of_a_volume_and_says_what_it_does_not_understand(self):
+        pod = self.pod()
+        image = self.bed.example("assemblyscript-stats")
+        with tempfile.TemporaryDirectory() as data:
+            for name, text in (("good", "1\n2.5\n9\n"), ("bad", "1\nmany\n")):
+                with open(f"{data}/{name}", "w") as f:
+                    f.write(text)
+            mounts = [{"container_path": "/data", "host_path": data, "readonly": True}]
+            container = pod.start(image, ["/data/good"], mounts=mounts, envs=[{"key": "DIGITS", "value": "1"}])
+            self.assertEqual(container.ended()["exitCode"], 0, container.text())
+            self.assertEqual(container.log(), [("stdout", "3 numbers: 1.0 4.2 9.0")])
+            container = pod.start(image, ["/data/bad"], mounts=mounts)
+            self.assertEqual(container.ended()["exitCode"], 1)
+            self.assertEqual(container.log(), [("stderr", "/data/bad: line 2: 'many' is not a number")])
+
+    @heavy("zig-checksum.wasm")
+    def test_zig_checksum_hashes_a_volume_with_symlinks_as_the_kubelet_makes_them(self):
+        with tempfile.TemporaryDirectory() as data:
+            os.mkdir(f"{data}/..1")
+            with open(f"{data}/..1/text", "w") as f:
+                f.write("some text\n")
+            os.symlink("..1", f"{data}/..data")
+            os.symlink("..data/text", f"{data}/text")
+            container = self.pod().start(
+                self.bed.example("zig-checksum"), ["/data/text", "/data/..1", "/data/none"],
+                mounts=[{"container_path": "/data", "host_path": data, "readonly": True}])
+            self.assertEqual(container.ended()["exitCode"], 1)
+        digest = hashlib.sha256(b"some text\n").hexdigest()
+        said = [line for stream, line in container.log() if stream == "stdout"]
+        self.assertEqual(said, [f"{digest}  /data/text", f"{digest}  /data/..1/text"])
+        self.assertIn(("stderr", "/data/none: FileNotFound"), container.log())
 
     @heavy("sqlite.wasm")
     def test_sqlite_keeps_a_database_on_a_volume(self):
@@ -135,3 +268,96 @@ class Heavy(PodTest):
             self.assertEqual(netlist.read(), expected["netlist.v"])
         stdout = "".join(f"{text}\n" for stream, text in container.log() if stream == "stdout")
         self.assertEqual(stdout, expected["stdout.v"])
+
+
+BUSYBOX = "localhost/busybox:1"
+
+
+def objects(path):
+    """The Kubernetes objects of a file in examples/."""
+    with open(f"{ROOT}/examples/{path}") as f:
+        return list(yaml.safe_load_all(f))
+
+
+def pod_specs(value):
+    """Every pod's spec in an object: a Pod's own and those in templates."""
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        for inner in value.values():
+            yield from pod_specs(inner)
+
+
+@unittest.skipUnless(yaml, "no PyYAML: make setup installs it")
+class Manifests(PodTest):
+    """The manifests of examples/, as the kubelet would tell CRI of them."""
+
+    @contextlib.contextmanager
+    def applied(self, manifest):
+        """Runs the file's pod; yields the pod and its containers by their names."""
+        config_maps, specs = {}, []
+        for found in objects(manifest):
+            if found["kind"] == "ConfigMap":
+                config_maps[found["metadata"]["name"]] = found["data"]
+            specs += pod_specs(found)
+        [spec] = specs
+        with contextlib.ExitStack() as stack:
+            volumes = {}
+            for volume in spec["volumes"]:
+                path = volumes[volume["name"]] = stack.enter_context(tempfile.TemporaryDirectory())
+                for name, text in config_maps[volume["configMap"]["name"]].items() if "configMap" in volume else ():
+                    with open(f"{path}/{name}", "w") as f:
+                        f.write(text)
+            pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+            # Before its volumes.
+            stack.callback(pod.remove)
+            stack.callback(self.pods.remove, pod)
+
+            def start(container):
+                example = re.fullmatch("slipway.dev/examples/(.*):latest", container["image"])
+                mounts = [
+                    {"container_path": m["mountPath"], "host_path": volumes[m["name"]], "readonly": m.get("readOnly", False)}
+                    for m in container["volumeMounts"]]
+                return pod.start(
+                    self.bed.example(example[1]) if example else BUSYBOX, container.get("args", []),
+                    command=container.get("command", []), mounts=mounts)
+
+            for container in spec.get("initContainers", []):
+                self.assertEqual(start(container).ended()["exitCode"], 0)
+            yield pod, {container["name"]: start(container) for container in spec["containers"]}
+
+    def get(self, pod, path):
+        """What the pod's web server answers, once it does."""
+        script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode(), end='')"
+        url = f"http://{pod.ip()}:8080{path}"
+        return self.until(lambda: self.bed.run("python3", "-c", script, url, check=False).stdout)
+
+    def test_every_manifest_is_of_images_that_are_there(self):
+        found = sorted(os.path.relpath(path, f"{ROOT}/examples") for path in glob.glob(f"{ROOT}/examples/*/*.yaml"))
+        self.assertIn("kubernetes/job.yaml", found)
+        for path in found:
+            with self.subTest(path):
+                for spec in [spec for found in objects(path) for spec in pod_specs(found)]:
+                    self.assertEqual(spec["runtimeClassName"], "slipway")
+                    for container in spec["containers"] + spec.get("initContainers", []):
+                        self.assertRegex(container["image"], "^(slipway.dev/examples/.*:latest|busybox:[0-9.]+)$")
+                        if container["image"].startswith("slipway.dev/"):
+                            name = container["image"].removeprefix("slipway.dev/examples/").removesuffix(":latest")
+                            self.assertTrue(os.path.exists(f"{ROOT}/examples/{name}/build"), name)
+
+    @language("go-wordfreq.wasm", "go")
+    def test_a_linux_server_serves_what_a_module_beside_it_writes(self):
+        self.bed.run("slipway", "compile", "--tier", "quick", f"{EXAMPLES}/go-wordfreq.wasm", timeout=COMPILE)
+        with self.applied("kubernetes/sidecar.yaml") as (pod, _):
+            report = json.loads(self.get(pod, "/report.json"))
+        self.assertEqual([entry["word"] for entry in report["top"]], ["be", "to"])
+
+    def test_a_module_prepares_what_a_linux_container_serves(self):
+        with self.applied("kubernetes/init-wasm.yaml") as (pod, _):
+            self.assertEqual(self.get(pod, "/index.html"), "Hello from Wasm\n")
+
+    def test_a_linux_container_prepares_what_a_module_reads(self):
+        with self.applied("kubernetes/init-linux.yaml") as (_, containers):
+            counter = containers["cpp-wordcount"]
+            self.assertEqual(counter.ended()["exitCode"], 0)
+            self.assertEqual([text.split() for _, text in counter.log()], [["100", "100", "292", "/texts/numbers"]])

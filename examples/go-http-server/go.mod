@@ -1,0 +1,3 @@
+module slipway.dev/examples/go-http-server
+
+go 1.24

@@ -1,0 +1,3 @@
+module slipway.dev/examples/go-wordfreq
+
+go 1.24
