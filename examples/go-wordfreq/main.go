@@ -64,7 +64,7 @@ func count(paths []string, top int, out string) error {
 			if err != nil || entry.IsDir() {
 				return err
 			}
-			file, err := open(name)
+			file, err := os.Open(name)
 			if err != nil {
 				return err
 			}

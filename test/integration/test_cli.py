@@ -133,6 +133,13 @@ class Cli(unittest.TestCase):
             self.assertEqual(bad.returncode, 1)
             self.assertIn("env", bad.stdout)
 
+    def test_a_reader_that_goes_away_is_no_panic(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([f"{TREE}/bin/slipway", "completions", "bash"], stdout=writer, stderr=subprocess.PIPE, text=True)
+        os.close(writer)
+        self.assertEqual((done.returncode, done.stderr), (-signal.SIGPIPE, ""))
+
     def test_compile_warms_the_cache_that_ls_and_rm_show(self):
         slipway("cache", "rm", "--all")
         slipway("compile", f"{EXAMPLES}/hello.wasm")

@@ -20,6 +20,7 @@ use clap::{CommandFactory, Parser};
 const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
+    slipway_sys::end_at_closed_pipes();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(run) => run::run(&run),

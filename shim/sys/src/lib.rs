@@ -7,6 +7,13 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+/// Makes a closed reader end this process, as programs of a shell's pipe are expected to: Rust starts with SIGPIPE
+/// ignored.
+pub fn end_at_closed_pipes() {
+    // SAFETY: a disposition, set before there is a second thread.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// `CLONE_INTO_CGROUP` of clone3(2): the child starts in the cgroup v2 directory given by descriptor.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 

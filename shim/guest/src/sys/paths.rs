@@ -90,15 +90,28 @@ pub unsafe extern "C" fn fstatat(
 /// openat(2) as the engine calls it, always with a mode. A new file gets the mode that programs ask for where they can,
 /// which the container's umask then limits.
 ///
+/// The engine opens for writing, too, where a program that reads asks for the right to change the file's size; all of Go
+/// do. A file that cannot be written is opened for reading then: a write fails when it comes.
+///
 /// # Safety
 /// openat(2)'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn openat(directory: c_int, name: *const c_char, flags: c_int) -> c_int {
     const MODE: c_long = 0o666;
     // SAFETY: passed on as it came, or with the root's name.
-    unsafe {
+    let open = |flags: c_int| unsafe {
         let (directory, name) = place(directory, name);
         libc::syscall(libc::SYS_openat, directory, name, c_long::from(flags), MODE) as c_int
+    };
+    let opened = open(flags);
+    let both = flags & (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) == libc::O_RDWR;
+    if opened >= 0 || !both {
+        return opened;
+    }
+    // SAFETY: errno's location is valid for the calling thread.
+    match unsafe { *libc::__errno_location() } {
+        libc::EROFS | libc::EACCES => open(flags & !libc::O_ACCMODE | libc::O_RDONLY),
+        _ => opened,
     }
 }
 

@@ -51,6 +51,14 @@ pub const WRITABLE: Checks = &[
 pub const READ_ONLY: Checks = &[
     ("a read-only file system is read", reads),
     ("a read-only file system is not written", refuses_writes),
+    (
+        "a read-only file is opened by a reader that may change its size",
+        reads_with_all,
+    ),
+    (
+        "path_open for reading and writing of what is read-only",
+        both,
+    ),
 ];
 
 pub const LARGE: Checks = &[
@@ -693,6 +701,30 @@ fn refuses_writes(area: &Area) -> Check {
     expect!(path_symlink("file", area.fd, "new"), ROFS);
     expect!(
         path_filestat_set_times(area.fd, 0, "file", (0, 0), MTIM),
+        ROFS
+    );
+    Ok(())
+}
+
+/// As Go asks for a file that it reads.
+fn reads_with_all(area: &Area) -> Check {
+    const SET_SIZE: u64 = 1 << 22;
+    let fd = value!(path_open(
+        area.fd,
+        0,
+        "file",
+        0,
+        RIGHTS_FD_READ | SET_SIZE,
+        0
+    ));
+    same!("read", value!(fd_read(fd, &mut [0; 1])), 1);
+    value!(fd_close(fd));
+    Ok(())
+}
+
+fn both(area: &Area) -> Check {
+    expect!(
+        path_open(area.fd, 0, "file", 0, RIGHTS_FD_READ | RIGHTS_FD_WRITE, 0),
         ROFS
     );
     Ok(())
