@@ -1,5 +1,6 @@
 """The examples as pods: what their pod.yaml asks for, and what their README promises."""
 import os
+import shutil
 import tempfile
 import unittest
 
@@ -115,6 +116,34 @@ class Heavy(PodTest):
         shell.stdin.flush()
         rest = shell.communicate(timeout=PATIENCE)[0]
         self.assertEqual(shell.returncode, 0, said + rest)
+
+    @heavy("javascript.wasm")
+    def test_javascript_of_the_image_and_of_a_config_map(self):
+        self.precompiled(f"{EXAMPLES}/javascript.wasm")
+        app = f"{ROOT}/examples/javascript/app"
+        image = self.bed.image(f"{EXAMPLES}/javascript.wasm", "javascript", "--copy", f"{app}:/app")
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        with tempfile.TemporaryDirectory() as config, tempfile.TemporaryDirectory() as scratch:
+            with open(f"{config}/poem.txt", "w") as f:
+                f.write("Roses are red,\nmodules are small.\n")
+            shutil.copy(f"{app}/features.js", config)
+            mounts = [
+                {"container_path": "/config", "host_path": config, "readonly": True},
+                {"container_path": "/scratch", "host_path": scratch},
+            ]
+            counted = pod.start(image, ["/app/main.js", "/config/poem.txt", "/config/none"], mounts=mounts)
+            self.assertEqual(counted.ended()["exitCode"], 1)
+            self.assertEqual(sorted(counted.log()), [
+                ("stderr", "/config/none: cannot be read"),
+                ("stdout", '/config/poem.txt: 2 lines, 6 words, the longest is "modules"'),
+            ])
+            features = pod.start(image, ["/config/features.js", "one", "two"], mounts=mounts, envs=[{"key": "GREETING", "value": "hello"}])
+            self.assertEqual(features.ended()["exitCode"], 7, features.text())
+        self.assertIn(("stderr", "standard error"), features.log())
+        self.assertEqual([text for stream, text in features.log() if stream == "stdout"], [
+            "arguments one two", "environment hello", "standard input null", "files renamed geschrieben: äöü", "clock true",
+            "random true", "sleep true", "timers true", "big integers 1180591620717411303424", "endless recursion RangeError",
+        ])
 
     @heavy("yosys/yosys.wasm")
     def test_yosys_synthesises_a_counter_byte_for_byte(self):
