@@ -1,10 +1,11 @@
 """The examples as pods: what their pod.yaml asks for, and what their README promises."""
 import os
 import shutil
+import sys
 import tempfile
 import unittest
 
-from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest
+from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest, run
 
 # On two busy cores the compiler needs several minutes for Yosys.
 COMPILE = 1800
@@ -143,6 +144,36 @@ class Heavy(PodTest):
         self.assertEqual([text for stream, text in features.log() if stream == "stdout"], [
             "arguments one two", "environment hello", "standard input null", "files renamed geschrieben: äöü", "clock true",
             "random true", "sleep true", "timers true", "big integers 1180591620717411303424", "endless recursion RangeError",
+        ])
+
+    @heavy("python/python.wasm")
+    def test_python_says_what_native_python_says(self):
+        tree = f"{EXAMPLES}/python"
+        app = f"{ROOT}/examples/python/app"
+        self.precompiled(f"{tree}/python.wasm")
+        image = self.bed.image(f"{tree}/python.wasm", "python", "--copy", f"{tree}/usr:/usr", "--copy", f"{app}:/app")
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        with tempfile.TemporaryDirectory() as config, tempfile.TemporaryDirectory() as scratch:
+            with open(f"{config}/weather.csv", "w") as f:
+                f.write("city,celsius,rain\nBergen,9.5,250.1\nCairo,22.1,1.5\nLima,19.7,0.9\n")
+            shutil.copy(f"{app}/features.py", config)
+            mounts = [
+                {"container_path": "/config", "host_path": config, "readonly": True},
+                {"container_path": "/scratch", "host_path": scratch},
+            ]
+            summary = pod.start(image, ["/app/main.py", "/config/weather.csv"], mounts=mounts)
+            self.assertEqual(summary.ended()["exitCode"], 0, summary.text())
+            self.assertEqual(f"{summary.text()}\n", run(sys.executable, f"{app}/main.py", f"{config}/weather.csv").stdout)
+            missing = pod.start(image, ["/app/main.py", "/config/none"], mounts=mounts)
+            self.assertEqual(missing.ended()["exitCode"], 1)
+            self.assertEqual(missing.log(), [("stderr", "/config/none: No such file or directory")])
+            features = pod.start(image, ["/config/features.py", "one", "two"], mounts=mounts, envs=[{"key": "GREETING", "value": "hello"}])
+            self.assertEqual(features.ended()["exitCode"], 7, features.text())
+        self.assertIn(("stderr", "standard error"), features.log())
+        self.assertEqual([text for stream, text in features.log() if stream == "stdout"], [
+            "arguments one two", "environment hello", "standard input ''", "files renamed geschrieben: äöü", "clock True",
+            "random True 8", "sleep True", "big integers 1180591620717411303424", "decimal 0.1428571428571428571428571429",
+            "sha256 e3b0c442", "endless recursion RecursionError",
         ])
 
     @heavy("yosys/yosys.wasm")
