@@ -176,6 +176,35 @@ class Heavy(PodTest):
             "sha256 e3b0c442", "endless recursion RecursionError",
         ])
 
+    @heavy("awk.wasm")
+    def test_awk_reports_on_a_log_as_native_mawk_does(self):
+        app = f"{ROOT}/examples/awk/app"
+        image = self.bed.image(f"{EXAMPLES}/awk.wasm", "awk", "--copy", f"{app}:/app")
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        with tempfile.TemporaryDirectory() as config, tempfile.TemporaryDirectory() as scratch:
+            with open(f"{config}/access.log", "w") as f:
+                for n in range(1000):
+                    status = 404 if n % 7 == 0 else 200
+                    f.write(f'10.0.0.{n % 9} - - [21/Nov/2026:10:00:00 +0000] "GET /{n % 13} HTTP/1.1" {status} {n * n}\n')
+            shutil.copy(f"{app}/features.awk", config)
+            mounts = [
+                {"container_path": "/config", "host_path": config, "readonly": True},
+                {"container_path": "/scratch", "host_path": scratch},
+            ]
+            report = pod.start(image, ["-f", "/app/report.awk", "/config/access.log"], mounts=mounts)
+            self.assertEqual(report.ended()["exitCode"], 0, report.text())
+            sizes = {"200": [n * n for n in range(1000) if n % 7], "404": [n * n for n in range(0, 1000, 7)]}
+            expected = [f"{status} {len(size):6} requests {sum(size):10} bytes" for status, size in sizes.items()] + ["busiest: /0, 77 of 1000"]
+            self.assertEqual(report.text().splitlines(), expected)
+            if shutil.which("mawk"):
+                self.assertEqual(f"{report.text()}\n", run("mawk", "-f", f"{app}/report.awk", f"{config}/access.log").stdout)
+            features = pod.start(
+                image, ["-f", "/config/features.awk", "one", "two"], mounts=mounts, envs=[{"key": "GREETING", "value": "hello"}])
+            self.assertEqual(features.ended()["exitCode"], 7, features.text())
+        self.assertIn(("stderr", "standard error"), features.log())
+        self.assertEqual([text for stream, text in features.log() if stream == "stdout"], [
+            "arguments one two", "environment hello", "standard input ended", "files written", "clock 1", "random 1"])
+
     @heavy("yosys/yosys.wasm")
     def test_yosys_synthesises_a_counter_byte_for_byte(self):
         tree = f"{EXAMPLES}/yosys"
