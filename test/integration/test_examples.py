@@ -205,6 +205,33 @@ class Heavy(PodTest):
         self.assertEqual([text for stream, text in features.log() if stream == "stdout"], [
             "arguments one two", "environment hello", "standard input ended", "files written", "clock 1", "random 1"])
 
+    @heavy("tools/oxipng.wasm")
+    def test_tools_do_byte_for_byte_what_they_do_natively(self):
+        commands = [
+            ("jaq", "-c", "[.imports[] | {name, parameters: (.signature | split(\" -> \") | .[0])}] | sort_by(.name)", "input/module.json"),
+            ("grass", "input/style.scss"),
+            ("pulldown-cmark", "--enable-tables", "README.md"),
+            ("oxipng", "--quiet", "--opt", "4", "--strip", "all", "--out", "out/small.png", "input/picture.png"),
+        ]
+        tools = f"{EXAMPLES}/tools"
+        copies = [f"{tools}:/bin", f"{ROOT}/examples/tools/input:/input", f"{ROOT}/README.md:/README.md"]
+        image = self.bed.image(f"{tools}/jaq.wasm", "tools", *(word for copy in copies for word in ("--copy", copy)))
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        with tempfile.TemporaryDirectory() as here, tempfile.TemporaryDirectory() as out:
+            shutil.copytree(f"{ROOT}/examples/tools/input", f"{here}/input")
+            shutil.copy(f"{ROOT}/README.md", here)
+            os.mkdir(f"{here}/out")
+            for name, *args in commands:
+                self.precompiled(f"{tools}/{name}.wasm")
+                container = pod.start(image, args, command=[f"/bin/{name}.wasm"], mounts=[{"container_path": "/out", "host_path": out}])
+                self.assertEqual(container.ended()["exitCode"], 0, container.text())
+                said = run(f"{EXAMPLES}/native/{name}", *args, cwd=here).stdout
+                self.assertEqual("".join(f"{text}\n" for _, text in container.log()), said)
+                self.assertEqual(bool(said), name != "oxipng")
+            with open(f"{here}/out/small.png", "rb") as native, open(f"{out}/small.png", "rb") as small:
+                self.assertEqual(native.read(), small.read())
+            self.assertLess(os.path.getsize(f"{out}/small.png"), os.path.getsize(f"{here}/input/picture.png"))
+
     @heavy("yosys/yosys.wasm")
     def test_yosys_synthesises_a_counter_byte_for_byte(self):
         tree = f"{EXAMPLES}/yosys"
