@@ -86,3 +86,33 @@ unpack_wheel() {
     fi
     printf '%s\n' "$wheel"
 }
+
+# debian_source SUITE PACKAGE FILE SHA256: downloads FILE, the upstream archive of a Debian source package, unpacks it and
+# prints the directory. apt verifies Debian's signatures, with a package state of its own; the checksum pins the content.
+debian_source() {
+    need apt-get 'only Debian has it'
+    local apt=$work/apt source=$work/sources/${4::16} keyring mirror
+    local -a options
+    if [[ ! -d $source ]]; then
+        say "fetching $3 from Debian $1"
+        rm -rf "$apt" "$source.part"
+        mkdir -p "$apt"/{lists,archives}/partial "$source.part"
+        keyring=$(find /usr/share/keyrings -name 'debian-archive-keyring.[gp][pg][gp]' | head -n 1)
+        [[ -n $keyring ]] || die "Debian's keys are missing: apt-get install debian-archive-keyring"
+        mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | grep -v '^ *#' |
+            grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ' || true)
+        echo "deb-src [signed-by=$keyring] ${mirror:-http://deb.debian.org/debian} $1 main" >"$apt/sources.list"
+        : >"$apt/status"
+        options=(-qq -o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
+            -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o Dir::State::lists="$apt/lists"
+            -o Dir::State::status="$apt/status" -o Dir::Cache="$apt" -o APT::Update::Error-Mode=any
+            -o APT::Sandbox::User=root -o Acquire::Retries=3)
+        apt-get "${options[@]}" update >&2
+        (cd "$apt" && apt-get "${options[@]}" source --download-only --tar-only "$2" >&2)
+        [[ $(sha256sum <"$apt/$3") == "$4  -" ]] || die "$3 of Debian $1 is not the pinned archive: another version of $2?"
+        tar -xf "$apt/$3" -C "$source.part" --strip-components=1
+        mv "$source.part" "$source"
+        rm -r "$apt"
+    fi
+    printf '%s\n' "$source"
+}

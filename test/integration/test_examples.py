@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import sys
 import tempfile
 import unittest
 
@@ -14,7 +16,7 @@ try:
 except ImportError:
     yaml = None
 
-from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest
+from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest, run
 
 # On two busy cores the compiler needs several minutes for Yosys.
 COMPILE = 1800
@@ -248,6 +250,120 @@ class Heavy(PodTest):
         shell.stdin.flush()
         rest = shell.communicate(timeout=PATIENCE)[0]
         self.assertEqual(shell.returncode, 0, said + rest)
+
+    @heavy("javascript.wasm")
+    def test_javascript_of_the_image_and_of_a_config_map(self):
+        self.precompiled(f"{EXAMPLES}/javascript.wasm")
+        app = f"{ROOT}/examples/javascript/app"
+        image = self.bed.image(f"{EXAMPLES}/javascript.wasm", "javascript", "--copy", f"{app}:/app")
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        with tempfile.TemporaryDirectory() as config, tempfile.TemporaryDirectory() as scratch:
+            with open(f"{config}/poem.txt", "w") as f:
+                f.write("Roses are red,\nmodules are small.\n")
+            shutil.copy(f"{app}/features.js", config)
+            mounts = [
+                {"container_path": "/config", "host_path": config, "readonly": True},
+                {"container_path": "/scratch", "host_path": scratch},
+            ]
+            counted = pod.start(image, ["/app/main.js", "/config/poem.txt", "/config/none"], mounts=mounts)
+            self.assertEqual(counted.ended()["exitCode"], 1)
+            self.assertEqual(sorted(counted.log()), [
+                ("stderr", "/config/none: cannot be read"),
+                ("stdout", '/config/poem.txt: 2 lines, 6 words, the longest is "modules"'),
+            ])
+            features = pod.start(image, ["/config/features.js", "one", "two"], mounts=mounts, envs=[{"key": "GREETING", "value": "hello"}])
+            self.assertEqual(features.ended()["exitCode"], 7, features.text())
+        self.assertIn(("stderr", "standard error"), features.log())
+        self.assertEqual([text for stream, text in features.log() if stream == "stdout"], [
+            "arguments one two", "environment hello", "standard input null", "files renamed geschrieben: äöü", "clock true",
+            "random true", "sleep true", "timers true", "big integers 1180591620717411303424", "endless recursion RangeError",
+        ])
+
+    @heavy("python/python.wasm")
+    def test_python_says_what_native_python_says(self):
+        tree = f"{EXAMPLES}/python"
+        app = f"{ROOT}/examples/python/app"
+        self.precompiled(f"{tree}/python.wasm")
+        image = self.bed.image(f"{tree}/python.wasm", "python", "--copy", f"{tree}/usr:/usr", "--copy", f"{app}:/app")
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        with tempfile.TemporaryDirectory() as config, tempfile.TemporaryDirectory() as scratch:
+            with open(f"{config}/weather.csv", "w") as f:
+                f.write("city,celsius,rain\nBergen,9.5,250.1\nCairo,22.1,1.5\nLima,19.7,0.9\n")
+            shutil.copy(f"{app}/features.py", config)
+            mounts = [
+                {"container_path": "/config", "host_path": config, "readonly": True},
+                {"container_path": "/scratch", "host_path": scratch},
+            ]
+            summary = pod.start(image, ["/app/main.py", "/config/weather.csv"], mounts=mounts)
+            self.assertEqual(summary.ended()["exitCode"], 0, summary.text())
+            self.assertEqual(f"{summary.text()}\n", run(sys.executable, f"{app}/main.py", f"{config}/weather.csv").stdout)
+            missing = pod.start(image, ["/app/main.py", "/config/none"], mounts=mounts)
+            self.assertEqual(missing.ended()["exitCode"], 1)
+            self.assertEqual(missing.log(), [("stderr", "/config/none: No such file or directory")])
+            features = pod.start(image, ["/config/features.py", "one", "two"], mounts=mounts, envs=[{"key": "GREETING", "value": "hello"}])
+            self.assertEqual(features.ended()["exitCode"], 7, features.text())
+        self.assertIn(("stderr", "standard error"), features.log())
+        self.assertEqual([text for stream, text in features.log() if stream == "stdout"], [
+            "arguments one two", "environment hello", "standard input ''", "files renamed geschrieben: äöü", "clock True",
+            "random True 8", "sleep True", "big integers 1180591620717411303424", "decimal 0.1428571428571428571428571429",
+            "sha256 e3b0c442", "endless recursion RecursionError",
+        ])
+
+    @heavy("awk.wasm")
+    def test_awk_reports_on_a_log_as_native_mawk_does(self):
+        app = f"{ROOT}/examples/awk/app"
+        image = self.bed.image(f"{EXAMPLES}/awk.wasm", "awk", "--copy", f"{app}:/app")
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        with tempfile.TemporaryDirectory() as config, tempfile.TemporaryDirectory() as scratch:
+            with open(f"{config}/access.log", "w") as f:
+                for n in range(1000):
+                    status = 404 if n % 7 == 0 else 200
+                    f.write(f'10.0.0.{n % 9} - - [21/Nov/2026:10:00:00 +0000] "GET /{n % 13} HTTP/1.1" {status} {n * n}\n')
+            shutil.copy(f"{app}/features.awk", config)
+            mounts = [
+                {"container_path": "/config", "host_path": config, "readonly": True},
+                {"container_path": "/scratch", "host_path": scratch},
+            ]
+            report = pod.start(image, ["-f", "/app/report.awk", "/config/access.log"], mounts=mounts)
+            self.assertEqual(report.ended()["exitCode"], 0, report.text())
+            sizes = {"200": [n * n for n in range(1000) if n % 7], "404": [n * n for n in range(0, 1000, 7)]}
+            expected = [f"{status} {len(size):6} requests {sum(size):10} bytes" for status, size in sizes.items()] + ["busiest: /0, 77 of 1000"]
+            self.assertEqual(report.text().splitlines(), expected)
+            if shutil.which("mawk"):
+                self.assertEqual(f"{report.text()}\n", run("mawk", "-f", f"{app}/report.awk", f"{config}/access.log").stdout)
+            features = pod.start(
+                image, ["-f", "/config/features.awk", "one", "two"], mounts=mounts, envs=[{"key": "GREETING", "value": "hello"}])
+            self.assertEqual(features.ended()["exitCode"], 7, features.text())
+        self.assertIn(("stderr", "standard error"), features.log())
+        self.assertEqual([text for stream, text in features.log() if stream == "stdout"], [
+            "arguments one two", "environment hello", "standard input ended", "files written", "clock 1", "random 1"])
+
+    @heavy("tools/oxipng.wasm")
+    def test_tools_do_byte_for_byte_what_they_do_natively(self):
+        commands = [
+            ("jaq", "-c", "[.imports[] | {name, parameters: (.signature | split(\" -> \") | .[0])}] | sort_by(.name)", "input/module.json"),
+            ("grass", "input/style.scss"),
+            ("pulldown-cmark", "--enable-tables", "README.md"),
+            ("oxipng", "--quiet", "--opt", "4", "--strip", "all", "--out", "out/small.png", "input/picture.png"),
+        ]
+        tools = f"{EXAMPLES}/tools"
+        copies = [f"{tools}:/bin", f"{ROOT}/examples/tools/input:/input", f"{ROOT}/README.md:/README.md"]
+        image = self.bed.image(f"{tools}/jaq.wasm", "tools", *(word for copy in copies for word in ("--copy", copy)))
+        pod = self.pod(annotations={"slipway.dev/compile": "quick"})
+        with tempfile.TemporaryDirectory() as here, tempfile.TemporaryDirectory() as out:
+            shutil.copytree(f"{ROOT}/examples/tools/input", f"{here}/input")
+            shutil.copy(f"{ROOT}/README.md", here)
+            os.mkdir(f"{here}/out")
+            for name, *args in commands:
+                self.precompiled(f"{tools}/{name}.wasm")
+                container = pod.start(image, args, command=[f"/bin/{name}.wasm"], mounts=[{"container_path": "/out", "host_path": out}])
+                self.assertEqual(container.ended()["exitCode"], 0, container.text())
+                said = run(f"{EXAMPLES}/native/{name}", *args, cwd=here).stdout
+                self.assertEqual("".join(f"{text}\n" for _, text in container.log()), said)
+                self.assertEqual(bool(said), name != "oxipng")
+            with open(f"{here}/out/small.png", "rb") as native, open(f"{out}/small.png", "rb") as small:
+                self.assertEqual(native.read(), small.read())
+            self.assertLess(os.path.getsize(f"{out}/small.png"), os.path.getsize(f"{here}/input/picture.png"))
 
     @heavy("yosys/yosys.wasm")
     def test_yosys_synthesises_a_counter_byte_for_byte(self):
