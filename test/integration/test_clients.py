@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import tempfile
+import unittest
 
-from harness import ROOT, PodTest, run
+from harness import BED, ROOT, PodTest, run
 
 # The bed's bridge, where every pod reaches the node.
 NODE = "10.88.0.1"
@@ -13,12 +14,14 @@ NODE = "10.88.0.1"
 
 class Clients(PodTest):
     @contextlib.contextmanager
-    def server(self, *command):
-        """A program in the bed that prints the port it listens on; yields the port."""
+    def server(self, *command, ready=""):
+        """A program in the bed; yields the first line of its output that says that it is ready."""
         server = subprocess.Popen(
             [f"{ROOT}/test/bed/bed", "run", self.bed.root, *command], stdout=subprocess.PIPE, text=True, start_new_session=True)
         try:
-            yield int(server.stdout.readline())
+            line = next((line for line in server.stdout if ready in line), None)
+            self.assertIsNotNone(line, f"{command[0]} did not start")
+            yield line.strip()
         finally:
             os.killpg(server.pid, signal.SIGKILL)
             server.communicate()
@@ -76,3 +79,28 @@ class Clients(PodTest):
                     self.assertEqual(status, 1, text)
                     self.assertIn(reason, text)
                     self.assertNotIn("secret", text)
+
+    @unittest.skipUnless(os.access(f"{BED}/bin/redis-server", os.X_OK), "redis-server is not in the bed: test/bed/fetch")
+    def test_a_client_keeps_values_in_redis(self):
+        image = self.bed.example("redis-client")
+        pod = self.pod()
+        server = ["redis-server", "--bind", NODE, "--port", "6379", "--save", "", "--protected-mode", "no"]
+        with self.server(*server, ready="Ready to accept connections"):
+
+            def client(*words):
+                container = pod.start(image, list(words), envs=[{"key": "REDIS", "value": f"{NODE}:6379"}])
+                return container.ended()["exitCode"], container.log()
+
+            said = lambda *lines: [("stdout", line) for line in lines]
+            self.assertEqual(client("SET", "greeting", "hello from wasm", ";", "INCR", "visits", ";", "GET", "none"), (0, said("OK", "1", "(nil)")))
+            # Another container, and 4 MiB that come in many pieces.
+            script = "return {{1, {false, 'nested'}}, string.len(KEYS[1]), string.rep('x', 4194304)}"
+            status, log = client("INCR", "visits", ";", "GET", "greeting", ";", "EVAL", script, "1", "abc")
+            self.assertEqual((status, log[:6]), (0, said("2", "hello from wasm", "1", "(nil)", "nested", "3")))
+            self.assertEqual("".join(text for _, text in log[6:]), "x" * 4194304)
+            status, log = client("INCR", "greeting")
+            self.assertEqual((status, [stream for stream, _ in log]), (1, ["stderr"]))
+            self.assertIn("not an integer", log[0][1])
+        status, log = client("PING")
+        self.assertEqual((status, log[0][0]), (1, "stderr"))
+        self.assertIn("Connection refused", log[0][1])
