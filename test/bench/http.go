@@ -46,7 +46,7 @@ func httpLoad(ctx context.Context, p *plan, c *client, r *results) {
 	}
 	for round := range 1 + p.httpRounds {
 		r.progress("HTTP under load", round+1, 1+p.httpRounds)
-		rates := map[string]float64{}
+		rates, costs := map[string]float64{}, map[string]float64{}
 		for _, rt := range shuffled(measured) {
 			if ctx.Err() != nil {
 				return
@@ -54,7 +54,10 @@ func httpLoad(ctx context.Context, p *plan, c *client, r *results) {
 			if addresses[rt] == "" {
 				continue
 			}
+			server := map[*runtime]*pod{rt: up[rt]}
+			before := c.cpuTimes(ctx, server, r)[rt]
 			answered, err := wrk(ctx, addresses[rt], p)
+			after := c.cpuTimes(ctx, server, r)[rt]
 			switch {
 			case err != nil:
 				r.failAs(rt, "http_requests", err)
@@ -62,9 +65,11 @@ func httpLoad(ctx context.Context, p *plan, c *client, r *results) {
 				rates[rt.name] = answered.rate
 				r.addRate(rt, "http_requests", "per s", answered.rate)
 				r.add(rt, "http_p99", "ms", milliseconds(answered.p99))
+				costs[rt.name] = float64(after.used-before.used) / 1000 / answered.requests
+				r.add(rt, "http_cpu", "µs", costs[rt.name])
 			}
 		}
-		r.addHTTPRatio(measured, rates)
+		r.addHTTPRatios(rates, costs)
 	}
 }
 
@@ -78,13 +83,14 @@ func (r *results) known(name, image string) *runtime {
 	return &runtime{name: name, handler: r.runtimes[i].handler, image: image}
 }
 
-// addHTTPRatio compares one round's rates.
-func (r *results) addHTTPRatio(measured []*runtime, rates map[string]float64) {
+// addHTTPRatios compares one round's figures.
+func (r *results) addHTTPRatios(rates, costs map[string]float64) {
 	if rates["slipway"] == 0 || rates["wasmedge"] == 0 {
 		return
 	}
-	i := slices.IndexFunc(measured, func(rt *runtime) bool { return rt.name == "slipway" })
-	r.addRate(measured[i], "http_requests_ratio", "× wasmedge", rates["slipway"]/rates["wasmedge"])
+	slipway := r.known("slipway", "")
+	r.addRate(slipway, "http_requests_ratio", "× wasmedge", rates["slipway"]/rates["wasmedge"])
+	r.add(slipway, "http_cpu_ratio", "× wasmedge", costs["slipway"]/costs["wasmedge"])
 }
 
 // listening waits until the pod's server takes connections, and returns its address.
@@ -108,8 +114,8 @@ func (c *client) listening(ctx context.Context, p *pod) (string, error) {
 
 // answered is what a server did under load.
 type answered struct {
-	rate float64
-	p99  time.Duration
+	rate, requests float64
+	p99            time.Duration
 }
 
 // wrk loads a server for a window. Half of the processors are left to the server.
@@ -141,10 +147,14 @@ func parseWrk(report string) (a answered, err error) {
 			if a.rate, err = strconv.ParseFloat(fields[1], 64); err != nil {
 				return answered{}, fmt.Errorf("wrk: %w", err)
 			}
+		case fields[1] == "requests":
+			if a.requests, err = strconv.ParseFloat(fields[0], 64); err != nil {
+				return answered{}, fmt.Errorf("wrk: %w", err)
+			}
 		}
 	}
-	if a.rate == 0 || a.p99 == 0 {
-		return answered{}, fmt.Errorf("wrk: no rate or no 99th percentile in: %s", report)
+	if a.rate == 0 || a.requests == 0 || a.p99 == 0 {
+		return answered{}, fmt.Errorf("wrk: no rate, requests or 99th percentile in: %s", report)
 	}
 	return a, nil
 }

@@ -21,9 +21,9 @@ Requests/sec:  27942.30
 Transfer/sec:      2.88MB
 `
 
-func TestWrksReportHasRateAndPercentile(t *testing.T) {
+func TestWrksReportHasRateRequestsAndPercentile(t *testing.T) {
 	got, err := parseWrk(report)
-	if want := (answered{27942.30, 708 * time.Microsecond}); err != nil || got != want {
+	if want := (answered{rate: 27942.30, requests: 86993, p99: 708 * time.Microsecond}); err != nil || got != want {
 		t.Fatalf("%v, %v; want %v", got, err, want)
 	}
 }

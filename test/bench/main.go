@@ -25,8 +25,10 @@
 //	                 run with no_limit or a limit; _ratio to the engine alone, by round; see -growth
 //	http_requests    requests per second that an HTTP server in a pod answers to wrk, over connections that it keeps; one
 //	                 program: a module under slipway, the same module compiled ahead of time under the wasmedge command
-//	                 in a runc container, and a native one under runc; _ratio of slipway to the command, by round
+//	                 in a runc container, and a native one under runc
 //	http_p99         99th percentile of those requests' time, ms
+//	http_cpu         CPU time of the server per request, µs: what is left of the figures where others use the machine;
+//	                 http_requests_ratio and http_cpu_ratio: of slipway to the command, by round
 //
 // p50 and p95 are nearest-rank percentiles; p95 of a rate is what 95 % of the rounds reached.
 package main
