@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import unittest
 
-from harness import BED, ROOT, PodTest, run
+from harness import BED, EXAMPLES, ROOT, PodTest, run
 
 # The bed's bridge, where every pod reaches the node.
 NODE = "10.88.0.1"
@@ -79,6 +79,34 @@ class Clients(PodTest):
                     self.assertEqual(status, 1, text)
                     self.assertIn(reason, text)
                     self.assertNotIn("secret", text)
+
+    def test_the_nodes_ca_certificates_come_by_an_annotation(self):
+        bundle = "/etc/ssl/certs/ca-certificates.crt"
+        pod = self.pod(annotations={"slipway.dev/ca-certificates": "node"})
+        image = self.bed.example("envfiles")
+
+        def said(*words, image=image, **fields):
+            container = pod.start(image, list(words), **fields)
+            return container.ended()["exitCode"], container.text()
+
+        with open(bundle) as file:
+            self.assertEqual(said("cat", bundle), (0, file.read().strip()))
+        self.assertIn(f"SSL_CERT_FILE={bundle}", said("env")[1].splitlines())
+        named = said("env", envs=[{"key": "SSL_CERT_FILE", "value": "/mine"}])[1]
+        self.assertEqual([line for line in named.splitlines() if line.startswith("SSL_CERT_FILE")], ["SSL_CERT_FILE=/mine"])
+        self.assertEqual(said("write", bundle, "no")[0], 1)
+        with tempfile.TemporaryDirectory() as directory:
+            # A volume that hides the place keeps it, also where it lacks the file, and gets none.
+            self.assertEqual(said("ls", "/etc/ssl/certs", mounts=[{"container_path": "/etc/ssl", "host_path": directory}])[0], 1)
+            self.assertEqual(os.listdir(directory), [])
+            with open(f"{directory}/own.crt", "w") as file:
+                file.write("of the image\n")
+            own = self.bed.image(f"{EXAMPLES}/envfiles.wasm", "own-certificates", "--copy", f"{directory}/own.crt:{bundle}")
+            self.assertEqual(said("cat", bundle, image=own), (0, "of the image"))
+        self.assertEqual(self.pod().start(image, ["cat", bundle]).ended()["exitCode"], 1, "nobody asked for it")
+        with self.assertRaises(AssertionError) as refused:
+            self.pod(annotations={"slipway.dev/ca-certificates": "mine"})
+        self.assertIn("annotations[slipway.dev/ca-certificates]", str(refused.exception))
 
     @unittest.skipUnless(os.access(f"{BED}/bin/redis-server", os.X_OK), "redis-server is not in the bed: test/bed/fetch")
     def test_a_client_keeps_values_in_redis(self):

@@ -161,6 +161,8 @@ pub struct Launch {
     pub rlimits: Vec<(i32, u64, u64)>,
     /// CPU time in seconds after which the process is ended.
     pub cpu_time: Option<u64>,
+    /// The node's CA certificates at [`CA_CERTIFICATES`], where neither image nor volumes have that file.
+    pub ca_certificates: bool,
     /// An empty directory that is the guest's to mount on, in its own namespace.
     pub skeleton: String,
     /// Directory of the artefact cache.
@@ -199,6 +201,9 @@ impl Tier {
         }
     }
 }
+
+/// Where a container has its CA certificates.
+pub const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// One mount(2).
 #[derive(Debug, Clone, Serialize, Deserialize, Default, PartialEq, Eq)]
