@@ -23,6 +23,12 @@
 //	cpu_100m         CPU time that a spinning program uses under a quota of 10 of 100 ms, % of a CPU
 //	memory_growth_W  one memory.grow of one page, of 4,000 in a row, ns; W: under the engine alone, under slipway
 //	                 run with no_limit or a limit; _ratio to the engine alone, by round; see -growth
+//	http_requests    requests per second that an HTTP server in a pod answers to wrk, over connections that it keeps; one
+//	                 program: a module under slipway, the same module compiled ahead of time under the wasmedge command
+//	                 in a runc container, and a native one under runc
+//	http_p99         99th percentile of those requests' time, ms
+//	http_cpu         CPU time of the server per request, µs: what is left of the figures where others use the machine;
+//	                 http_requests_ratio and http_cpu_ratio: of slipway to the command, by round
 //
 // p50 and p95 are nearest-rank percentiles; p95 of a rate is what 95 % of the rounds reached.
 package main
@@ -101,6 +107,7 @@ var groups = []group{
 	{"stats", false, statsOfMany},
 	{"cpu", true, quotas},
 	{"growth", true, memoryGrowth},
+	{"http", true, httpLoad},
 }
 
 // plan is what the command line asks for.
@@ -111,6 +118,11 @@ type plan struct {
 	// growths are the commands of memory_growth, by the names of growths.
 	growths      map[string]string
 	growthRounds int
+	// servers are the images of the HTTP server, by the names of servers.
+	servers         map[string]string
+	httpRounds      int
+	httpWindow      time.Duration
+	httpConnections int
 	// only are the groups to measure; empty: all.
 	only      []string
 	n, warmup int
@@ -133,7 +145,7 @@ type plan struct {
 }
 
 func parse(arguments []string) (*plan, error) {
-	p := &plan{guestStarts: map[string]string{}, growths: map[string]string{}, parallel: []int{1, 4, 16}}
+	p := &plan{guestStarts: map[string]string{}, growths: map[string]string{}, servers: map[string]string{}, parallel: []int{1, 4, 16}}
 	runtimes := known()
 	set := flag.NewFlagSet("bench", flag.ContinueOnError)
 	set.StringVar(&p.endpoint, "endpoint", os.Getenv("CONTAINER_RUNTIME_ENDPOINT"), "CRI endpoint (default: $CONTAINER_RUNTIME_ENDPOINT)")
@@ -156,6 +168,17 @@ func parse(arguments []string) (*plan, error) {
 			return fmt.Errorf("no way %q", way)
 		}
 		p.growths[way] = command
+		return nil
+	})
+	set.IntVar(&p.httpRounds, "http-rounds", 6, "rounds of load on each -http")
+	set.DurationVar(&p.httpWindow, "http-window", 10*time.Second, "length of the load in each")
+	set.IntVar(&p.httpConnections, "http-connections", 64, "connections of the load")
+	set.Func("http", "`SERVER=IMAGE`: an HTTP server on port 8080; servers: "+strings.Join(servers, ", "), func(s string) error {
+		name, image, _ := strings.Cut(s, "=")
+		if !slices.Contains(servers, name) {
+			return fmt.Errorf("no server %q", name)
+		}
+		p.servers[name] = image
 		return nil
 	})
 	set.Func("only", "only these parts of the run, of: "+groupNames(), func(s string) error {

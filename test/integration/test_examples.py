@@ -150,6 +150,25 @@ class Light(PodTest):
         self.assertEqual((status["exitCode"], status["reason"]), (137, "OOMKilled"))
         self.assertIn("its limit is 16777216 bytes", hungry.text())
 
+    def test_tokio_http_server_answers_others_while_requests_wait(self):
+        pod = self.pod()
+        pod.start(self.bed.example("tokio-http-server")).until("8080")
+        # One after the other, those that wait would take 8 seconds.
+        answer = self.bed.run("python3", "-c", (
+            "import http.client, sys, time\n"
+            "*later, other = (http.client.HTTPConnection(sys.argv[1], 8080, timeout=20) for _ in range(9))\n"
+            "since = time.monotonic()\n"
+            "for connection in later:\n"
+            "    connection.request('GET', '/later')\n"
+            "for method, path, body in (('GET', '/', None), ('POST', '/echo', b'x' * 1000000), ('GET', '/none', None)):\n"
+            "    other.request(method, path, body)\n"
+            "    r = other.getresponse()\n"
+            "    text = r.read()\n"
+            "    print(r.status, len(text), body in (None, text))\n"
+            "print([connection.getresponse().read() for connection in later] == [b'Hello from Slipway\\n'] * 8)\n"
+            "print(1 <= time.monotonic() - since < 8)"), pod.ip())
+        self.assertEqual(answer.stdout.splitlines(), ["200 19 True", "200 1000000 True", "404 10 True", "True", "True"])
+
     def test_wat_hello_runs_from_its_text(self):
         image = self.bed.image(f"{EXAMPLES}/wat-hello.wat", "wat-hello")
         pod = self.pod()

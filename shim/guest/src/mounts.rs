@@ -21,7 +21,7 @@ use rustix::mount::{
     mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree,
 };
 use slipway_cache::Artefact;
-use slipway_protocol::{Launch, Mount};
+use slipway_protocol::{CA_CERTIFICATES, Launch, Mount};
 use slipway_sys::{MountAttributes, set_mount_attributes};
 
 use crate::{devices, path};
@@ -158,6 +158,10 @@ pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
         .iter()
         .map(open_source)
         .collect::<Result<Vec<_>, _>>()?;
+    let certificates = match launch.ca_certificates {
+        true => Some(open_node_certificates()?),
+        false => None,
+    };
     let skeleton = launch.skeleton.as_str();
     let rootfs = rootfs(launch);
     mount(
@@ -191,6 +195,9 @@ pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
     mount_dev(root.as_fd())?;
     for (m, source) in launch.mounts.iter().zip(volumes) {
         mount_volume(root.as_fd(), m, source)?;
+    }
+    if let Some(source) = certificates {
+        mount_certificates(root.as_fd(), &launch.mounts, source)?;
     }
     if !launch.cwd.is_empty() && launch.cwd != "/" {
         // Like runc: a working directory that the image lacks is made.
@@ -312,6 +319,46 @@ fn mount_volume(root: BorrowedFd<'_>, m: &Mount, source: Option<OwnedFd>) -> Res
     .map_err(error)?;
     // The descriptor still means what lies below the new mount.
     set_attributes(&resolve(root, at).map_err(error)?, m)
+}
+
+/// The node's CA certificates, where its distribution has them in one file: Debian, Alpine and Arch; Fedora; SUSE.
+const NODE_CERTIFICATES: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+];
+
+/// The first of them that the node has, cloned from its tree.
+fn open_node_certificates() -> Result<OwnedFd, String> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let found = NODE_CERTIFICATES
+        .iter()
+        .find_map(|file| open_tree(CWD, *file, flags).ok());
+    found.ok_or_else(|| {
+        format!(
+            "annotations[slipway.dev/ca-certificates]: this node has none of {}: install its ca-certificates, or bring them by a volume",
+            NODE_CERTIFICATES.join(", "),
+        )
+    })
+}
+
+/// Mounts the node's CA certificates where neither the image nor a volume has or hides that file.
+fn mount_certificates(
+    root: BorrowedFd<'_>,
+    volumes: &[Mount],
+    source: OwnedFd,
+) -> Result<(), String> {
+    let covered = |m: &Mount| Path::new(CA_CERTIFICATES).starts_with(&m.destination);
+    if volumes.iter().any(covered) || resolve(root, CA_CERTIFICATES).is_ok() {
+        return Ok(());
+    }
+    let m = Mount {
+        destination: CA_CERTIFICATES.into(),
+        source: "the node's CA certificates".into(),
+        flags: libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NOEXEC,
+        ..Mount::default()
+    };
+    mount_volume(root, &m, Some(source))
 }
 
 /// A volume's own attributes, and those of everything below it.

@@ -163,6 +163,8 @@ pub struct Launch {
     pub cpu_time: Option<u64>,
     /// SIGTERM closes the sockets that listen and leaves the rest to the program.
     pub drain: bool,
+    /// The node's CA certificates at [`CA_CERTIFICATES`], where neither image nor volumes have that file.
+    pub ca_certificates: bool,
     /// An empty directory that is the guest's to mount on, in its own namespace.
     pub skeleton: String,
     /// Directory of the artefact cache.
@@ -201,6 +203,9 @@ impl Tier {
         }
     }
 }
+
+/// Where a container has its CA certificates.
+pub const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// One mount(2).
 #[derive(Debug, Clone, Serialize, Deserialize, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use slipway_protocol::{Mount, Tier};
+use slipway_protocol::{CA_CERTIFICATES, Mount, Tier};
 
 use crate::{Error, mount, oci, parse_options, refused};
 
@@ -16,6 +16,7 @@ const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 const COMPILE: &str = "slipway.dev/compile";
 const CPU_TIME: &str = "slipway.dev/cpu-time";
 const STOP: &str = "slipway.dev/stop";
+const CA_ANNOTATION: &str = "slipway.dev/ca-certificates";
 
 /// Environment variables and arguments together, in bytes: what execve(2) would take on Linux.
 const MAX_ARGS_BYTES: usize = 2 << 20;
@@ -153,6 +154,8 @@ pub struct Plan {
     pub cpu_time: Option<u64>,
     /// Annotation `slipway.dev/stop: drain`: SIGTERM closes the sockets that listen and leaves the rest to the program.
     pub drain: bool,
+    /// Annotation `slipway.dev/ca-certificates: node`: the node's CA certificates, where the image has none.
+    pub ca_certificates: bool,
     /// For the guest's /proc/self/oom_score_adj.
     pub oom_score_adj: Option<i32>,
     /// root.path; relative to the bundle.
@@ -218,7 +221,7 @@ impl Plan {
                 .map(|(i, l)| rlimit(i, l))
                 .collect::<Result<_, _>>()?,
             args: process.args,
-            env: process.env,
+            env: environment(process.env, self.ca_certificates),
             cwd: if process.cwd.is_empty() {
                 "/".into()
             } else {
@@ -271,12 +274,13 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         .iter()
         .find(|m| m.destination == "/dev/termination-log")
         .map(|m| m.source.clone());
+    let ca_certificates = ca_certificates(annotation(CA_ANNOTATION).as_deref())?;
     Ok(Plan {
         role,
         sandbox_id: annotation(SANDBOX_ID),
         image: annotation(IMAGE_NAME),
         args: process.args,
-        env: process.env,
+        env: environment(process.env, ca_certificates),
         cwd: if process.cwd.is_empty() {
             "/".into()
         } else {
@@ -295,6 +299,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
             .collect(),
         cpu_time: annotation(CPU_TIME).and_then(|text| unsupported.note(cpu_time(&text))),
         drain: annotation(STOP).is_some_and(|text| unsupported.note(drain(&text)).is_some()),
+        ca_certificates,
         oom_score_adj: process.oom_score_adj,
         root_path: spec.root.path,
         root_readonly: spec.root.readonly,
@@ -380,6 +385,33 @@ fn cpu_time(text: &str) -> Result<u64, Error> {
             ),
         )
     })
+}
+
+/// Says whether the node's CA certificates are asked for.
+fn ca_certificates(text: Option<&str>) -> Result<bool, Error> {
+    match text {
+        None => Ok(false),
+        Some("node") => Ok(true),
+        Some(other) => Err(refuse(
+            &format!("annotations[{CA_ANNOTATION}]"),
+            format!("{other:?} is not node; certificates of one's own come by a volume"),
+        )),
+    }
+}
+
+/// What TLS libraries ask for the file of CA certificates.
+const CA_VARIABLE: &str = "SSL_CERT_FILE";
+
+/// A program's environment; the variable names the CA certificates, unless it names others.
+fn environment(mut env: Vec<String>, ca_certificates: bool) -> Vec<String> {
+    let named = |v: &String| {
+        v.split_once('=')
+            .is_some_and(|(name, _)| name == CA_VARIABLE)
+    };
+    if ca_certificates && !env.iter().any(named) {
+        env.push(format!("{CA_VARIABLE}={CA_CERTIFICATES}"));
+    }
+    env
 }
 
 fn check_process(process: &oci::Process) -> Result<(), Error> {
@@ -680,6 +712,27 @@ mod tests {
         );
         assert_eq!(plan.resources.memory_budget(), Some(1 << 20));
         assert_eq!(plan.cgroup, Some(CgroupPath::Cgroupfs("/pods/a".into())));
+    }
+
+    #[test]
+    fn ca_certificates_are_named_unless_the_program_names_others() {
+        let environment = |annotation: &str, env: &[&str]| {
+            let mut spec = container();
+            spec["annotations"]["slipway.dev/ca-certificates"] = json!(annotation);
+            spec["process"]["env"] = json!(env);
+            parse(spec.to_string().as_bytes()).map(|plan| plan.env)
+        };
+        let named = format!("SSL_CERT_FILE={}", slipway_protocol::CA_CERTIFICATES);
+        assert_eq!(environment("node", &["A=b"]).unwrap(), ["A=b", &named]);
+        let own = ["SSL_CERT_FILE=/own"];
+        assert_eq!(environment("node", &own).unwrap(), own);
+        let plan = crate::Plan {
+            ca_certificates: true,
+            ..crate::Plan::default()
+        };
+        let exec = plan.exec(br#"{"args": ["/app.wasm"]}"#, 1).unwrap();
+        assert_eq!(exec.env, [named]);
+        assert!(environment("other", &[]).is_err());
     }
 
     #[test]
