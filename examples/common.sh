@@ -90,7 +90,7 @@ unpack_wheel() {
 # debian_source SUITE PACKAGE FILE SHA256: downloads FILE, the upstream archive of a Debian source package, unpacks it and
 # prints the directory. apt verifies Debian's signatures, with a package state of its own; the checksum pins the content.
 debian_source() {
-    need apt-get 'only Debian has it'
+    command -v apt-get >/dev/null || die "$3 comes from Debian's source packages, through apt: build this example on Debian"
     local apt=$work/apt source=$work/sources/${4::16} keyring mirror
     local -a options
     if [[ ! -d $source ]]; then
