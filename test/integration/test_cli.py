@@ -83,6 +83,14 @@ class Cli(unittest.TestCase):
         done = slipway("run", f"{GUESTS}/network.wasm", "names", "localhost", check=False)
         self.assertIn("127.0.0.1", done.stdout)
 
+    def test_a_directory_may_be_the_root_and_others_lie_in_it(self):
+        with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as inner:
+            os.mkdir(f"{root}/inner")
+            open(f"{inner}/seen", "w").close()
+            done = slipway("run", "--dir", f"{inner}:/inner", "--dir", f"{root}:/", f"{EXAMPLES}/envfiles.wasm", "ls", "/inner")
+            self.assertIn("seen", done.stdout)
+            self.assertNotIn("etc", os.listdir(root))
+
     def test_both_kinds_of_image_run(self):
         for flags in ([], ["--artifact"]):
             with tempfile.TemporaryDirectory() as d:

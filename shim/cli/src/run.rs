@@ -65,10 +65,7 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
         gid,
         cpu_time: args.cpu_time,
         root_path: source.root.path().display().to_string(),
-        mounts: resolver_files()
-            .map(Ok)
-            .chain(args.dirs.iter().map(|d| volume(d)))
-            .collect::<Result<_, _>>()?,
+        mounts: mounts(&args.dirs)?,
         pid: Namespace::New,
         ipc: Namespace::New,
         cgroup: args
@@ -103,17 +100,27 @@ fn user(text: &str) -> Result<(u32, u32), String> {
     Ok((number(uid)?, number(gid)?))
 }
 
-/// This machine's, for the program is in its network: as CRI gives them to a pod.
-fn resolver_files() -> impl Iterator<Item = slipway_protocol::Mount> {
+/// The directories, outer ones first, and this machine's resolver files, for the program is in its network: as CRI gives
+/// them to a pod. No mount point is made in a directory of the user's.
+fn mounts(dirs: &[String]) -> Result<Vec<slipway_protocol::Mount>, String> {
     let options = ["rbind", "rprivate", "ro"].map(String::from);
-    ["/etc/resolv.conf", "/etc/hosts"]
+    let mut all: Vec<_> = dirs.iter().map(|d| volume(d)).collect::<Result<_, _>>()?;
+    all.sort_by_key(|m| Path::new(&m.destination).components().count());
+    let covered = |file: &&str| {
+        all.iter()
+            .any(|m| Path::new(file).starts_with(&m.destination))
+    };
+    let resolver: Vec<_> = ["/etc/resolv.conf", "/etc/hosts"]
         .into_iter()
-        .filter_map(move |file| {
+        .filter(|file| !covered(file))
+        .filter_map(|file| {
             // Often a symlink to what a daemon writes.
-            let source = std::fs::canonicalize(file).ok()?;
-            let source = source.display().to_string();
+            let source = std::fs::canonicalize(file).ok()?.display().to_string();
             Some(slipway_spec::parse_options("bind", &source, file, &options))
         })
+        .collect();
+    all.extend(resolver);
+    Ok(all)
 }
 
 /// HOST[:GUEST[:ro]]

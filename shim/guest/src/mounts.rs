@@ -182,8 +182,11 @@ pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
             }
         }
     }
-    let root = rustix::fs::openat(CWD, rootfs.as_str(), flags, Mode::empty())
-        .map_err(|e| format!("rootfs: {e}"))?;
+    let open_root = || {
+        rustix::fs::openat(CWD, rootfs.as_str(), flags, Mode::empty())
+            .map_err(|e| format!("rootfs: {e}"))
+    };
+    let mut root = open_root()?;
     // A device node of an image is none, nor one of a volume below: only those of /dev can be opened.
     let attributes = MountAttributes {
         set: libc::MOUNT_ATTR_NODEV,
@@ -195,6 +198,14 @@ pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
     mount_dev(root.as_fd())?;
     for (m, source) in launch.mounts.iter().zip(volumes) {
         mount_volume(root.as_fd(), m, source)?;
+        if m.destination
+            .split('/')
+            .all(|part| matches!(part, "" | "."))
+        {
+            // It covers the image's root.
+            root = open_root()?;
+            mount_dev(root.as_fd())?;
+        }
     }
     if let Some(source) = certificates {
         mount_certificates(root.as_fd(), &launch.mounts, source)?;
