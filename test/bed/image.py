@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """image.py OUT NAME:TAG ENTRYPOINT-JSON ITEM...: a one-layer OCI archive of Linux programs, for the bed's own images.
 
-ITEM is FILE=/path, link:TARGET=/path, dir:/path or text:CONTENT=/path.
+An object in the place of the entrypoint is the image's whole config (User, Env, Cmd, ...). ITEM is FILE=/path, link:TARGET=/path, dir:/path or text:CONTENT=/path.
 """
 import hashlib
 import io
@@ -41,9 +41,10 @@ def layer(items):
 
 def main(out, reference, entrypoint, items):
     data = layer(items)
+    given = json.loads(entrypoint)
     config = json.dumps({
         "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest(data)]},
-        "config": {"Entrypoint": json.loads(entrypoint), "Env": ["PATH=/bin"], "WorkingDir": "/"},
+        "config": given if isinstance(given, dict) else {"Entrypoint": given, "Env": ["PATH=/bin"], "WorkingDir": "/"},
     }).encode()
     oci = "application/vnd.oci.image."
     manifest = json.dumps({

@@ -90,7 +90,8 @@ class Bed:
         return self.image(f"{GUESTS}/{name}.wasm", name)
 
     def file_image(self, name, files, entrypoint):
-        """An ordinary image of files as they are: what `slipway image build` would refuse to make."""
+        """An ordinary image of files as they are, with an entrypoint or a whole config: what `slipway image build` would
+        refuse to make."""
         reference = f"localhost/{name}:1"
         tar = f"{self.root}/{name}.tar"
         run("python3", f"{ROOT}/test/bed/image.py", tar, reference, json.dumps(entrypoint), *files)

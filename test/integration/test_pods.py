@@ -139,6 +139,36 @@ class Lifecycle(PodTest):
         self.assertEqual(log().count(compiling), 2)
 
 
+class ImageConfig(PodTest):
+    def test_a_container_has_what_its_image_says_unless_the_pod_says_otherwise(self):
+        image = self.bed.file_image("configured", [
+            f"{EXAMPLES}/envfiles.wasm=/envfiles.wasm", f"{EXAMPLES}/hello.wasm=/hello.wasm", "dir:/volume", "text:seeded=/volume/seed"], {
+                "User": "1000:1001", "WorkingDir": "/work", "Env": ["PATH=/bin", "OF=image", "TOO=image"], "Entrypoint": ["/envfiles.wasm"],
+                "Cmd": ["env"], "StopSignal": "SIGINT", "Volumes": {"/volume": {}}, "ExposedPorts": {"8080/tcp": {}}})
+        pod = self.pod()
+        container = pod.start(image, envs=[{"key": "OF", "value": "pod"}])
+        self.assertEqual(container.ended()["exitCode"], 0)
+        lines = {line for _, line in container.log()}
+        self.assertLessEqual({"OF=pod", "TOO=image", "PWD=/work"}, lines)
+        # Cmd is the pod's args, and the volume has what the image had there.
+        container = pod.start(image, ["cat", "/volume/seed"])
+        self.assertEqual(container.ended()["exitCode"], 0, container.text())
+        self.assertEqual(container.log(), [("stdout", "seeded")])
+        with tempfile.TemporaryDirectory() as volume:
+            os.chmod(volume, 0o777)
+            mounts = [{"container_path": "/data", "host_path": volume}]
+            pod.start(image, ["write", "/data/by-image", "x"], mounts=mounts).ended()
+            linux = {"security_context": {"namespace_options": {"pid": 1}, "run_as_user": {"value": 2000}, "run_as_group": {"value": 2001}}}
+            pod.start(image, ["write", "/data/by-pod", "x"], mounts=mounts, linux=linux).ended()
+            owners = {name: os.stat(f"{volume}/{name}") for name in os.listdir(volume)}
+        self.assertEqual({name: (s.st_uid, s.st_gid) for name, s in owners.items()}, {"by-image": (1000, 1001), "by-pod": (2000, 2001)})
+        # The entrypoint is the pod's command; the image's signal stops it.
+        container = pod.start(image, command=["/hello.wasm", "sleep"])
+        container.until("Hello")
+        self.bed.crictl("stop", "-t", str(PATIENCE), container.id)
+        self.assertEqual(container.status()["exitCode"], 130)
+
+
 class Surroundings(PodTest):
     def test_environment_arguments_and_working_directory(self):
         pod = self.pod()
