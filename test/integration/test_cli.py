@@ -83,6 +83,22 @@ class Cli(unittest.TestCase):
         done = slipway("run", f"{GUESTS}/network.wasm", "names", "localhost", check=False)
         self.assertIn("127.0.0.1", done.stdout)
 
+    def test_standard_streams_are_what_they_are(self):
+        command = [f"{TREE}/bin/slipway", "run", f"{GUESTS}/wasi-conformance.wasm", "streams"]
+        with tempfile.TemporaryFile("w+") as file:
+            file.write("text")
+            file.seek(0)
+            done = subprocess.run(command, stdin=file, capture_output=True, text=True)
+            self.assertEqual(done.stdout, 'regular file, unknown, unknown; read Ok("text")\n')
+            done = subprocess.run(command, input="text", stdout=file, stderr=subprocess.PIPE, text=True)
+            file.seek(0)
+            self.assertIn('unknown, regular file, unknown; read Ok("text")\n', file.read())
+        # Closed ones read and write nothing.
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=lambda: os.close(0))
+        self.assertEqual(done.stdout, 'character device, unknown, unknown; read Ok("")\n')
+        done = subprocess.run(["script", "-qec", " ".join(command), "/dev/null"], input="text\n", capture_output=True, text=True)
+        self.assertIn("character device, character device, character device", done.stdout)
+
     def test_a_directory_may_be_the_root_and_others_lie_in_it(self):
         with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as inner:
             os.mkdir(f"{root}/inner")
