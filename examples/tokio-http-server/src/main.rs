@@ -53,11 +53,7 @@ async fn serve(port: u16) -> std::io::Result<Infallible> {
             }
         };
         tokio::spawn(async move {
-            let connection = Http::new()
-                // Head and body in one write: in two, the second waits 40 ms for the client's
-                // acknowledgement of the first, as WASI sockets cannot set TCP_NODELAY.
-                .http1_writev(false)
-                .serve_connection(stream, service_fn(answer));
+            let connection = Http::new().serve_connection(stream, service_fn(answer));
             // Its errors are those of a client that is gone: nobody is left to hear of them.
             let _ = connection.await;
         });

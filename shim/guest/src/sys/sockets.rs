@@ -45,6 +45,22 @@ pub unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags:
     sent as isize
 }
 
+/// Small writes leave at once. A program cannot ask for that, for the engine takes no option of TCP, and an answer in two
+/// writes would wait 40 ms for the peer's delayed acknowledgement.
+fn no_delay(fd: c_int) {
+    let on: c_int = 1;
+    // SAFETY: takes a number by its address; what is no TCP socket refuses.
+    unsafe {
+        libc::setsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_NODELAY,
+            (&raw const on).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+}
+
 /// connect(2) as the engine calls it for sock_connect.
 ///
 /// # Safety
@@ -55,6 +71,7 @@ pub unsafe extern "C" fn connect(
     address: *const libc::sockaddr,
     length: libc::socklen_t,
 ) -> c_int {
+    no_delay(fd);
     // SAFETY: passed on as it came.
     let done = unsafe { libc::syscall(libc::SYS_connect, fd, address, length) } as c_int;
     if done < 0 {
@@ -120,6 +137,9 @@ pub unsafe extern "C" fn accept(
     // SAFETY: passed on as it came.
     let fd = unsafe { libc::syscall(libc::SYS_accept, listener, address, length) } as c_int;
     ACCEPTED.store(fd, Ordering::Relaxed);
+    if fd >= 0 {
+        no_delay(fd);
+    }
     fd
 }
 
