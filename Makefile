@@ -4,7 +4,7 @@ SHELL := /bin/bash
 MUSL := x86_64-unknown-linux-musl
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-soak test-cgroup2 lint bench clean
+.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 lint bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,6 +43,10 @@ test-unit: engine bed ## Run the tests of the crates and of the benchmark's clie
 
 test-integration: dist bed examples guests ## Run the tests on private containerds, 2.1 and 1.7
 	@test/integration/run
+
+test-examples: dist bed examples ## Build the heavy examples too, and run them as pods: half an hour, the first time
+	@examples/build-all heavy
+	@test/integration/run 2.1 Light Heavy Manifests
 
 test-soak: dist bed examples guests ## Make and remove a thousand pods, and see that nothing grows
 	@SLIPWAY_SOAK_PODS=1000 test/integration/run 2.1 Leaks

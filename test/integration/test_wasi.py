@@ -2,6 +2,7 @@
 import os
 import re
 import tempfile
+import threading
 
 from harness import GUESTS, ROOT, PodTest
 
@@ -68,6 +69,36 @@ class Wasi(PodTest):
         self.checks(pod, "links")
         # From a preopened working directory, too.
         self.checks(pod, "links", working_dir="/usr/bin")
+
+    def test_a_rename_race_leads_nowhere(self):
+        pod = self.pod()
+        with tempfile.TemporaryDirectory() as volume:
+            for name in ("inside", "outside"):
+                directory = f"{volume}/{name}" if name == "outside" else f"{volume}/below/directory"
+                os.makedirs(directory)
+                with open(f"{directory}/file", "w") as f:
+                    f.write(name)
+            below = f"{volume}/below"
+            os.symlink("../outside", f"{below}/link")
+            ended = threading.Event()
+
+            def swap():
+                # Each is `swap` for a moment, again and again.
+                while not ended.is_set():
+                    for name in ("directory", "link"):
+                        os.rename(f"{below}/{name}", f"{below}/swap")
+                        os.rename(f"{below}/swap", f"{below}/{name}")
+
+            swapping = threading.Thread(target=swap)
+            swapping.start()
+            try:
+                # The program's time: the start takes none of it.
+                stop = threading.Timer(2, lambda: open(f"{below}/stop", "w").close())
+                stop.start()
+                self.checks(pod, "race", "/data/below", mounts=[{"container_path": "/data", "host_path": volume}])
+            finally:
+                ended.set()
+                swapping.join()
 
     def test_clocks_random_numbers_and_polling(self):
         self.checks(self.pod(), "process", "/data", envs=[{"key": "NAME", "value": "value"}])

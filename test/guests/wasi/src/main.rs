@@ -75,6 +75,7 @@ fn main() {
         "read-only" => files::READ_ONLY,
         "large" => files::LARGE,
         "links" => paths::LINKS,
+        "race" => paths::RACE,
         "process" => process::CHECKS,
         "streams" => return process::streams(),
         "terminate" => return process::raise(),

@@ -20,6 +20,8 @@ pub const LINKS: Checks = &[
     ("files made and removed through absolute symlinks", changes),
 ];
 
+pub const RACE: Checks = &[("a directory that becomes a symlink meanwhile", race)];
+
 fn content(fd: Fd, path: &str) -> Result<String> {
     let fd = path_open(fd, FOLLOW, path, 0, RIGHTS_FD_READ, 0)?;
     let mut buffer = [0; 64];
@@ -142,5 +144,23 @@ fn changes(area: &Area) -> Check {
     value!(path_filestat_get(area.root, 0, "usr/lib/made"));
     value!(path_rename(area.root, "lib/made", "top/moved"));
     value!(path_remove_directory(area.root, "moved"));
+    Ok(())
+}
+
+/// The test swaps `swap`, a directory with a file, and a symlink to a directory outside, as fast as it can, until the file
+/// `stop` is there.
+fn race(area: &Area) -> Check {
+    let (mut inside, mut refused) = (0, 0);
+    while path_filestat_get(area.fd, 0, "stop").is_err() {
+        match content(area.fd, "swap/file") {
+            Ok(text) if text == "inside" => inside += 1,
+            Ok(text) => return Err(format!("swap/file is {text:?} after {inside}")),
+            Err(Errno::PERM) => refused += 1,
+            // Neither is there, or it is another than a moment ago.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::INVAL) => {}
+            Err(e) => return Err(format!("swap/file: {e:?}")),
+        }
+    }
+    same!("saw both", inside > 0 && refused > 0, true);
     Ok(())
 }
