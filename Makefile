@@ -45,6 +45,7 @@ test-integration: dist bed examples guests ## Run the tests on private container
 	@test/integration/run
 
 test-examples: dist bed examples ## Build the heavy examples too, and run them as pods: half an hour, the first time
+	@test/setup llvm-14 python3.11 || echo "test-examples: Python's example needs them, and is left out"
 	@examples/build-all heavy
 	@test/integration/run 2.1 Light Heavy Manifests
 
