@@ -6,7 +6,12 @@
 use std::ffi::{c_int, c_ulong, c_void};
 use std::io;
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Subscriptions of the poll_oneoff that the engine prepares: of those that it refuses by itself, such as one of a descriptor
+/// that is not open, no call comes here.
+static SUBSCRIPTIONS: AtomicI32 = AtomicI32::new(0);
 
 /// epoll_ctl(2) as the engine calls it for poll_oneoff: without EPOLLRDHUP, which it always asks for and never looks at.
 /// With it, a wait for room to write returned at once, without an event, for as long as the peer had closed its half.
@@ -26,23 +31,29 @@ pub unsafe extern "C" fn epoll_ctl(
             (*event).events &= !(libc::EPOLLRDHUP as u32);
             event.read_unaligned()
         });
-        if control(epoll, operation, fd, wanted) {
-            return 0;
-        }
-        let done = libc::syscall(libc::SYS_epoll_ctl, epoll, operation, fd, event) as c_int;
+        let done = match control(epoll, operation, fd, wanted) {
+            true => 0,
+            false => libc::syscall(libc::SYS_epoll_ctl, epoll, operation, fd, event) as c_int,
+        };
         let refused = done < 0 && *libc::__errno_location() == libc::EPERM;
-        match wanted.filter(|_| refused) {
-            Some(event) => {
-                subscribe(epoll, fd, event);
+        match wanted {
+            Some(event) if done == 0 || refused => {
+                if refused {
+                    subscribe(epoll, fd, event);
+                }
+                SUBSCRIPTIONS.fetch_add(1, Ordering::Relaxed);
                 0
             }
-            None => done,
+            _ => done,
         }
     }
 }
 
 /// epoll_wait(2) as the engine calls it for poll_oneoff: goes on where the container was frozen and thawed or stopped and
 /// continued meanwhile. The kernel ends the call with EINTR then, which programs take for a failure of sleep.
+///
+/// The engine asks for as many events as there are subscriptions. Where it has refused some of them itself, their events
+/// are there already, and it is not to wait for others.
 ///
 /// # Safety
 /// epoll_wait(2)'s.
@@ -54,8 +65,12 @@ pub unsafe extern "C" fn epoll_wait(
     timeout: c_int,
 ) -> c_int {
     let at_once = ready(epoll, usize::try_from(count).unwrap_or(0));
+    let refused = count > SUBSCRIPTIONS.swap(0, Ordering::Relaxed);
     // What is ready of the others is told with them, without a wait.
-    let timeout = if at_once.is_empty() { timeout } else { 0 };
+    let timeout = match refused || !at_once.is_empty() {
+        true => 0,
+        false => timeout,
+    };
     let started = std::time::Instant::now();
     let mut left = timeout;
     loop {
