@@ -489,7 +489,7 @@ class Manifests(PodTest):
                 for spec in [spec for found in objects(path) for spec in pod_specs(found)]:
                     self.assertEqual(spec["runtimeClassName"], "slipway")
                     for container in spec["containers"] + spec.get("initContainers", []):
-                        self.assertRegex(container["image"], "^(slipway.dev/examples/.*:latest|busybox:[0-9.]+)$")
+                        self.assertRegex(container["image"], "^(slipway.dev/examples/.*:latest|(busybox|redis):[0-9.]+)$")
                         if container["image"].startswith("slipway.dev/"):
                             name = container["image"].removeprefix("slipway.dev/examples/").removesuffix(":latest")
                             self.assertTrue(os.path.exists(f"{ROOT}/examples/{name}/build"), name)
