@@ -677,6 +677,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+    use rustix::event::{PollFd, PollFlags};
 
     #[test]
     fn slices_nest_as_systemd_nests_them() {
@@ -727,6 +728,9 @@ mod tests {
         runs.read_exact(&mut [0]).unwrap();
         cgroup.freeze(true).unwrap();
         cgroup.remove().unwrap();
+        // The cgroup may go a moment before the kernel tells of the end.
+        let mut end = [PollFd::new(&child.pidfd, PollFlags::IN)];
+        rustix::event::poll(&mut end, None).unwrap();
         assert_eq!(slipway_sys::reap(child.pid).unwrap(), Some(137));
     }
 
@@ -829,6 +833,9 @@ mod tests {
         let metrics = cgroup.metrics();
         assert_eq!((metrics.pids_current, metrics.memory.limit), (1, 64 << 20));
         cgroup.remove().unwrap();
+        // The cgroup may go a moment before the kernel tells of the end.
+        let mut end = [PollFd::new(&child.pidfd, PollFlags::IN)];
+        rustix::event::poll(&mut end, None).unwrap();
         assert_eq!(slipway_sys::reap(child.pid).unwrap(), Some(137));
         assert!(cgroup.directories().iter().all(|d| !d.exists()));
         cgroup.remove().unwrap();
