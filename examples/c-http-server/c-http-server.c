@@ -15,7 +15,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "../wasi_socket.h"
+#include "wasi_socket.h"
 
 enum { MAX_CONNECTIONS = 128, MAX_HEAD = 4096 };
 

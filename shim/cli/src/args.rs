@@ -15,8 +15,10 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Run a module or an image in the sandbox and under the budgets of a pod, without containerd
+    /// Run a module, an image or a project in the sandbox and under the budgets of a pod, without containerd
     Run(Run),
+    /// Make a new project
+    Init(Init),
     /// Compile a module into the artefact cache, so that its first pod starts at once
     Compile(Compile),
     /// Tell what a module is, and whether it would run here
@@ -64,9 +66,9 @@ pub struct Store {
 
 #[derive(Args)]
 pub struct Run {
-    /// A module (.wasm, .wat) or an image archive (.tar), and the arguments of the program
+    /// A module (.wasm, .wat), an image archive (.tar) or a project folder, which is built first, and the arguments of the program
     // One list, so that everything after the file is the program's own, whatever it looks like.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["FILE", "ARGS"], num_args = 1..)]
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["FILE|DIR", "ARGS"], num_args = 1..)]
     pub command: Vec<String>,
     /// Environment variable of the program; without =VALUE this shell's own
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
@@ -89,11 +91,41 @@ pub struct Run {
     /// User and group of the program
     #[arg(short, long, value_name = "UID[:GID]")]
     pub user: Option<String>,
+    /// Build and run a project folder again whenever its files change
+    #[arg(long)]
+    pub watch: bool,
     /// Optimisation of the artefact
     #[arg(long, value_enum, default_value_t)]
     pub tier: Tier,
     #[command(flatten)]
     pub store: Store,
+}
+
+#[derive(Args)]
+pub struct Init {
+    /// What the program is written in
+    #[arg(value_enum)]
+    pub language: Language,
+    /// The folder, which is made; no file in it is overwritten
+    pub dir: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Language {
+    /// A greeting that ends as its argument says
+    Rust,
+    /// An HTTP server
+    C,
+    /// Counts words with iostreams
+    Cpp,
+    /// Counts words, and reports as JSON
+    Go,
+    /// Statistics of numbers
+    Assemblyscript,
+    /// Checksums of files
+    Zig,
+    /// A greeting by hand, without a toolchain
+    Wat,
 }
 
 #[derive(Args)]

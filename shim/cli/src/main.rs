@@ -5,11 +5,14 @@ mod cache;
 mod compile;
 mod doctor;
 mod image;
+mod init;
 mod inspect;
+mod project;
 mod run;
 mod source;
 mod terminal;
 mod top;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(run) => run::run(&run),
+        Command::Init(init) => init::init(&init),
         Command::Compile(compile) => compile::compile(&compile),
         Command::Inspect(inspect) => inspect::inspect(&inspect),
         Command::Image {

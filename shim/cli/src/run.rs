@@ -4,31 +4,80 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::task::Poll;
 
 use slipway_cgroup::Cgroup;
-use slipway_launch::{Compiler, Guest, Helpers, Install, Surroundings};
+use slipway_launch::{Compiler, Helpers, Install, Surroundings};
 use slipway_protocol::{Budget, End};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
 use slipway_sys::CgroupEntry;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{self, Run};
+use crate::project::{Built, Project};
 use crate::source::{self, Source};
 use crate::terminal::{self, Progress};
+use crate::watch;
 
 pub fn run(args: &Run) -> Result<ExitCode, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("run needs root: it makes namespaces, mounts and cgroups, as a pod's runtime does. Try sudo".into());
     }
-    let (file, arguments) = args.command.split_first().ok_or("no file to run")?;
-    let source = source::open(Path::new(file))?;
-    let plan = plan(args, arguments, &source)?;
+    let (path, arguments) = args
+        .command
+        .split_first()
+        .ok_or("neither a file nor a folder to run")?;
+    let path = Path::new(path);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| e.to_string())?;
-    let end = runtime.block_on(run_plan(args, &source, &plan))?;
-    Ok(ExitCode::from(end.status))
+    runtime.block_on(async {
+        match (path.is_dir(), args.watch) {
+            (true, true) => watch::watch(args, arguments, path).await,
+            (true, false) => {
+                let found = Project::recognise(path)?;
+                let mut signals = Signals::new()?;
+                let mut signal = async || signals.next().await;
+                let status = project(args, arguments, &found, &mut signal).await?;
+                Ok(ExitCode::from(status))
+            }
+            (false, true) => Err(format!(
+                "--watch builds a project folder again and again: {} is none",
+                path.display()
+            )),
+            (false, false) => {
+                let source = source::open(path)?;
+                let plan = plan(args, arguments, &source)?;
+                let mut signals = Signals::new()?;
+                let mut signal = async || signals.next().await;
+                let end = run_plan(args, &source, &plan, &mut signal).await?;
+                Ok(ExitCode::from(end.status))
+            }
+        }
+    })
+}
+
+/// Builds a project and runs its program; the status. `signal` waits for a signal to either.
+pub async fn project(
+    args: &Run,
+    arguments: &[String],
+    project: &Project,
+    signal: &mut impl AsyncFnMut() -> i32,
+) -> Result<u8, String> {
+    match project.build(signal).await? {
+        Built::Stopped(number) => Ok(ended_by(number)),
+        Built::Module(module) => {
+            let source = source::open(&module)?;
+            let plan = plan(args, arguments, &source)?;
+            Ok(run_plan(args, &source, &plan, signal).await?.status)
+        }
+    }
+}
+
+/// The status of what a signal ended, as shells have it.
+pub fn ended_by(number: i32) -> u8 {
+    u8::try_from(128 + number).unwrap_or(u8::MAX)
 }
 
 /// What the flags mean, in the words of a spec.
@@ -155,7 +204,12 @@ impl Drop for Owned {
     }
 }
 
-async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, String> {
+async fn run_plan(
+    args: &Run,
+    source: &Source,
+    plan: &Plan,
+    signal: &mut impl AsyncFnMut() -> i32,
+) -> Result<End, String> {
     let install = Install::locate();
     let cgroup = Owned(plan.cgroup.as_ref().map(Cgroup::new));
     let mut entry = CgroupEntry::default();
@@ -201,7 +255,10 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
     };
     let resolved = tokio::select! {
         resolved = slipway_launch::resolve(&guest, &launch, helpers) => resolved.map(|_| true),
-        () = forward_signal(&guest) => Ok(false),
+        number = signal() => {
+            let _ = guest.kill(number);
+            Ok(false)
+        }
     };
     progress.done();
     let mut starting = resolved.map_err(|e| e.to_string())?;
@@ -230,7 +287,10 @@ async fn run_plan(args: &Run, source: &Source, plan: &Plan) -> Result<End, Strin
                 }
                 return Ok(end);
             }
-            () = forward_signal(&guest) => starting = false,
+            number = signal() => {
+                let _ = guest.kill(number);
+                starting = false;
+            }
         }
     }
 }
@@ -248,19 +308,32 @@ fn streams() -> Result<[OwnedFd; 3], String> {
     ])
 }
 
-/// Ctrl-C and a polite end reach this process alone, for the guest has a session of its own.
-async fn forward_signal(guest: &Guest) {
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-        signal(SignalKind::hangup()),
-    ) else {
-        return std::future::pending().await;
-    };
-    let number = tokio::select! {
-        _ = interrupt.recv() => libc::SIGINT,
-        _ = terminate.recv() => libc::SIGTERM,
-        _ = hangup.recv() => libc::SIGHUP,
-    };
-    let _ = guest.kill(number);
+/// Ctrl-C and a polite end reach this process alone, for the guest has a session of its own, and a build its group.
+pub struct Signals([(Signal, i32); 3]);
+
+impl Signals {
+    pub fn new() -> Result<Self, String> {
+        let stream = |kind: SignalKind| {
+            let stream = signal(kind).map_err(|e| format!("signals: {e}"))?;
+            Ok::<_, String>((stream, kind.as_raw_value()))
+        };
+        Ok(Self([
+            stream(SignalKind::interrupt())?,
+            stream(SignalKind::terminate())?,
+            stream(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// The next signal's number.
+    pub async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|context| {
+            for (stream, number) in &mut self.0 {
+                if stream.poll_recv(context).is_ready() {
+                    return Poll::Ready(*number);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
 }

@@ -51,6 +51,11 @@ pub fn error(message: &str) {
     }
 }
 
+/// A line about what Slipway does; stdout is the program's.
+pub fn note(message: &str) {
+    eprintln!("slipway: {message}");
+}
+
 /// Something that takes a while: a spinner with the time on a terminal, lines elsewhere.
 pub struct Progress(Option<ProgressBar>);
 
@@ -75,7 +80,7 @@ impl Progress {
                 bar.set_message(message.to_string());
                 bar.enable_steady_tick(Duration::from_millis(100));
             }
-            None => eprintln!("slipway: {message}"),
+            None => note(message),
         }
     }
 
