@@ -4,11 +4,28 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import unittest
+import urllib.request
 
 from harness import BED, EXAMPLES, GUESTS, ROOT, TREE, slipway
+
+# A program that says a word and then sleeps.
+SLEEPER = '#include <stdio.h>\n#include <unistd.h>\nint main(void) {{ puts("{}"); fflush(stdout); for (;;) sleep(1000); }}\n'
+
+
+def descendants(pid):
+    """The processes below one, and below these."""
+    with open(f"/proc/{pid}/task/{pid}/children") as f:
+        children = [int(child) for child in f.read().split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def write(path, text):
+    with open(path, "w") as f:
+        f.write(text)
 
 
 class Cli(unittest.TestCase):
@@ -163,6 +180,125 @@ class Cli(unittest.TestCase):
         done = subprocess.run([f"{TREE}/bin/slipway", "completions", "bash"], stdout=writer, stderr=subprocess.PIPE, text=True)
         os.close(writer)
         self.assertEqual((done.returncode, done.stderr), (-signal.SIGPIPE, ""))
+
+    def project(self, language, program):
+        """A new project in a directory of its own; skips where the program that builds it is missing."""
+        if program and not shutil.which(program):
+            self.skipTest(f"{program} is not installed")
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        slipway("init", language, f"{directory.name}/new")
+        return f"{directory.name}/new"
+
+    def test_a_new_project_in_text_runs(self):
+        self.assertEqual(slipway("run", ".", cwd=self.project("wat", None)).stdout, "Hello from Slipway, by hand\n")
+
+    def test_a_new_project_in_rust_runs(self):
+        done = slipway("run", self.project("rust", "cargo"), "exit", "7", check=False)
+        # Nothing of the build is in the program's output.
+        self.assertEqual((done.returncode, done.stdout), (7, "Hello from Slipway\narguments: exit 7\n"), done.stderr)
+        self.assertIn("cargo build", done.stderr)
+
+    def test_a_new_project_in_c_runs(self):
+        project = self.project("c", "clang")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        with subprocess.Popen([f"{TREE}/bin/slipway", "run", "-e", f"PORT={port}", project], stdout=subprocess.PIPE, text=True) as server:
+            self.assertEqual(server.stdout.readline(), f"listening on port {port}\n")
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+                self.assertIn(b"Hello", answer.read())
+            server.terminate()
+        self.assertEqual(server.returncode, 143)
+
+    def test_a_new_project_in_cpp_runs(self):
+        done = slipway("run", self.project("cpp", "clang++"), "--top", "1", input="to be or\nnot to be\n")
+        self.assertEqual(done.stdout, "       2        6       19 -\n       2 be\n")
+
+    def test_a_new_project_in_go_runs(self):
+        done = slipway("run", self.project("go", "go"), "-top", "1", input="to be or not to be")
+        self.assertEqual(json.loads(done.stdout)["top"], [{"word": "be", "count": 2}])
+
+    def test_a_new_project_in_assemblyscript_runs(self):
+        project = self.project("assemblyscript", "npx")
+        packages = glob.glob(f"{EXAMPLES}/build/npm/*/node_modules")
+        if not packages:
+            self.skipTest("examples/assemblyscript-stats is not built: its packages would have to be fetched")
+        shutil.copytree(packages[0], f"{project}/node_modules", symlinks=True)
+        self.assertEqual(slipway("run", project, input="1\n2.5\n9\n").stdout, "3 numbers: 1.0 4.17 9.0\n")
+
+    def test_a_new_project_in_zig_runs(self):
+        done = slipway("run", self.project("zig", "zig"), input="hi\n")
+        self.assertEqual(done.stdout, "98ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4  -\n")
+
+    def test_init_overwrites_nothing(self):
+        with tempfile.TemporaryDirectory() as d:
+            write(f"{d}/wat-hello.wat", "mine")
+            done = slipway("init", "wat", d, check=False)
+            self.assertEqual((done.returncode, os.listdir(d)), (125, ["wat-hello.wat"]))
+            self.assertIn(f"{d}/wat-hello.wat is there already", done.stderr)
+            with open(f"{d}/wat-hello.wat") as f:
+                self.assertEqual(f.read(), "mine")
+
+    def test_a_folder_that_cannot_be_built_says_why(self):
+        with tempfile.TemporaryDirectory() as d:
+            for flags, source, words in [
+                ([], None, ["Cargo.toml", "*.wat", "slipway init"]), (["--watch"], "a.wasm", ["project folder"]),
+                ([], "go.mod", ["'go' is missing", "https://go.dev/dl"]),
+            ]:
+                if source:
+                    write(f"{d}/{source}", "")
+                target = f"{d}/a.wasm" if flags else d
+                done = slipway("run", *flags, target, check=False, env={**os.environ, "PATH": "/nonexistent"})
+                self.assertEqual((done.returncode, done.stdout), (125, ""))
+                for word in words:
+                    self.assertIn(word, done.stderr)
+
+    def watch(self, directory, **options):
+        """--watch of a project of one file of C."""
+        if not shutil.which("clang"):
+            self.skipTest("clang is not installed")
+        write(f"{directory}/a.c", SLEEPER.format("one"))
+        command = [f"{TREE}/bin/slipway", "run", "--watch", directory]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+    def interrupt(self, process):
+        """Ctrl-C ends it with 130, and all that it has started."""
+        started = descendants(process.pid)
+        self.assertNotEqual(started, [])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        self.assertEqual(process.returncode, 130)
+        self.assertEqual([pid for pid in started if os.path.exists(f"/proc/{pid}")], [])
+
+    def test_watch_builds_and_runs_what_has_changed(self):
+        with tempfile.TemporaryDirectory() as d, self.watch(d) as process:
+            self.assertEqual(process.stdout.readline(), "one\n")
+            write(f"{d}/a.c", SLEEPER.format("two"))
+            self.assertEqual(process.stdout.readline(), "two\n")
+            write(f"{d}/a.c", "int main(")
+            while "waiting for a change" not in (line := process.stderr.readline()):
+                self.assertNotEqual(line, "")
+            self.assertEqual(descendants(process.pid), [])
+            write(f"{d}/a.c", SLEEPER.format("three"))
+            self.assertEqual(process.stdout.readline(), "three\n")
+            self.interrupt(process)
+
+    def test_a_change_or_a_signal_ends_a_build(self):
+        with tempfile.TemporaryDirectory() as d, tempfile.TemporaryDirectory() as bin_:
+            # A compiler that starts another, as they do, and never ends.
+            write(f"{bin_}/clang", "#!/bin/sh\nsleep 1000 &\necho compiling >&2\nwait\n")
+            os.chmod(f"{bin_}/clang", 0o755)
+            with self.watch(d, env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}"}) as process:
+                for source in ("two", "three"):
+                    while process.stderr.readline() != "compiling\n":
+                        self.assertIsNone(process.poll())
+                    before = descendants(process.pid)
+                    write(f"{d}/a.c", SLEEPER.format(source))
+                while process.stderr.readline() != "compiling\n":
+                    self.assertIsNone(process.poll())
+                self.assertEqual([pid for pid in before if os.path.exists(f"/proc/{pid}")], [])
+                self.interrupt(process)
 
     def test_compile_warms_the_cache_that_ls_and_rm_show(self):
         slipway("cache", "rm", "--all")

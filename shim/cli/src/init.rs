@@ -25,24 +25,18 @@ fn files(language: Language) -> Files {
             // The example's own belongs to a workspace.
             ("Cargo.toml", include_str!("templates/rust.toml")),
             ("src/main.rs", example!("hello/src/main.rs")),
-            ("pod.yaml", example!("hello/pod.yaml")),
         ],
         Language::C => &[
             ("c-http-server.c", example!("c-http-server/c-http-server.c")),
             ("wasi_socket.h", example!("wasi_socket.h")),
-            ("pod.yaml", example!("c-http-server/pod.yaml")),
         ],
-        Language::Cpp => &[
-            (
-                "cpp-wordcount.cpp",
-                example!("cpp-wordcount/cpp-wordcount.cpp"),
-            ),
-            ("pod.yaml", example!("cpp-wordcount/pod.yaml")),
-        ],
+        Language::Cpp => &[(
+            "cpp-wordcount.cpp",
+            example!("cpp-wordcount/cpp-wordcount.cpp"),
+        )],
         Language::Go => &[
             ("go.mod", example!("go-wordfreq/go.mod")),
             ("main.go", example!("go-wordfreq/main.go")),
-            ("pod.yaml", example!("go-wordfreq/pod.yaml")),
         ],
         Language::Assemblyscript => &[
             (
@@ -55,16 +49,9 @@ fn files(language: Language) -> Files {
             ),
             ("stats.ts", example!("assemblyscript-stats/stats.ts")),
             ("file.ts", example!("assemblyscript-stats/file.ts")),
-            ("pod.yaml", example!("assemblyscript-stats/pod.yaml")),
         ],
-        Language::Zig => &[
-            ("checksum.zig", example!("zig-checksum/checksum.zig")),
-            ("pod.yaml", example!("zig-checksum/pod.yaml")),
-        ],
-        Language::Wat => &[
-            ("wat-hello.wat", example!("wat-hello/wat-hello.wat")),
-            ("pod.yaml", example!("wat-hello/pod.yaml")),
-        ],
+        Language::Zig => &[("checksum.zig", example!("zig-checksum/checksum.zig"))],
+        Language::Wat => &[("wat-hello.wat", example!("wat-hello/wat-hello.wat"))],
     }
 }
 
