@@ -1,7 +1,9 @@
 """The command line, without containerd."""
+import contextlib
 import glob
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -21,6 +23,11 @@ def descendants(pid):
     with open(f"/proc/{pid}/task/{pid}/children") as f:
         children = [int(child) for child in f.read().split()]
     return children + [below for child in children for below in descendants(child)]
+
+
+def ended(processes):
+    """Whether the processes behind these descriptors end, soon; whoever has to may reap them later."""
+    return all(select.select([process], [], [], 20)[0] for process in processes)
 
 
 def write(path, text):
@@ -204,12 +211,12 @@ class Cli(unittest.TestCase):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        with subprocess.Popen([f"{TREE}/bin/slipway", "run", "-e", f"PORT={port}", project], stdout=subprocess.PIPE, text=True) as server:
+        with self.running("-e", f"PORT={port}", project) as server:
             self.assertEqual(server.stdout.readline(), f"listening on port {port}\n")
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
                 self.assertIn(b"Hello", answer.read())
             server.terminate()
-        self.assertEqual(server.returncode, 143)
+            self.assertEqual(server.wait(timeout=20), 143)
 
     def test_a_new_project_in_cpp_runs(self):
         done = slipway("run", self.project("cpp", "clang++"), "--top", "1", input="to be or\nnot to be\n")
@@ -254,50 +261,70 @@ class Cli(unittest.TestCase):
                 for word in words:
                     self.assertIn(word, done.stderr)
 
-    def watch(self, directory, **options):
-        """--watch of a project of one file of C."""
+    @contextlib.contextmanager
+    def running(self, *args, **options):
+        """A `slipway run` in the background, which does not outlive the test."""
+        command = [f"{TREE}/bin/slipway", "run", *args]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
+    @contextlib.contextmanager
+    def watched(self, **options):
+        """A project of one file of C, and its --watch."""
         if not shutil.which("clang"):
             self.skipTest("clang is not installed")
-        write(f"{directory}/a.c", SLEEPER.format("one"))
-        command = [f"{TREE}/bin/slipway", "run", "--watch", directory]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        with tempfile.TemporaryDirectory() as d:
+            write(f"{d}/a.c", SLEEPER.format("one"))
+            with self.running("--watch", d, **options) as process:
+                yield f"{d}/a.c", process
+
+    def started(self, process):
+        """Descriptors of the processes that it has started, which are some."""
+        pids = descendants(process.pid)
+        self.assertNotEqual(pids, [])
+        descriptors = [os.pidfd_open(pid) for pid in pids]
+        for descriptor in descriptors:
+            self.addCleanup(os.close, descriptor)
+        return descriptors
 
     def interrupt(self, process):
         """Ctrl-C ends it with 130, and all that it has started."""
-        started = descendants(process.pid)
-        self.assertNotEqual(started, [])
+        started = self.started(process)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-        self.assertEqual(process.returncode, 130)
-        self.assertEqual([pid for pid in started if os.path.exists(f"/proc/{pid}")], [])
+        self.assertEqual(process.wait(timeout=20), 130)
+        self.assertTrue(ended(started))
+
+    def said(self, process, words):
+        """Waits for a line on stderr that has the words."""
+        while words not in (line := process.stderr.readline()):
+            self.assertNotEqual(line, "", words)
 
     def test_watch_builds_and_runs_what_has_changed(self):
-        with tempfile.TemporaryDirectory() as d, self.watch(d) as process:
+        with self.watched() as (source, process):
             self.assertEqual(process.stdout.readline(), "one\n")
-            write(f"{d}/a.c", SLEEPER.format("two"))
+            write(source, SLEEPER.format("two"))
             self.assertEqual(process.stdout.readline(), "two\n")
-            write(f"{d}/a.c", "int main(")
-            while "waiting for a change" not in (line := process.stderr.readline()):
-                self.assertNotEqual(line, "")
+            write(source, "int main(")
+            self.said(process, "waiting for a change")
             self.assertEqual(descendants(process.pid), [])
-            write(f"{d}/a.c", SLEEPER.format("three"))
+            write(source, SLEEPER.format("three"))
             self.assertEqual(process.stdout.readline(), "three\n")
             self.interrupt(process)
 
     def test_a_change_or_a_signal_ends_a_build(self):
-        with tempfile.TemporaryDirectory() as d, tempfile.TemporaryDirectory() as bin_:
+        with tempfile.TemporaryDirectory() as path:
             # A compiler that starts another, as they do, and never ends.
-            write(f"{bin_}/clang", "#!/bin/sh\nsleep 1000 &\necho compiling >&2\nwait\n")
-            os.chmod(f"{bin_}/clang", 0o755)
-            with self.watch(d, env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}"}) as process:
-                for source in ("two", "three"):
-                    while process.stderr.readline() != "compiling\n":
-                        self.assertIsNone(process.poll())
-                    before = descendants(process.pid)
-                    write(f"{d}/a.c", SLEEPER.format(source))
-                while process.stderr.readline() != "compiling\n":
-                    self.assertIsNone(process.poll())
-                self.assertEqual([pid for pid in before if os.path.exists(f"/proc/{pid}")], [])
+            write(f"{path}/clang", "#!/bin/sh\nsleep 1000 &\necho compiling >&2\nwait\n")
+            os.chmod(f"{path}/clang", 0o755)
+            with self.watched(env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}) as (source, process):
+                self.said(process, "compiling")
+                first = self.started(process)
+                write(source, SLEEPER.format("two"))
+                self.said(process, "compiling")
+                self.assertTrue(ended(first))
                 self.interrupt(process)
 
     def test_compile_warms_the_cache_that_ls_and_rm_show(self):
