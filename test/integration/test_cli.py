@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import unittest
 import urllib.request
+from unittest import mock
 
 from harness import BED, EXAMPLES, GUESTS, ROOT, TREE, slipway
 
@@ -38,13 +39,10 @@ def write(path, text):
 class Cli(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.directory = tempfile.TemporaryDirectory()
-        os.environ["SLIPWAY_CACHE_DIR"] = f"{cls.directory.name}/cache"
-
-    @classmethod
-    def tearDownClass(cls):
-        del os.environ["SLIPWAY_CACHE_DIR"]
-        cls.directory.cleanup()
+        directory = cls.enterClassContext(tempfile.TemporaryDirectory())
+        # Without a Go of the system's, the bed has one.
+        path = f"{os.environ['PATH']}:{BED}/bin"
+        cls.enterClassContext(mock.patch.dict(os.environ, SLIPWAY_CACHE_DIR=f"{directory}/cache", PATH=path))
 
     def hello(self, *args, **options):
         return slipway("run", f"{EXAMPLES}/hello.wasm", *args, check=False, **options)
