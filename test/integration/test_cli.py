@@ -9,11 +9,12 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import unittest
 import urllib.request
 from unittest import mock
 
-from harness import BED, EXAMPLES, GUESTS, ROOT, TREE, slipway
+from harness import BED, EXAMPLES, GUESTS, PATIENCE, ROOT, TREE, slipway
 
 # A program that says a word and then sleeps.
 SLEEPER = '#include <stdio.h>\n#include <unistd.h>\nint main(void) {{ puts("{}"); fflush(stdout); for (;;) sleep(1000); }}\n'
@@ -264,9 +265,13 @@ class Cli(unittest.TestCase):
         """A `slipway run` in the background, which does not outlive the test."""
         command = [f"{TREE}/bin/slipway", "run", *args]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+            # Who waits for a line that does not come finds the end of the stream.
+            deadline = threading.Timer(PATIENCE, process.kill)
+            deadline.start()
             try:
                 yield process
             finally:
+                deadline.cancel()
                 process.terminate()
 
     @contextlib.contextmanager
@@ -315,7 +320,7 @@ class Cli(unittest.TestCase):
     def test_a_change_or_a_signal_ends_a_build(self):
         with tempfile.TemporaryDirectory() as path:
             # A compiler that starts another, as they do, and never ends.
-            write(f"{path}/clang", "#!/bin/sh\nsleep 1000 &\necho compiling >&2\nwait\n")
+            write(f"{path}/clang", "#!/bin/sh\nsleep 1000 >/dev/null 2>&1 &\necho compiling >&2\nwait\n")
             os.chmod(f"{path}/clang", 0o755)
             with self.watched(env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}) as (source, process):
                 self.said(process, "compiling")
