@@ -266,7 +266,7 @@ class Cli(unittest.TestCase):
         command = [f"{TREE}/bin/slipway", "run", *args]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
             # Who waits for a line that does not come finds the end of the stream.
-            deadline = threading.Timer(PATIENCE, process.kill)
+            deadline = threading.Timer(PATIENCE, process.terminate)
             deadline.start()
             try:
                 yield process
