@@ -79,6 +79,14 @@ class Cli(unittest.TestCase):
             process.communicate(timeout=20)
             self.assertEqual(process.returncode, status)
 
+    def test_a_program_ends_with_its_run(self):
+        for user in ("0", "1000"):
+            process = subprocess.Popen([f"{TREE}/bin/slipway", "run", "-u", user, f"{EXAMPLES}/hello.wasm", "sleep"], stdout=subprocess.PIPE)
+            process.stdout.readline()
+            process.kill()
+            # The guest has the pipe's other end: it is closed when the guest has ended, too.
+            process.communicate(timeout=20)
+
     def test_the_tree_runs_on_a_host_without_its_libc(self):
         # A root with nothing but a static busybox: neither glibc nor any library of the host is in sight.
         with tempfile.TemporaryDirectory() as root:

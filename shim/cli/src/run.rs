@@ -113,6 +113,7 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
         uid,
         gid,
         cpu_time: args.cpu_time,
+        with_parent: true,
         root_path: source.root.path().display().to_string(),
         mounts: mounts(&args.dirs)?,
         pid: Namespace::New,

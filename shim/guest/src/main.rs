@@ -240,7 +240,14 @@ fn drop_privileges(launch: &Launch) -> Result<(), String> {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
     }
     slipway_sys::become_user(launch.uid, launch.gid, &launch.groups)
-        .map_err(|e| format!("process.user: {e}"))
+        .map_err(|e| format!("process.user: {e}"))?;
+    if launch.with_parent {
+        // Another user's process loses it (prctl(2)), so not before.
+        let kill = Some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(kill)
+            .map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
+    }
+    Ok(())
 }
 
 /// A module that can never start under its budget is refused before it starts.

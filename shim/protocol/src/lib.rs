@@ -163,6 +163,8 @@ pub struct Launch {
     pub cpu_time: Option<u64>,
     /// SIGTERM closes the sockets that listen and leaves the rest to the program.
     pub drain: bool,
+    /// The guest is killed when the thread that has started it ends.
+    pub with_parent: bool,
     /// The node's CA certificates at [`CA_CERTIFICATES`], where neither image nor volumes have that file.
     pub ca_certificates: bool,
     /// An empty directory that is the guest's to mount on, in its own namespace.

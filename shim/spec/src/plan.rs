@@ -154,6 +154,8 @@ pub struct Plan {
     pub cpu_time: Option<u64>,
     /// Annotation `slipway.dev/stop: drain`: SIGTERM closes the sockets that listen and leaves the rest to the program.
     pub drain: bool,
+    /// It ends when the thread that has started it does: a command's program, not a container.
+    pub with_parent: bool,
     /// Annotation `slipway.dev/ca-certificates: node`: the node's CA certificates, where the image has none.
     pub ca_certificates: bool,
     /// For the guest's /proc/self/oom_score_adj.
@@ -300,6 +302,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         cpu_time: annotation(CPU_TIME).and_then(|text| unsupported.note(cpu_time(&text))),
         drain: annotation(STOP).is_some_and(|text| unsupported.note(drain(&text)).is_some()),
         ca_certificates,
+        with_parent: false,
         oom_score_adj: process.oom_score_adj,
         root_path: spec.root.path,
         root_readonly: spec.root.readonly,
