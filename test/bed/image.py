@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """image.py OUT NAME:TAG ENTRYPOINT-JSON ITEM...: a one-layer OCI archive of Linux programs, for the bed's own images.
 
-An object in the place of the entrypoint is the image's whole config (User, Env, Cmd, ...). ITEM is FILE=/path, link:TARGET=/path, dir:/path or text:CONTENT=/path.
+An object in the place of the entrypoint is the image's whole config (User, Env, Cmd, ...).
+ITEM is FILE=/path, link:TARGET=/path, dir:/path or text:CONTENT=/path.
 """
 import hashlib
 import io

@@ -18,6 +18,8 @@ GUESTS = f"{ROOT}/target/guests"
 BED = os.path.realpath(os.environ.get("SLIPWAY_BED", f"{ROOT}/target/bed"))
 with open("/proc/cpuinfo") as f:
     USER_MODE_LINUX = "User Mode Linux" in f.read()
+# The driver of the bed's cgroups; cgroupfs but in one part of test/cgroup2/suite.
+SYSTEMD = os.environ.get("CGROUP_DRIVER") == "systemd"
 # Bound of every wait for something that containerd does.
 PATIENCE = 30
 
@@ -102,8 +104,11 @@ class Bed:
         """All that a pod may leave behind, on the host and inside."""
         inside = self.run("sh", "-c", "cat /proc/mounts; find /run/containerd/s /run/containerd/io.containerd.runtime.v2.task /run/containerd/fifo /run/netns -mindepth 1 2>/dev/null | grep -v 'task/k8s.io$'; ps -eo comm | grep -E 'slipway|shim|pause'", check=False).stdout
         cgroups = run("find", "/sys/fs/cgroup", "-path", f"*{self.cgroup_parent}/*", "-type", "d", check=False).stdout
+        # It would make the cgroup of a unit that it still knows anew.
+        units = run("systemctl", "list-units", "--plain", "--no-legend", "cri-containerd-*.scope", check=False).stdout if SYSTEMD else ""
         host = open("/proc/self/mountinfo").read()
-        return sorted(inside.splitlines()), sorted(cgroups.splitlines()), len(host.splitlines()), sorted(os.listdir(self.temporary))
+        return (sorted(inside.splitlines()), sorted(cgroups.splitlines()), sorted(units.splitlines()), len(host.splitlines()),
+                sorted(os.listdir(self.temporary)))
 
 
 class Pod:

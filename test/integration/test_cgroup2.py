@@ -3,10 +3,9 @@ import json
 import os
 import unittest
 
-from harness import PodTest, run
+from harness import SYSTEMD, PodTest, run
 
 VERSION_2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-SYSTEMD = os.environ.get("CGROUP_DRIVER") == "systemd"
 SHARED_PID = {"security_context": {"namespace_options": {"pid": 1}}}
 # memory.stat's counters that containerd's metrics have a field for.
 MEMORY_STAT = (

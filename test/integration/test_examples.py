@@ -37,7 +37,13 @@ def language(module, compiler):
     return built(module, f"it needs {compiler}")
 
 
-class Light(PodTest):
+class ExampleTest(PodTest):
+    def precompiled(self, module):
+        """CRI does not wait for a compile of minutes."""
+        self.bed.run("slipway", "compile", "--tier", "quick", module, timeout=COMPILE)
+
+
+class Light(ExampleTest):
     def test_hello_greets_with_its_arguments(self):
         container = self.pod().start(self.bed.example("hello"), ["from", "a", "pod"])
         self.assertEqual(container.ended()["exitCode"], 0)
@@ -110,7 +116,7 @@ class Light(PodTest):
 
     @language("go-wordfreq.wasm", "go")
     def test_go_wordfreq_reads_a_read_only_volume_and_writes_json_to_another(self):
-        self.bed.run("slipway", "compile", "--tier", "quick", f"{EXAMPLES}/go-wordfreq.wasm", timeout=COMPILE)
+        self.precompiled(f"{EXAMPLES}/go-wordfreq.wasm")
         with tempfile.TemporaryDirectory() as texts, tempfile.TemporaryDirectory() as out:
             for name, text in (("first", "To be or not to be"), ("second", "that is")):
                 with open(f"{texts}/{name}", "w") as f:
@@ -194,11 +200,7 @@ class Light(PodTest):
         self.assertIn("stderr", [stream for stream, _ in complaint.log()])
 
 
-class Heavy(PodTest):
-    def precompiled(self, module):
-        """CRI does not wait for a compile of minutes."""
-        self.bed.run("slipway", "compile", "--tier", "quick", module, timeout=COMPILE)
-
+class Heavy(ExampleTest):
     @heavy("go-http-server.wasm")
     def test_go_http_server_answers_many_clients_at_once(self):
         self.precompiled(f"{EXAMPLES}/go-http-server.wasm")
@@ -438,7 +440,7 @@ def pod_specs(value):
 
 
 @unittest.skipUnless(yaml, "no PyYAML: make setup installs it")
-class Manifests(PodTest):
+class Manifests(ExampleTest):
     """The manifests of examples/, as the kubelet would tell CRI of them."""
 
     @contextlib.contextmanager
@@ -496,7 +498,7 @@ class Manifests(PodTest):
 
     @language("go-wordfreq.wasm", "go")
     def test_a_linux_server_serves_what_a_module_beside_it_writes(self):
-        self.bed.run("slipway", "compile", "--tier", "quick", f"{EXAMPLES}/go-wordfreq.wasm", timeout=COMPILE)
+        self.precompiled(f"{EXAMPLES}/go-wordfreq.wasm")
         with self.applied("kubernetes/sidecar.yaml") as (pod, _):
             report = json.loads(self.get(pod, "/report.json"))
         self.assertEqual([entry["word"] for entry in report["top"]], ["be", "to"])

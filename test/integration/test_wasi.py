@@ -25,7 +25,7 @@ class Wasi(PodTest):
             self.bed.wasi_image = self.bed.file_image("wasi-conformance", items, ["/wasi.wasm"])
         return self.bed.wasi_image
 
-    def checks(self, pod, *arguments, expected=(), **fields):
+    def checks(self, pod, *arguments, **fields):
         """Runs an area's checks; fails on a deviation that is not expected, and on an expected one that is none any more."""
         container = pod.start(self.image(), arguments, **fields)
         container.ended()

@@ -679,6 +679,13 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags};
 
+    /// Waits for a child's end: its cgroup may go a moment before the kernel tells of it.
+    fn end(child: &slipway_sys::Child) -> Option<u32> {
+        let mut end = [PollFd::new(&child.pidfd, PollFlags::IN)];
+        rustix::event::poll(&mut end, None).unwrap();
+        slipway_sys::reap(child.pid).unwrap()
+    }
+
     #[test]
     fn slices_nest_as_systemd_nests_them() {
         assert_eq!(
@@ -728,10 +735,7 @@ mod tests {
         runs.read_exact(&mut [0]).unwrap();
         cgroup.freeze(true).unwrap();
         cgroup.remove().unwrap();
-        // The cgroup may go a moment before the kernel tells of the end.
-        let mut end = [PollFd::new(&child.pidfd, PollFlags::IN)];
-        rustix::event::poll(&mut end, None).unwrap();
-        assert_eq!(slipway_sys::reap(child.pid).unwrap(), Some(137));
+        assert_eq!(end(&child), Some(137));
     }
 
     /// A program that sleeps, and says when it does.
@@ -833,10 +837,7 @@ mod tests {
         let metrics = cgroup.metrics();
         assert_eq!((metrics.pids_current, metrics.memory.limit), (1, 64 << 20));
         cgroup.remove().unwrap();
-        // The cgroup may go a moment before the kernel tells of the end.
-        let mut end = [PollFd::new(&child.pidfd, PollFlags::IN)];
-        rustix::event::poll(&mut end, None).unwrap();
-        assert_eq!(slipway_sys::reap(child.pid).unwrap(), Some(137));
+        assert_eq!(end(&child), Some(137));
         assert!(cgroup.directories().iter().all(|d| !d.exists()));
         cgroup.remove().unwrap();
         let parent = Cgroup {

@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use slipway_cgroup::Cgroup;
 use slipway_launch::{Compiler, Helpers, Install, Surroundings};
-use slipway_protocol::{Budget, End};
+use slipway_protocol::{Budget, End, RESOLVER_FILES};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
 use slipway_sys::CgroupEntry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -160,7 +160,7 @@ fn mounts(dirs: &[String]) -> Result<Vec<slipway_protocol::Mount>, String> {
         all.iter()
             .any(|m| Path::new(file).starts_with(&m.destination))
     };
-    let resolver: Vec<_> = ["/etc/resolv.conf", "/etc/hosts"]
+    let resolver: Vec<_> = RESOLVER_FILES
         .into_iter()
         .filter(|file| !covered(file))
         .filter_map(|file| {

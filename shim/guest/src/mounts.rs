@@ -21,7 +21,7 @@ use rustix::mount::{
     mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree,
 };
 use slipway_cache::Artefact;
-use slipway_protocol::{CA_CERTIFICATES, Launch, Mount};
+use slipway_protocol::{CA_CERTIFICATES, Launch, Mount, RESOLVER_FILES};
 use slipway_sys::{MountAttributes, set_mount_attributes};
 
 use crate::{devices, path};
@@ -34,7 +34,7 @@ const SKELETON_OPTIONS: &CStr = c"size=64k,nr_inodes=64,mode=755";
 const DEV_OPTIONS: &CStr = c"size=64k,nr_inodes=256,mode=755";
 
 /// What the C library reads to resolve a name, beside the files of the pod.
-const RESOLVER_FILES: [(&str, &str); 2] = [
+const OWN_RESOLVER_FILES: [(&str, &str); 2] = [
     // All addresses that /etc/hosts has for a name, of both families; not only its first line's.
     ("etc/host.conf", "multi on\n"),
     // Names in the place of a port number: the crate wasmedge_wasi_socket asks for "http" with each name.
@@ -487,19 +487,17 @@ pub fn enter_skeleton(launch: &Launch, artefact: &Artefact) -> Result<(), String
     let skeleton = launch.skeleton.as_str();
     let read_only = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     fs::create_dir(Path::new(skeleton).join("etc")).map_err(|e| format!("skeleton: {e}"))?;
-    for (name, text) in RESOLVER_FILES {
+    for (name, text) in OWN_RESOLVER_FILES {
         fs::write(Path::new(skeleton).join(name), text)
             .map_err(|e| format!("skeleton: {name}: {e}"))?;
     }
-    let resolver = ["/etc/resolv.conf", "/etc/hosts"]
-        .into_iter()
-        .filter_map(|file| {
-            launch
-                .mounts
-                .iter()
-                .find(|m| m.destination == file) // Its mount point was made below this very root, so no symlink is left in it.
-                .map(|_| (format!("{}{file}", rootfs(launch)), file.to_string()))
-        });
+    let resolver = RESOLVER_FILES.into_iter().filter_map(|file| {
+        launch
+            .mounts
+            .iter()
+            .find(|m| m.destination == file) // Its mount point was made below this very root, so no symlink is left in it.
+            .map(|_| (format!("{}{file}", rootfs(launch)), file.to_string()))
+    });
     let artefact = (magic(artefact.file()), "/artefact.so".to_string());
     for (source, name) in [artefact].into_iter().chain(resolver) {
         let target = format!("{skeleton}{name}");

@@ -206,6 +206,9 @@ impl Tier {
     }
 }
 
+/// What a pod has to resolve names by; CRI mounts both.
+pub const RESOLVER_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+
 /// Where a container has its CA certificates.
 pub const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 

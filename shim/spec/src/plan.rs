@@ -363,7 +363,7 @@ fn unsupported(hooks: &Option<serde_json::Value>, linux: &oci::Linux) -> Option<
     None
 }
 
-/// `90s`, `5m`, `2h` or a number of seconds.
+/// Refuses what is no way to stop.
 fn drain(text: &str) -> Result<(), Error> {
     match text {
         "drain" => Ok(()),
@@ -374,6 +374,7 @@ fn drain(text: &str) -> Result<(), Error> {
     }
 }
 
+/// `90s`, `5m`, `2h` or a number of seconds.
 fn cpu_time(text: &str) -> Result<u64, Error> {
     const UNITS: [(&str, u64); 4] = [("s", 1), ("m", 60), ("h", 3600), ("", 1)];
     let seconds = UNITS.iter().find_map(|(unit, seconds)| {

@@ -20,12 +20,9 @@ pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
     // SAFETY: passed on as it came.
     let done = unsafe { libc::syscall(libc::SYS_listen, fd, backlog) } as c_int;
     if done == 0 {
-        closed(fd);
-        let take = |slot: &&AtomicI32| {
-            let order = Ordering::Relaxed;
-            slot.compare_exchange(NONE, fd, order, order).is_ok()
-        };
-        let _ = LISTENING.iter().find(take);
+        if let Some(slot) = slot_of(fd).or_else(|| slot_of(NONE)) {
+            slot.store(fd, Ordering::Relaxed);
+        }
         if DRAINING.load(Ordering::Relaxed) {
             shut_down(fd);
         }
@@ -33,11 +30,16 @@ pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
     done
 }
 
+/// The program's one thread alone writes: no exchange is needed, which each close would pay for.
+fn slot_of(fd: c_int) -> Option<&'static AtomicI32> {
+    let mut slots = LISTENING.iter();
+    slots.find(|slot| slot.load(Ordering::Relaxed) == fd)
+}
+
 /// A descriptor that is closed listens no more.
 pub fn closed(fd: c_int) {
-    for slot in &LISTENING {
-        let order = Ordering::Relaxed;
-        let _ = slot.compare_exchange(fd, NONE, order, order);
+    if let Some(slot) = slot_of(fd) {
+        slot.store(NONE, Ordering::Relaxed);
     }
 }
 

@@ -80,8 +80,9 @@ fn put(area: &Area, name: &str, content: &str) -> Result<()> {
     create(area, name, content).and_then(fd_close)
 }
 
-fn content(area: &Area, name: impl AsRef<[u8]>) -> Result<String> {
-    let fd = path_open(area.fd, FOLLOW, name, 0, RIGHTS_FD_READ, 0)?;
+/// The first 256 bytes of a file.
+pub fn content(directory: Fd, name: impl AsRef<[u8]>) -> Result<String> {
+    let fd = path_open(directory, FOLLOW, name, 0, RIGHTS_FD_READ, 0)?;
     let mut buffer = [0; 256];
     let n = fd_read(fd, &mut buffer)?;
     fd_close(fd)?;
@@ -91,7 +92,7 @@ fn content(area: &Area, name: impl AsRef<[u8]>) -> Result<String> {
 fn open_creates(area: &Area) -> Check {
     expect!(path_open(area.fd, 0, "new", 0, RIGHTS_FD_READ, 0), NOENT);
     put(area, "new", "content").map_err(|e| format!("create: {e:?}"))?;
-    same!("content", value!(content(area, "new")), "content");
+    same!("content", value!(content(area.fd, "new")), "content");
     expect!(path_open(area.fd, 0, "new", CREAT | EXCL, RIGHTS, 0), EXIST);
     expect!(path_open(area.fd, 0, "no/such", CREAT, RIGHTS, 0), NOENT);
     let fd = value!(path_open(area.fd, 0, "new", TRUNC, RIGHTS, 0));
@@ -151,7 +152,7 @@ fn open_names(area: &Area) -> Check {
     // Parts that say nothing.
     value!(put(area, "file", "x"));
     for path in ["./file", ".//file", "././file"] {
-        same!(path, value!(content(area, path)), "x");
+        same!(path, value!(content(area.fd, path)), "x");
     }
     value!(path_unlink_file(area.fd, "file"));
     Ok(())
@@ -221,7 +222,7 @@ fn read_write(area: &Area) -> Check {
     same!("rest", value!(fd_read(fd, &mut [0; 64])), 5);
     same!("at the end", value!(fd_read(fd, &mut [0; 64])), 0);
     value!(fd_close(fd));
-    same!("content", value!(content(area, "file")), "hello!world");
+    same!("content", value!(content(area.fd, "file")), "hello!world");
     let reader = value!(path_open(area.fd, 0, "file", 0, RIGHTS_FD_READ, 0));
     expect!(fd_write(reader, "x"), BADF | NOTCAPABLE);
     let writer = value!(path_open(area.fd, 0, "file", 0, RIGHTS_FD_WRITE, 0));
@@ -254,7 +255,7 @@ fn positional(area: &Area) -> Check {
     same!("offset", value!(fd_tell(fd)), 0);
     expect!(fd_pread(fd, &mut buffer, u64::MAX), INVAL);
     value!(fd_close(fd));
-    same!("content", value!(content(area, "file")), "01234567xy");
+    same!("content", value!(content(area.fd, "file")), "01234567xy");
     value!(path_unlink_file(area.fd, "file"));
     Ok(())
 }
@@ -272,7 +273,7 @@ fn append(area: &Area) -> Check {
     value!(fd_close(other));
     same!(
         "content",
-        value!(content(area, "file")),
+        value!(content(area.fd, "file")),
         "one two three four"
     );
     value!(path_unlink_file(area.fd, "file"));
@@ -328,9 +329,9 @@ fn filestat(area: &Area) -> Check {
     let by_path = value!(path_filestat_get(area.fd, 0, "file"));
     same!("inode", (by_path.dev, by_path.ino), (stat.dev, stat.ino));
     value!(fd_filestat_set_size(fd, 4));
-    same!("shorter", value!(content(area, "file")), "0123");
+    same!("shorter", value!(content(area.fd, "file")), "0123");
     value!(fd_filestat_set_size(fd, 6));
-    same!("longer", value!(content(area, "file")), "0123\0\0");
+    same!("longer", value!(content(area.fd, "file")), "0123\0\0");
     expect!(fd_filestat_set_size(fd, u64::MAX), INVAL | FBIG);
     expect!(path_filestat_get(area.fd, 0, "none"), NOENT);
     expect!(path_filestat_get(area.fd, 0, "file/below"), NOTDIR);
@@ -574,7 +575,7 @@ fn rename(area: &Area) -> Check {
     value!(put(area, "one", "1"));
     value!(put(area, "two", "2"));
     value!(path_rename(area.fd, "one", "two"));
-    same!("over a file", value!(content(area, "two")), "1");
+    same!("over a file", value!(content(area.fd, "two")), "1");
     expect!(path_rename(area.fd, "one", "three"), NOENT);
     value!(path_create_directory(area.fd, "directory"));
     value!(path_create_directory(area.fd, "full"));
@@ -604,7 +605,7 @@ fn link(area: &Area) -> Check {
     expect!(path_link(area.fd, 0, "directory", "three"), PERM | ISDIR);
     value!(path_remove_directory(area.fd, "directory"));
     value!(path_unlink_file(area.fd, "one"));
-    same!("content", value!(content(area, "two")), "content");
+    same!("content", value!(content(area.fd, "two")), "content");
     value!(path_unlink_file(area.fd, "two"));
     Ok(())
 }
@@ -614,7 +615,7 @@ fn symlink(area: &Area) -> Check {
     value!(put(area, "file", "content"));
     value!(path_symlink("file", area.fd, "link"));
     expect!(path_symlink("file", area.fd, "link"), EXIST);
-    same!("followed", value!(content(area, "link")), "content");
+    same!("followed", value!(content(area.fd, "link")), "content");
     expect!(path_open(area.fd, 0, "link", 0, RIGHTS_FD_READ, 0), LOOP);
     let own = value!(path_filestat_get(area.fd, 0, "link"));
     same!("its own type", own.filetype.raw(), SYMLINK);
@@ -638,7 +639,7 @@ fn symlink(area: &Area) -> Check {
     value!(path_symlink("../file", area.fd, "directory/link"));
     same!(
         "to the parent",
-        value!(content(area, "directory/link")),
+        value!(content(area.fd, "directory/link")),
         "content"
     );
     value!(path_unlink_file(area.fd, "directory/link"));
@@ -683,7 +684,7 @@ fn symlink_absolute(area: &Area) -> Check {
 
 /// The tree that the test has made: `file` and `directory/`.
 fn reads(area: &Area) -> Check {
-    value!(content(area, "file"));
+    value!(content(area.fd, "file"));
     value!(names(area.fd, 512));
     value!(path_filestat_get(area.fd, FOLLOW, "directory"));
     Ok(())

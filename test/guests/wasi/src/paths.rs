@@ -5,6 +5,7 @@
 //!   /up -> ../../etc/outside
 //!   /gone -> /none             /round -> /trip -> /round
 
+use crate::files::content;
 use crate::wasi::*;
 use crate::{Area, Check, Checks, expect, same, value};
 
@@ -21,14 +22,6 @@ pub const LINKS: Checks = &[
 ];
 
 pub const RACE: Checks = &[("a directory that becomes a symlink meanwhile", race)];
-
-fn content(fd: Fd, path: &str) -> Result<String> {
-    let fd = path_open(fd, FOLLOW, path, 0, RIGHTS_FD_READ, 0)?;
-    let mut buffer = [0; 64];
-    let n = fd_read(fd, &mut buffer)?;
-    fd_close(fd)?;
-    Ok(String::from_utf8_lossy(&buffer[..n]).into_owned())
-}
 
 fn relative(area: &Area) -> Check {
     same!("/bin/tool", value!(content(area.root, "bin/tool")), "tool");

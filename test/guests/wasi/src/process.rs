@@ -110,27 +110,23 @@ fn clock(userdata: u64, timeout: u64, absolute: bool) -> Subscription {
 }
 
 fn reading(userdata: u64, fd: Fd) -> Subscription {
+    of_descriptor(userdata, 1, fd)
+}
+
+fn writing(userdata: u64, fd: Fd) -> Subscription {
+    of_descriptor(userdata, 2, fd)
+}
+
+/// For both directions the same, but for the tag.
+fn of_descriptor(userdata: u64, tag: u8, fd: Fd) -> Subscription {
     let fd_read = SubscriptionFdReadwrite {
         file_descriptor: fd,
     };
     Subscription {
         userdata,
         u: SubscriptionU {
-            tag: 1,
+            tag,
             u: SubscriptionUU { fd_read },
-        },
-    }
-}
-
-fn writing(userdata: u64, fd: Fd) -> Subscription {
-    let fd_write = SubscriptionFdReadwrite {
-        file_descriptor: fd,
-    };
-    Subscription {
-        userdata,
-        u: SubscriptionU {
-            tag: 2,
-            u: SubscriptionUU { fd_write },
         },
     }
 }
