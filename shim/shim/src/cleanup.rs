@@ -2,6 +2,7 @@
 //! closed its connection. It knows nothing but the bundle and the cgroups.
 
 use std::io::Write;
+use std::path::Path;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
@@ -38,28 +39,55 @@ fn clean_up(flags: &Flags) {
     delegate::cleanup(flags);
     socket::unlink(flags);
     let members = std::fs::read_to_string(flags.bundle.join(MEMBERS)).unwrap_or_default();
-    let mut left: Vec<String> = members
+    let of_members = members
         .lines()
         .filter_map(|line| line.split_once(' '))
-        .filter_map(|(_, path)| remove_cgroup(path).err())
-        .collect();
-    if let Some(path) = slipway_spec::read(&flags.bundle)
+        .map(|(_, path)| recorded(path));
+    let own = slipway_spec::read(&flags.bundle)
         .ok()
-        .and_then(|plan| plan.cgroup)
-    {
-        left.extend(Cgroup::new(&path).remove().err().map(|e| e.to_string()));
+        .and_then(|plan| plan.cgroup);
+    for path in of_members.chain(own) {
+        if let Err(e) = Cgroup::new(&path).remove() {
+            eprintln!("containerd-shim-slipway-v1: {e}");
+        }
+        // That of a Linux container, too: runc has stopped its unit only if its shim still had the time.
         Registration::end(&path);
-    }
-    for text in left {
-        eprintln!("containerd-shim-slipway-v1: {text}");
     }
 }
 
-fn remove_cgroup(path: &str) -> Result<(), String> {
-    if path.is_empty() {
-        return Ok(());
+/// The cgroup that a path below the hierarchies' roots is, by the driver that names it.
+fn recorded(path: &str) -> CgroupPath {
+    let scope = |path: &Path| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".scope")?;
+        let slice = path.parent()?.file_name()?.to_str()?;
+        slice.ends_with(".slice").then(|| CgroupPath::Systemd {
+            slice: slice.into(),
+            prefix: String::new(),
+            name: name.into(),
+        })
+    };
+    scope(Path::new(path)).unwrap_or_else(|| CgroupPath::Cgroupfs(path.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorded_cgroup_is_the_one_that_was() {
+        for cgroup in [
+            CgroupPath::Cgroupfs("/kubepods/pod1/a".into()),
+            CgroupPath::Systemd {
+                slice: "kubepods-besteffort-pod1.slice".into(),
+                prefix: "cri-containerd".into(),
+                name: "a".into(),
+            },
+        ] {
+            let path = Cgroup::new(&cgroup).path();
+            let recorded = recorded(&path);
+            assert_eq!(Cgroup::new(&recorded).path(), path);
+            let systemds = |path: &CgroupPath| matches!(path, CgroupPath::Systemd { .. });
+            assert_eq!(systemds(&recorded), systemds(&cgroup));
+        }
     }
-    Cgroup::new(&CgroupPath::Cgroupfs(path.into()))
-        .remove()
-        .map_err(|e| e.to_string())
 }
