@@ -1,0 +1,121 @@
+// Package e2e tests Slipway on a cluster as its users see it: by kubectl and by the API. It needs nothing but a kubeconfig and a
+// cluster that has the RuntimeClass; see docs/testing.md for the variables.
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Bound of every wait for something that the cluster does.
+const patience = 2 * time.Minute
+
+var (
+	// The RuntimeClass under test.
+	class = variable("E2E_RUNTIME_CLASS", "slipway")
+	// What images are called: prefix of the examples, and an ordinary image with a shell.
+	prefix  = variable("E2E_IMAGES", "slipway.dev/examples/")
+	busybox = variable("E2E_BUSYBOX", "docker.io/library/busybox:1.37")
+	// Never for images that were loaded into the nodes, else IfNotPresent.
+	pullPolicy = variable("E2E_PULL_POLICY", "Never")
+	// A command that runs its arguments as root on the node, for tests of what happens there.
+	onNode = strings.Fields(os.Getenv("E2E_NODE"))
+
+	config  *rest.Config
+	client  *kubernetes.Clientset
+	objects *dynamic.DynamicClient
+	mapper  *restmapper.DeferredDiscoveryRESTMapper
+)
+
+func variable(name, otherwise string) string {
+	if value := os.Getenv(name); value != "" {
+		return value
+	}
+	return otherwise
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := connect(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	if err := emptied(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+func connect() error {
+	path := os.Getenv("KUBECONFIG")
+	if path == "" {
+		return fmt.Errorf("KUBECONFIG is not set: name the cluster's kubeconfig, or use make e2e")
+	}
+	var err error
+	if config, err = clientcmd.BuildConfigFromFlags("", path); err != nil {
+		return err
+	}
+	// Tests run side by side.
+	config.QPS, config.Burst = 100, 200
+	if client, err = kubernetes.NewForConfig(config); err != nil {
+		return err
+	}
+	if objects, err = dynamic.NewForConfig(config); err != nil {
+		return err
+	}
+	mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client.Discovery()))
+	_, err = client.NodeV1().RuntimeClasses().Get(context.Background(), class, metav1.GetOptions{})
+	if errors.IsNotFound(err) {
+		return fmt.Errorf("the cluster has no RuntimeClass %q: install the chart, or name another one in E2E_RUNTIME_CLASS", class)
+	}
+	return err
+}
+
+// emptied waits until the tests' namespaces are gone: whatever hangs in one shows here.
+func emptied() error {
+	deadline := time.Now().Add(patience)
+	for {
+		list, err := client.CoreV1().Namespaces().List(context.Background(), metav1.ListOptions{LabelSelector: "e2e.slipway.dev/test"})
+		if err != nil || len(list.Items) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			var left []string
+			for _, namespace := range list.Items {
+				left = append(left, namespace.Name)
+			}
+			return fmt.Errorf("namespaces that do not end: %s", strings.Join(left, ", "))
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// node runs a command on the node; a test without one is skipped.
+func node(t *testing.T, command ...string) string {
+	t.Helper()
+	if len(onNode) == 0 {
+		t.Skip("E2E_NODE names no command that reaches the node")
+	}
+	out, err := exec.Command(onNode[0], append(onNode[1:], command...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("on the node: %s: %v\n%s", strings.Join(command, " "), err, out)
+	}
+	return string(out)
+}

@@ -1,0 +1,321 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// one is a pod of one Wasm container that ends.
+func one(name, image, fields string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  runtimeClassName: CLASS
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: c
+    image: IMAGE(%s)
+    imagePullPolicy: PULL
+    %s
+`, name, image, strings.ReplaceAll(strings.TrimSpace(fields), "\n", "\n    "))
+}
+
+func TestPod(t *testing.T) {
+	s := space(t)
+	s.apply(one("p", "hello", `args: [one, two]`))
+	end := s.ended("p", "c")
+	if end.ExitCode != 0 || end.Reason != "Completed" {
+		s.Errorf("ended with %d, %s", end.ExitCode, end.Reason)
+	}
+	if log := s.kubectl("logs", "p"); log != "Hello from Slipway\narguments: one two\n" {
+		s.Errorf("log %q", log)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	s := space(t)
+	s.apply(one("seven", "hello", `args: [exit, "7"]`))
+	s.apply(one("trap", "hello", `args: [trap]`))
+	if end := s.ended("seven", "c"); end.ExitCode != 7 || end.Reason != "Error" {
+		s.Errorf("seven: %d, %s", end.ExitCode, end.Reason)
+	}
+	end := s.ended("trap", "c")
+	if end.ExitCode != 134 || !strings.Contains(end.Message, "unreachable") {
+		s.Errorf("trap: %d, %q", end.ExitCode, end.Message)
+	}
+}
+
+const web = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  revisionHistoryLimit: 3
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      runtimeClassName: CLASS
+      terminationGracePeriodSeconds: 5
+      containers:
+      - name: web
+        image: IMAGE(http-server)
+        imagePullPolicy: PULL
+        ports: [{name: http, containerPort: 8080}]
+        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
+        resources: {requests: {cpu: 1m, memory: 8Mi}, limits: {memory: 32Mi}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: c, image: BUSYBOX, imagePullPolicy: PULL, command: [sleep, "100000"]}
+`
+
+// A rollout, a rollback, and from one to twenty to none.
+func TestDeployment(t *testing.T) {
+	s := space(t)
+	s.apply(web)
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	s.pod("client", ready)
+	// By the Service's name, from an ordinary container.
+	get := func(address string) string {
+		return s.kubectl("exec", "client", "--", "wget", "-q", "-O", "-", address)
+	}
+	s.contains(get("http://web/"), "Hello from Slipway")
+
+	s.kubectl("set", "env", "deployment/web", "PORT=8081")
+	s.kubectl("rollout", "undo", "deployment/web")
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	s.contains(get("http://web/"), "Hello from Slipway")
+	s.contains(s.kubectl("rollout", "history", "deployment/web"), "3")
+
+	replicas := func(n int64) {
+		s.kubectl("scale", "deployment/web", fmt.Sprintf("--replicas=%d", n))
+		until(s, "deployments", "web", func(o *unstructured.Unstructured) bool {
+			ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
+			all, _, _ := unstructured.NestedInt64(o.Object, "status", "replicas")
+			return ready == n && all == n
+		})
+	}
+	for _, n := range []int64{1, 20, 0} {
+		replicas(n)
+	}
+	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=120s")
+}
+
+// What fails is tried again as often as the Job says, and its codes are seen.
+func TestJob(t *testing.T) {
+	s := space(t)
+	job := `
+apiVersion: batch/v1
+kind: Job
+metadata: {name: %s}
+spec:
+  backoffLimit: %d
+  template:
+    spec:
+      runtimeClassName: CLASS
+      restartPolicy: Never
+      containers: [{name: c, image: IMAGE(hello), imagePullPolicy: PULL, args: [%s]}]
+%s`
+	s.apply(fmt.Sprintf(job, "good", 0, "done", ""))
+	s.apply(fmt.Sprintf(job, "bad", 1, `exit, "3"`, ""))
+	s.apply(fmt.Sprintf(job, "refused", 5, `exit, "42"`, `
+  podFailurePolicy:
+    rules: [{action: FailJob, onExitCodes: {operator: In, values: [42]}}]`))
+	s.kubectl("wait", "--for=condition=Complete", "job/good", "--timeout=120s")
+	s.kubectl("wait", "--for=condition=Failed", "job/bad", "job/refused", "--timeout=120s")
+	reason := func(job string) string {
+		return s.kubectl("get", "job", job, "-o", `jsonpath={.status.conditions[?(@.type=="Failed")].reason} {.status.failed}`)
+	}
+	if got := reason("bad"); got != "BackoffLimitExceeded 2" {
+		s.Errorf("bad: %s", got)
+	}
+	if got := reason("refused"); got != "PodFailurePolicy 1" {
+		s.Errorf("refused: %s", got)
+	}
+}
+
+func TestCronJob(t *testing.T) {
+	s := space(t)
+	s.apply(`
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: minutely}
+spec:
+  schedule: "* * * * *"
+  jobTemplate:
+    spec:
+      template:
+        spec:
+          runtimeClassName: CLASS
+          restartPolicy: OnFailure
+          containers: [{name: c, image: IMAGE(hello), imagePullPolicy: PULL, args: [tick]}]
+`)
+	s.kubectl("create", "job", "--from=cronjob/minutely", "now")
+	s.kubectl("wait", "--for=condition=Complete", "job/now", "--timeout=120s")
+	s.contains(s.kubectl("logs", "job/now"), "arguments: tick")
+	until(s, "cronjobs", "minutely", func(o *unstructured.Unstructured) bool {
+		_, done, _ := unstructured.NestedString(o.Object, "status", "lastSuccessfulTime")
+		return done
+	})
+}
+
+func TestDaemonSet(t *testing.T) {
+	s := space(t)
+	s.apply(`
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: d}
+spec:
+  selector: {matchLabels: {app: d}}
+  template:
+    metadata: {labels: {app: d}}
+    spec:
+      runtimeClassName: CLASS
+      terminationGracePeriodSeconds: 5
+      containers: [{name: c, image: IMAGE(hello), imagePullPolicy: PULL, args: [sleep]}]
+`)
+	s.kubectl("rollout", "status", "daemonset/d", "--timeout=120s")
+}
+
+// A Wasm program keeps its file when its pod is made anew, under the same name.
+func TestStatefulSet(t *testing.T) {
+	s := space(t)
+	s.apply(`
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: None, selector: {app: db}, ports: [{port: 80}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  serviceName: db
+  replicas: 2
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec:
+      runtimeClassName: CLASS
+      terminationGracePeriodSeconds: 5
+      initContainers:
+      - name: write
+        image: IMAGE(envfiles)
+        imagePullPolicy: PULL
+        args: [write, /data/$(NAME), "of $(NAME)"]
+        env: [{name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
+        volumeMounts: [{name: data, mountPath: /data}]
+      containers:
+      - name: c
+        image: IMAGE(files)
+        imagePullPolicy: PULL
+        args: [sleep]
+        volumeMounts: [{name: data, mountPath: /data}]
+      volumes: [{name: data, hostPath: {path: /var/tmp/e2e-` + s.name + `, type: DirectoryOrCreate}}]
+`)
+	s.kubectl("rollout", "status", "statefulset/db", "--timeout=120s")
+	s.kubectl("delete", "pod", "db-0")
+	s.kubectl("rollout", "status", "statefulset/db", "--timeout=120s")
+	s.pod("db-0", ready)
+	for _, pod := range []string{"db-0", "db-1"} {
+		if got := s.kubectl("exec", "db-0", "--", "/envfiles.wasm", "cat", "/data/"+pod); got != "of "+pod+"\n" {
+			s.Errorf("%s: %q", pod, got)
+		}
+	}
+}
+
+// Wasm and ordinary containers in one pod: before the others, beside them, and added later.
+func TestMixedPod(t *testing.T) {
+	s := space(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: mixed}
+spec:
+  runtimeClassName: CLASS
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 2
+  volumes: [{name: shared, emptyDir: {}}]
+  initContainers:
+  - {name: linux, image: BUSYBOX, imagePullPolicy: PULL, command: [sh, -c, "echo from linux >/shared/linux"], volumeMounts: [{name: shared, mountPath: /shared}]}
+  - {name: wasm, image: IMAGE(envfiles), imagePullPolicy: PULL, args: [write, /shared/wasm, from wasm], volumeMounts: [{name: shared, mountPath: /shared}]}
+  - {name: sidecar, image: BUSYBOX, imagePullPolicy: PULL, restartPolicy: Always, command: [httpd, -f, -p, "8090", -h, /shared], volumeMounts: [{name: shared, mountPath: /shared}]}
+  - {name: wasm-sidecar, image: IMAGE(http-server), imagePullPolicy: PULL, restartPolicy: Always, startupProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}
+  containers:
+  - name: linux-main
+    image: BUSYBOX
+    imagePullPolicy: PULL
+    command: [sh, -c, "cat /shared/*; wget -q -O - http://localhost:8080/; wget -q -O - http://localhost:8090/wasm"]
+    volumeMounts: [{name: shared, mountPath: /shared}]
+  - {name: wasm-main, image: IMAGE(envfiles), imagePullPolicy: PULL, args: [cat, /shared/linux], volumeMounts: [{name: shared, mountPath: /shared}]}
+`)
+	for _, container := range []string{"linux-main", "wasm-main"} {
+		if end := s.ended("mixed", container); end.ExitCode != 0 {
+			s.Errorf("%s ended with %d: %s", container, end.ExitCode, s.kubectl("logs", "mixed", "-c", container))
+		}
+	}
+	if log := s.kubectl("logs", "mixed", "-c", "linux-main"); log != "from linux\nfrom wasm\nHello from Slipway\nfrom wasm\n" {
+		s.Errorf("linux-main: %q", log)
+	}
+	if log := s.kubectl("logs", "mixed", "-c", "wasm-main"); log != "from linux\n" {
+		s.Errorf("wasm-main: %q", log)
+	}
+}
+
+// A shell beside a program that has none.
+func TestEphemeralContainer(t *testing.T) {
+	s := space(t)
+	s.apply(one("p", "http-server", ""))
+	s.pod("p", ready)
+	s.kubectl("debug", "p", "--image="+busybox, "--image-pull-policy="+pullPolicy, "-c", "shell", "--", "wget", "-q", "-O", "-", "http://localhost:8080/")
+	s.logs("Hello from Slipway", "p", "-c", "shell")
+	s.kubectl("debug", "p", "--image="+prefix+"hello:latest", "--image-pull-policy="+pullPolicy, "-c", "wasm", "--profile=general", "--", "hello", "later")
+	s.logs("arguments: later", "p", "-c", "wasm")
+}
+
+// One ReplicaSet's pods side by side with an ordinary one's, on the same nodes.
+func TestPodsOfBothKinds(t *testing.T) {
+	s := space(t)
+	set := `
+apiVersion: apps/v1
+kind: ReplicaSet
+metadata: {name: %s}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: %s}}
+  template:
+    metadata: {labels: {app: %s}}
+    spec:
+      %s
+      terminationGracePeriodSeconds: 0
+`
+	s.apply(fmt.Sprintf(set, "wasm", "wasm", "wasm", `runtimeClassName: CLASS
+      containers: [{name: c, image: IMAGE(hello), imagePullPolicy: PULL, args: [sleep]}]`))
+	s.apply(fmt.Sprintf(set, "linux", "linux", "linux", `containers: [{name: c, image: BUSYBOX, imagePullPolicy: PULL, command: [sleep, "100000"]}]`))
+	for _, name := range []string{"wasm", "linux"} {
+		until(s, "replicasets", name, func(o *unstructured.Unstructured) bool {
+			ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
+			return ready == 3
+		})
+	}
+}
+
+var _ = v1.PodRunning
