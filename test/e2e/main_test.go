@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -113,9 +114,11 @@ func node(t *testing.T, command ...string) string {
 	if len(onNode) == 0 {
 		t.Skip("E2E_NODE names no command that reaches the node")
 	}
-	out, err := exec.Command(onNode[0], append(onNode[1:], command...)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("on the node: %s: %v\n%s", strings.Join(command, " "), err, out)
+	run := exec.Command(onNode[0], append(onNode[1:], command...)...)
+	var stdout, stderr bytes.Buffer
+	run.Stdout, run.Stderr = &stdout, &stderr
+	if err := run.Run(); err != nil {
+		t.Fatalf("on the node: %s: %v\n%s%s", strings.Join(command, " "), err, &stdout, &stderr)
 	}
-	return string(out)
+	return stdout.String()
 }

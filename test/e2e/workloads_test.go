@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
@@ -287,7 +286,7 @@ func TestEphemeralContainer(t *testing.T) {
 	s.pod("p", ready)
 	s.kubectl("debug", "p", "--image="+busybox, "--image-pull-policy="+pullPolicy, "-c", "shell", "--", "wget", "-q", "-O", "-", "http://localhost:8080/")
 	s.logs("Hello from Slipway", "p", "-c", "shell")
-	s.kubectl("debug", "p", "--image="+prefix+"hello:latest", "--image-pull-policy="+pullPolicy, "-c", "wasm", "--profile=general", "--", "hello", "later")
+	s.kubectl("debug", "p", "--image="+prefix+"hello:latest", "--image-pull-policy="+pullPolicy, "-c", "wasm", "--", "/hello.wasm", "later")
 	s.logs("arguments: later", "p", "-c", "wasm")
 }
 
@@ -317,5 +316,3 @@ spec:
 		})
 	}
 }
-
-var _ = v1.PodRunning

@@ -1,0 +1,114 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// The limit is the engine's budget: a program that needs more ends as one that the kernel kills, with both numbers.
+func TestOOMKilled(t *testing.T) {
+	s := space(t)
+	s.apply(one("p", "hello", "args: [alloc, \"64\"]\nresources: {limits: {memory: 32Mi}}"))
+	end := s.ended("p", "c")
+	if end.Reason != "OOMKilled" || end.ExitCode != 137 {
+		s.Errorf("%s, %d", end.Reason, end.ExitCode)
+	}
+	s.contains(end.Message, "its limit is 33554432 bytes")
+	s.contains(s.kubectl("describe", "pod", "p"), "OOMKilled", end.Message)
+}
+
+// Memory and CPU of a running program, up and down, without a restart.
+func TestResizeInPlace(t *testing.T) {
+	s := space(t)
+	s.apply(one("p", "files", `args: [sleep]
+resources: {requests: {cpu: 50m, memory: 16Mi}, limits: {cpu: 100m, memory: 16Mi}}`))
+	s.pod("p", ready)
+	resize := func(cpu, memory string) {
+		limits := fmt.Sprintf(`{"cpu":%q,"memory":%q}`, cpu, memory)
+		s.kubectl("patch", "pod", "p", "--subresource", "resize", "--type", "strategic", "-p",
+			fmt.Sprintf(`{"spec":{"containers":[{"name":"c","resources":{"limits":%s}}]}}`, limits))
+		s.pod("p", func(pod *v1.Pod) bool {
+			status := pod.Status.ContainerStatuses[0]
+			if status.RestartCount != 0 {
+				s.Fatal("the container was started again")
+			}
+			return status.Resources != nil && status.Resources.Limits.Memory().String() == memory && status.Resources.Limits.Cpu().String() == cpu
+		})
+	}
+	// Through exec, whose guest has the container's budget.
+	got := func() string {
+		out, _, _ := s.kubectlWith("", "exec", "p", "--", "/hello.wasm", "alloc", "24")
+		return out
+	}
+	if out := got(); strings.Contains(out, "allocated 24 of 24 MiB") {
+		s.Errorf("24 MiB within 16: %q", out)
+	}
+	resize("200m", "64Mi")
+	s.contains(got(), "allocated 24 of 24 MiB")
+	resize("100m", "32Mi")
+	s.contains(got(), "allocated 24 of 24 MiB")
+}
+
+// The kubelet's figures of a pod: what metrics-server and kubectl top read.
+func TestStatistics(t *testing.T) {
+	s := space(t)
+	s.apply(one("spin", "hello", "args: [spin]\nresources: {limits: {cpu: 200m, memory: 32Mi}}"))
+	pod := s.pod("spin", ready)
+	deadline := time.Now().Add(patience)
+	for {
+		var summary struct {
+			Pods []struct {
+				PodRef     struct{ Name, Namespace string }
+				Containers []struct {
+					Name   string
+					CPU    struct{ UsageNanoCores uint64 }
+					Memory struct{ WorkingSetBytes uint64 }
+				}
+			}
+		}
+		raw := s.kubectl("get", "--raw", "/api/v1/nodes/"+pod.Spec.NodeName+"/proxy/stats/summary")
+		if err := json.Unmarshal([]byte(raw), &summary); err != nil {
+			s.Fatal(err)
+		}
+		for _, p := range summary.Pods {
+			if p.PodRef.Namespace != s.name || len(p.Containers) != 1 {
+				continue
+			}
+			// A fifth of a processor, which the quota lets through: the rest of the machine may leave it less.
+			cpu, memory := p.Containers[0].CPU.UsageNanoCores, p.Containers[0].Memory.WorkingSetBytes
+			if cpu > 20e6 && memory > 0 {
+				if cpu > 260e6 {
+					s.Errorf("%d nanocores with a limit of 200m", cpu)
+				}
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("the kubelet has no figures of the pod:\n%s", raw)
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+func TestOverheadAndClasses(t *testing.T) {
+	s := space(t)
+	s.apply(one("guaranteed", "hello", "resources: {limits: {cpu: 50m, memory: 32Mi}}"))
+	s.apply(one("burstable", "hello", "resources: {requests: {memory: 16Mi}}"))
+	s.apply(one("best-effort", "hello", ""))
+	for name, class := range map[string]v1.PodQOSClass{"guaranteed": v1.PodQOSGuaranteed, "burstable": v1.PodQOSBurstable, "best-effort": v1.PodQOSBestEffort} {
+		s.ended(name, "c")
+		pod := s.pod(name, phase(v1.PodSucceeded))
+		if pod.Status.QOSClass != class {
+			s.Errorf("%s is %s", name, pod.Status.QOSClass)
+		}
+		// The scheduler and the pod's cgroup count it.
+		if pod.Spec.Overhead.Memory().IsZero() {
+			s.Errorf("%s has no overhead", name)
+		}
+	}
+}

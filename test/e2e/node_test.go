@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// survivors is a server that must not be started again, and one that is called through a probe.
+func survivors(s *Space) (check func()) {
+	s.apply(strings.Replace(one("p", "files", `command: [/http-server.wasm]
+readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}`), "Never", "Always", 1))
+	s.pod("p", ready)
+	return func() {
+		s.Helper()
+		pod := s.pod("p", ready)
+		if pod.Status.ContainerStatuses[0].RestartCount != 0 {
+			s.Error("the container was started again")
+		}
+		// A kubelet that has just begun does not know all of its pods.
+		s.says("Hello from Slipway", "exec", "p", "--", "/hello.wasm")
+		s.says("Hello from Slipway", "get", "--raw", "/api/v1/namespaces/"+s.name+"/pods/p:8080/proxy/")
+	}
+}
+
+// nodeReady waits until the API server has heard of the node since now.
+func nodeReady(s *Space, since time.Time) {
+	s.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		out, _, err := s.kubectlWith("", "get", "node", "-o", `jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}`)
+		status, beat, _ := strings.Cut(out, " ")
+		at, parsed := time.Parse(time.RFC3339, beat)
+		if err == nil && status == "True" && parsed == nil && at.After(since.Truncate(time.Second)) {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("the node is not ready: %s", out)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+func TestRestartOfContainerdAndKubelet(t *testing.T) {
+	node(t, "true")
+	s := alone(t)
+	check := survivors(s)
+	for _, unit := range []string{"containerd", "kubelet"} {
+		since := time.Now()
+		node(t, "systemctl", "restart", unit)
+		nodeReady(s, since)
+		check()
+	}
+	// What ended meanwhile is known, too.
+	s.apply(one("meanwhile", "hello", `args: [exit, "4"]`))
+	if end := s.ended("meanwhile", "c"); end.ExitCode != 4 {
+		s.Errorf("ended with %d", end.ExitCode)
+	}
+}
+
+// A shim that dies takes its pod along, and the kubelet makes it anew.
+func TestShimThatDies(t *testing.T) {
+	node(t, "true")
+	s := space(t)
+	s.apply(strings.Replace(one("p", "hello", `args: [sleep]`), "Never", "Always", 1))
+	pod := s.pod("p", ready)
+	sandbox := strings.TrimSpace(node(t, "crictl", "pods", "-q", "--no-trunc", "--label", "io.kubernetes.pod.uid="+string(pod.UID)))
+	node(t, "pkill", "-KILL", "-f", "containerd-shim-slipway-v1 .*-id "+sandbox)
+	s.pod("p", func(pod *v1.Pod) bool { return restarted(1)(pod) && ready(pod) })
+}
+
+// Everything that is drained comes back.
+func TestDrain(t *testing.T) {
+	s := alone(t)
+	s.apply(web)
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	name := s.kubectl("get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].spec.nodeName}")
+	t.Cleanup(func() { s.kubectl("uncordon", name) })
+	s.kubectl("drain", name, "--pod-selector=app=web", "--timeout=60s")
+	s.kubectl("uncordon", name)
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+}
+
+// As many pods as people try first, on one node.
+func TestHundredPods(t *testing.T) {
+	s := alone(t)
+	s.apply(strings.NewReplacer("replicas: 2", "replicas: 100").Replace(web))
+	until(s, "deployments", "web", func(o *unstructured.Unstructured) bool {
+		ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
+		return ready == 100
+	})
+	s.kubectl("delete", "deployment", "web")
+	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=120s")
+}
