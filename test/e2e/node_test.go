@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -94,4 +95,51 @@ func TestHundredPods(t *testing.T) {
 	})
 	s.kubectl("delete", "deployment", "web")
 	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=120s")
+}
+
+// The image of a running program may go, and come back: its pod goes on, and the compiled module is still there.
+func TestImageThatIsRemoved(t *testing.T) {
+	node(t, "true")
+	s := space(t)
+	s.apply(strings.Replace(one("p", "artefact", `args: [sleep]`), "Never", "Always", 1))
+	s.pod("p", ready)
+	image, file := prefix+"artefact:latest", "/root/"+s.name+".tar"
+	node(t, "ctr", "-n", "k8s.io", "images", "export", file, image)
+	back := func() { node(t, "ctr", "-n", "k8s.io", "images", "import", file) }
+	t.Cleanup(func() { back(); node(t, "rm", file) })
+	node(t, "crictl", "rmi", image)
+	s.apply(one("later", "artefact", ""))
+	s.says("ErrImageNeverPull", "describe", "pod", "later")
+	back()
+	if end := s.ended("later", "c"); end.ExitCode != 0 {
+		s.Errorf("ended with %d", end.ExitCode)
+	}
+	if pod := s.pod("p", ready); pod.Status.ContainerStatuses[0].RestartCount != 0 {
+		s.Error("the container was started again")
+	}
+	s.contains(s.kubectl("exec", "p", "--", "hello", "still"), "arguments: still")
+}
+
+// Who writes more than the volume may hold has to go, Wasm or not.
+func TestEvictionForStorage(t *testing.T) {
+	s := space(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec:
+  runtimeClassName: CLASS
+  terminationGracePeriodSeconds: 0
+  volumes: [{name: v, emptyDir: {sizeLimit: 1Ki}}]
+  containers:
+  - {name: c, image: IMAGE(files), imagePullPolicy: PULL, args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}
+`)
+	s.pod("p", ready)
+	for i := range 4 {
+		s.kubectl("exec", "p", "--", "/envfiles.wasm", "write", fmt.Sprintf("/v/%d", i), "more")
+	}
+	pod := s.pod("p", phase(v1.PodFailed))
+	if pod.Status.Reason != "Evicted" {
+		s.Errorf("%s: %s", pod.Status.Reason, pod.Status.Message)
+	}
 }
