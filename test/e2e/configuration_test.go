@@ -94,7 +94,6 @@ func TestNames(t *testing.T) {
 	s := space(t)
 	s.apply(web)
 	s.apply(one("p", "network", `args: [lookup, web]`))
-	s.pod("client", ready)
 	end := s.ended("p", "c")
 	if end.ExitCode != 0 {
 		s.Errorf("%d: %s", end.ExitCode, s.kubectl("logs", "p"))

@@ -141,7 +141,10 @@ func TestStreams(t *testing.T) {
 	}
 	// script(1) gives kubectl a terminal.
 	terminal := exec.Command("script", "-qec", "kubectl -n "+s.name+" exec -it p -- /hello.wasm exit 3", "/dev/null")
-	terminal.Stdin = strings.NewReader("")
+	// Nobody types, and nobody hangs up: kubectl may drop what was said when its input ends.
+	if _, err := terminal.StdinPipe(); err != nil {
+		s.Fatal(err)
+	}
 	said, err := terminal.CombinedOutput()
 	if code := terminal.ProcessState.ExitCode(); code != 3 || !strings.Contains(string(said), "Hello from Slipway\r\n") {
 		s.Errorf("exec -it: %d %v %q", code, err, said)

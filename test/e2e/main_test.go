@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
@@ -82,11 +81,7 @@ func connect() error {
 		return err
 	}
 	mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client.Discovery()))
-	_, err = client.NodeV1().RuntimeClasses().Get(context.Background(), class, metav1.GetOptions{})
-	if errors.IsNotFound(err) {
-		return fmt.Errorf("the cluster has no RuntimeClass %q: install the chart, or name another one in E2E_RUNTIME_CLASS", class)
-	}
-	return err
+	return nil
 }
 
 // emptied waits until the tests' namespaces are gone: whatever hangs in one shows here.

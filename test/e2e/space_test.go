@@ -11,6 +11,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -40,6 +41,12 @@ func space(t *testing.T, labels ...string) *Space {
 // alone is a space of a test that others must not run beside.
 func alone(t *testing.T, labels ...string) *Space {
 	t.Helper()
+	_, err := client.NodeV1().RuntimeClasses().Get(context.Background(), class, metav1.GetOptions{})
+	if errors.IsNotFound(err) {
+		t.Fatalf("the cluster has no RuntimeClass %q: install the chart, or name another one in E2E_RUNTIME_CLASS", class)
+	} else if err != nil {
+		t.Fatal(err)
+	}
 	namespace := &v1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-", Labels: map[string]string{"e2e.slipway.dev/test": "true"}}}
 	for _, label := range labels {
 		name, value, _ := strings.Cut(label, "=")
@@ -233,10 +240,10 @@ func (s *Space) kubectlWith(stdin string, args ...string) (stdout, stderr string
 	defer cancel()
 	command := exec.CommandContext(ctx, "kubectl", append([]string{"-n", s.name}, args...)...)
 	command.Stdin = strings.NewReader(stdin)
-	var out, errors bytes.Buffer
-	command.Stdout, command.Stderr = &out, &errors
+	var out, complaints bytes.Buffer
+	command.Stdout, command.Stderr = &out, &complaints
 	err = command.Run()
-	return out.String(), errors.String(), err
+	return out.String(), complaints.String(), err
 }
 
 // exits runs kubectl, which must end with this status, and returns all it says.

@@ -76,10 +76,13 @@ apiVersion: v1
 kind: Service
 metadata: {name: web}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
----
+`
+
+// An ordinary container to call others from.
+const caller = `
 apiVersion: v1
 kind: Pod
-metadata: {name: client}
+metadata: {name: caller}
 spec:
   terminationGracePeriodSeconds: 0
   containers:
@@ -90,11 +93,12 @@ spec:
 func TestDeployment(t *testing.T) {
 	s := space(t)
 	s.apply(web)
+	s.apply(caller)
 	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
-	s.pod("client", ready)
+	s.pod("caller", ready)
 	// By the Service's name, from an ordinary container.
 	get := func(address string) string {
-		return s.kubectl("exec", "client", "--", "wget", "-q", "-O", "-", address)
+		return s.kubectl("exec", "caller", "--", "wget", "-q", "-O", "-", address)
 	}
 	s.contains(get("http://web/"), "Hello from Slipway")
 

@@ -1,0 +1,137 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// What an installer may touch: files, services, mounts and processes of the node, and what Kubernetes knows of it.
+func nodeState(t *testing.T) string {
+	t.Helper()
+	files := node(t, "find", "/etc", "/opt", "/root", "/usr/local", "/usr/bin", "/usr/sbin", "/var/lib", "/var/tmp", "-xdev",
+		"(", "-path", "/var/lib/kubelet", "-o", "-path", "/var/lib/containerd", "-o", "-path", "/var/lib/etcd", "-o", "-path", "/var/lib/cni",
+		"-o", "-path", "/var/lib/systemd", "-o", "-path", "/var/lib/kubelet", ")", "-prune", "-o", "-printf", `%p %y %m %U %l\n`)
+	content := node(t, "sh", "-c", "find /etc/containerd -type f -exec sha256sum {} +")
+	services := node(t, "systemctl", "list-units", "--all", "--plain", "--no-legend", "--type=service,socket,timer")
+	mounts := node(t, "sh", "-c", "cut -d' ' -f2 /proc/mounts | grep -vE 'kubelet|containerd|netns' | sort")
+	processes := node(t, "sh", "-c", "pgrep -fa /opt/slipway || true")
+	return strings.Join([]string{files, content, services, mounts, processes}, "\n")
+}
+
+func helm(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := tryHelm(args...)
+	if err != nil {
+		logs, _ := exec.Command("kubectl", "-n", "slipway-system", "logs", "-l", "app.kubernetes.io/name=slipway", "--all-containers", "--tail=-1").CombinedOutput()
+		events, _ := exec.Command("kubectl", "-n", "slipway-system", "get", "pods,events").CombinedOutput()
+		t.Fatalf("helm %s: %v\n%s\n%s\n%s", strings.Join(args, " "), err, out, logs, events)
+	}
+	return out
+}
+
+func tryHelm(args ...string) (string, error) {
+	out, err := exec.Command("helm", append(args, "--namespace", "slipway-system")...).CombinedOutput()
+	return string(out), err
+}
+
+// values of an installation on this cluster, whose images were loaded into the nodes.
+func values() []string {
+	return []string{"--set", "image.pullPolicy=" + pullPolicy, "--set", "test.pullPolicy=" + pullPolicy, "--wait", "--timeout", "3m"}
+}
+
+// The life of an installation: made, tested, changed while pods run, taken back, removed; the node is then as it was.
+func TestChart(t *testing.T) {
+	node(t, "true")
+	if _, err := exec.LookPath("helm"); err != nil {
+		t.Skip("helm is not there")
+	}
+	chart, err := filepath.Abs(variable("E2E_CHART", "../../charts/slipway"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(chart); err != nil {
+		t.Fatal(err)
+	}
+	before := nodeState(t)
+	containerd := func() string { return strings.TrimSpace(node(t, "systemctl", "show", "-P", "MainPID", "containerd")) }
+
+	first := containerd()
+	helm(t, append([]string{"install", "slipway", chart, "--create-namespace"}, values()...)...)
+	if containerd() == first {
+		t.Error("containerd has not been restarted: who loaded its new configuration?")
+	}
+	s := alone(t)
+	s.contains(s.kubectl("get", "nodes", "-L", "slipway.dev/installed"), "true")
+	s.contains(s.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.runtimeHandlers[*].name}"), "slipway")
+	helm(t, "test", "slipway", "--logs")
+
+	// The same again changes nothing, and nobody notices.
+	s.apply(strings.Replace(one("p", "files", `command: [/http-server.wasm]
+readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}`), "Never", "Always", 1))
+	s.pod("p", ready)
+	second := containerd()
+	helm(t, append([]string{"upgrade", "slipway", chart}, values()...)...)
+	if containerd() != second {
+		t.Error("an upgrade that changes nothing has restarted containerd")
+	}
+	// Another handler for those who come from another shim.
+	helm(t, append([]string{"upgrade", "slipway", chart, "--set", "runtimeClass.aliases={wasmedge}"}, values()...)...)
+	s.apply(strings.Replace(one("alias", "hello", ""), "CLASS", "wasmedge", 1))
+	if end := s.ended("alias", "c"); end.ExitCode != 0 {
+		t.Errorf("the alias's pod ended with %d", end.ExitCode)
+	}
+	helm(t, "rollback", "slipway", "2", "--wait", "--timeout", "3m")
+	if out, err := exec.Command("kubectl", "get", "runtimeclass", "wasmedge").CombinedOutput(); err == nil {
+		t.Errorf("after the rollback: %s", out)
+	}
+	running := s.pod("p", ready)
+	if running.Status.ContainerStatuses[0].RestartCount != 0 {
+		t.Error("the pod was started again meanwhile")
+	}
+
+	// Whoever runs pods is asked to end them first.
+	if out, err := tryHelm("uninstall", "slipway", "--wait", "--timeout", "2m"); err == nil {
+		t.Fatalf("uninstalled under a running pod: %s", out)
+	}
+	if s.pod("p", phase(v1.PodRunning)).Status.ContainerStatuses[0].RestartCount != 0 {
+		t.Error("the pod was started again by a refused uninstall")
+	}
+	s.kubectl("delete", "pod", "--all")
+	helm(t, "uninstall", "slipway", "--wait", "--timeout", "3m")
+	s.contains(s.kubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.labels}"), "hostname")
+	if labels := s.kubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.labels}"); strings.Contains(labels, "slipway.dev") {
+		t.Errorf("labels: %s", labels)
+	}
+	if after := nodeState(t); after != before {
+		t.Errorf("the node is not as it was:\n%s", difference(before, after))
+	}
+}
+
+// difference is what lines were lost and which came.
+func difference(before, after string) string {
+	lines := func(text string) map[string]bool {
+		set := map[string]bool{}
+		for line := range strings.Lines(text) {
+			set[line] = true
+		}
+		return set
+	}
+	old, now := lines(before), lines(after)
+	var out strings.Builder
+	for line := range old {
+		if !now[line] {
+			out.WriteString("- " + line)
+		}
+	}
+	for line := range now {
+		if !old[line] {
+			out.WriteString("+ " + line)
+		}
+	}
+	return out.String()
+}
