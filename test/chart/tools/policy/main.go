@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/cel"
@@ -28,6 +29,9 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/cel/environment"
 )
+
+// oldest is the Kubernetes of Chart.yaml's kubeVersion: what later ones have added to CEL is not known to it.
+var oldest = version.MajorMinor(1, 30)
 
 // Request is what somebody wants to make of a node. Without Before it is created, without After deleted.
 type Request struct {
@@ -119,7 +123,7 @@ type compiled struct {
 // compile does for a policy what the API server does, and refuses expressions that do not compile, which it would only
 // refuse in each request.
 func compile(policy *policyv1.ValidatingAdmissionPolicy) (*compiled, error) {
-	compiler, err := cel.NewCompositedCompiler(environment.MustBaseEnvSet(environment.DefaultCompatibilityVersion()))
+	compiler, err := cel.NewCompositedCompiler(environment.MustBaseEnvSet(oldest))
 	if err != nil {
 		return nil, err
 	}
