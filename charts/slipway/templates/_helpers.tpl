@@ -71,9 +71,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- with .Values.node.cacheSize }}
 - --cache-size={{ . }}
 {{- end }}
-{{- if not .Values.node.restart }}
-- --no-restart
-{{- end }}
 {{- end -}}
 
 {{/* The API server's address is in the environment of every container; this is the rest, with a token that lives an hour. */}}
@@ -166,6 +163,9 @@ spec:
         - --once
         {{- else }}
         - --metrics-address={{ .root.Values.metrics.address }}:{{ .root.Values.metrics.port }}
+        {{- if eq .root.Values.uninstall.policy "force" }}
+        - --force
+        {{- end }}
         {{- end }}
         {{- include "slipway.nodeArgs" .root | nindent 8 }}
       env:
@@ -205,9 +205,6 @@ spec:
           mountPath: /host/run/systemd
           readOnly: true
         {{- if not .once }}
-        - name: run
-          mountPath: /run/slipway
-          readOnly: true
         - name: cache
           mountPath: /var/lib/slipway
           readOnly: true
@@ -226,10 +223,6 @@ spec:
         type: Directory
     {{- if not .once }}
     # What the metrics are made of.
-    - name: run
-      hostPath:
-        path: /run/slipway
-        type: DirectoryOrCreate
     - name: cache
       hostPath:
         path: /var/lib/slipway
