@@ -4,7 +4,7 @@ SHELL := /bin/bash
 MUSL := x86_64-unknown-linux-musl
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 lint bench clean
+.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image lint bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -54,6 +54,12 @@ test-soak: dist bed examples guests ## Make and remove a thousand pods, and see 
 
 test-cgroup2: dist bed examples guests ## Run them on cgroup v2, whatever this machine has, with both cgroup drivers
 	@test/cgroup2/suite
+
+chart-test: dist bed ## Test the Helm chart, the plain manifests and the installer's image; no cluster is needed
+	@test/chart/run
+
+image: dist ## Make the installer's image, with its bill of materials, under target/images
+	@images/installer/build
 
 lint: engine bed ## Check formatting, lints, licences and shell scripts
 	@test/lint
