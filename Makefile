@@ -4,7 +4,7 @@ SHELL := /bin/bash
 MUSL := x86_64-unknown-linux-musl
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image lint bench clean
+.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e lint bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -60,6 +60,20 @@ chart-test: dist bed ## Test the Helm chart, the plain manifests and the install
 
 image: dist ## Make the installer's image, with its bill of materials, under target/images
 	@images/installer/build
+
+cluster: bed
+	@test/setup systemd dbus nftables openssl
+	@test/cluster/fetch
+
+cluster-up: cluster ## Start a one-node Kubernetes with containerd 2.1; VERSION=1.7 for the other
+	@test/cluster/cluster up $(VERSION)
+
+cluster-down: ## Take it down again
+	@test/cluster/cluster down
+
+e2e: cluster dist examples guests ## Run the end-to-end tests on a cluster of their own; KUBECONFIG=… for another
+	@test/chart/fetch
+	@test/e2e/run
 
 lint: engine bed ## Check formatting, lints, licences and shell scripts
 	@test/lint

@@ -23,15 +23,20 @@ func nodeState(t *testing.T) string {
 	return strings.Join([]string{files, content, services, mounts, processes}, "\n")
 }
 
-func helm(t *testing.T, args ...string) string {
+func helm(t *testing.T, args ...string) {
 	t.Helper()
-	out, err := tryHelm(args...)
-	if err != nil {
-		logs, _ := exec.Command("kubectl", "-n", "slipway-system", "logs", "-l", "app.kubernetes.io/name=slipway", "--all-containers", "--tail=-1").CombinedOutput()
-		events, _ := exec.Command("kubectl", "-n", "slipway-system", "get", "pods,events").CombinedOutput()
-		t.Fatalf("helm %s: %v\n%s\n%s\n%s", strings.Join(args, " "), err, out, logs, events)
+	if out, err := tryHelm(args...); err != nil {
+		helmFailed(t, "helm "+strings.Join(args, " ")+": "+err.Error(), out)
 	}
-	return out
+}
+
+func helmFailed(t *testing.T, what, said string) {
+	t.Helper()
+	for _, command := range []string{"logs -l app.kubernetes.io/name=slipway --all-containers --tail=-1", "get pods,events"} {
+		out, _ := exec.Command("kubectl", append([]string{"-n", "slipway-system"}, strings.Fields(command)...)...).CombinedOutput()
+		said += "\n" + string(out)
+	}
+	t.Fatalf("%s\n%s", what, said)
 }
 
 func tryHelm(args ...string) (string, error) {
@@ -39,9 +44,18 @@ func tryHelm(args ...string) (string, error) {
 	return string(out), err
 }
 
-// values of an installation on this cluster, whose images were loaded into the nodes.
-func values() []string {
-	return []string{"--set", "image.pullPolicy=" + pullPolicy, "--set", "test.pullPolicy=" + pullPolicy, "--wait", "--timeout", "3m"}
+// rolledOut runs helm with what this cluster needs, whose images were loaded into the nodes, and waits for the nodes.
+func rolledOut(t *testing.T, args ...string) {
+	t.Helper()
+	helm(t, append(args, "--timeout", "3m")...)
+	status := exec.Command("kubectl", "-n", "slipway-system", "rollout", "status", "daemonset/slipway-installer", "--timeout=3m")
+	if out, err := status.CombinedOutput(); err != nil {
+		helmFailed(t, "the installers are not ready", string(out))
+	}
+}
+
+func values(chart string) []string {
+	return []string{chart, "--set", "image.pullPolicy=" + pullPolicy, "--set", "test.pullPolicy=" + pullPolicy}
 }
 
 // The life of an installation: made, tested, changed while pods run, taken back, removed; the node is then as it was.
@@ -61,7 +75,7 @@ func TestChart(t *testing.T) {
 	containerd := func() string { return strings.TrimSpace(node(t, "systemctl", "show", "-P", "MainPID", "containerd")) }
 
 	first := containerd()
-	helm(t, append([]string{"install", "slipway", chart, "--create-namespace"}, values()...)...)
+	rolledOut(t, append([]string{"install", "slipway", "--create-namespace"}, values(chart)...)...)
 	if containerd() == first {
 		t.Error("containerd has not been restarted: who loaded its new configuration?")
 	}
@@ -75,17 +89,17 @@ func TestChart(t *testing.T) {
 readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}`), "Never", "Always", 1))
 	s.pod("p", ready)
 	second := containerd()
-	helm(t, append([]string{"upgrade", "slipway", chart}, values()...)...)
+	rolledOut(t, append([]string{"upgrade", "slipway"}, values(chart)...)...)
 	if containerd() != second {
 		t.Error("an upgrade that changes nothing has restarted containerd")
 	}
 	// Another handler for those who come from another shim.
-	helm(t, append([]string{"upgrade", "slipway", chart, "--set", "runtimeClass.aliases={wasmedge}"}, values()...)...)
+	rolledOut(t, append([]string{"upgrade", "slipway", "--set", "runtimeClass.aliases={wasmedge}"}, values(chart)...)...)
 	s.apply(strings.Replace(one("alias", "hello", ""), "CLASS", "wasmedge", 1))
 	if end := s.ended("alias", "c"); end.ExitCode != 0 {
 		t.Errorf("the alias's pod ended with %d", end.ExitCode)
 	}
-	helm(t, "rollback", "slipway", "2", "--wait", "--timeout", "3m")
+	rolledOut(t, "rollback", "slipway", "2")
 	if out, err := exec.Command("kubectl", "get", "runtimeclass", "wasmedge").CombinedOutput(); err == nil {
 		t.Errorf("after the rollback: %s", out)
 	}
