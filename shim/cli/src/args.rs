@@ -37,6 +37,10 @@ pub enum Command {
     Top(Top),
     /// Check this node, and tell how to mend what is wrong
     Doctor(Doctor),
+    /// Install Slipway on this node: its files, and the handler in containerd's configuration
+    Install(Install),
+    /// Take Slipway away from this node, and give containerd's configuration back as it was
+    Uninstall(Uninstall),
     /// Write a completion script for a shell to stdout
     Completions {
         /// The shell
@@ -250,6 +254,81 @@ pub struct Doctor {
     pub config: PathBuf,
     #[command(flatten)]
     pub store: Store,
+}
+
+#[derive(Args)]
+pub struct Install {
+    #[command(flatten)]
+    pub node: Node,
+    /// Tell what would be done, with the differences, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Leave the restart of containerd to somebody else
+    #[arg(long)]
+    pub no_restart: bool,
+}
+
+#[derive(Args)]
+pub struct Uninstall {
+    #[command(flatten)]
+    pub install: Install,
+    /// Even while pods of Slipway's run on this node: nobody can stop them afterwards but by their processes
+    #[arg(long)]
+    pub force: bool,
+    /// Remove the installed files and the artefact cache, too
+    #[arg(long)]
+    pub purge: bool,
+}
+
+/// What is installed, and where.
+#[derive(Args)]
+pub struct Node {
+    /// Where the versions, the link to the current one and the journal are
+    #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
+    pub install_dir: PathBuf,
+    /// Who has made the node; told by the running containerd
+    #[arg(long, value_enum, default_value_t)]
+    pub distribution: Distribution,
+    /// containerd's configuration, if not the one that the running containerd was started with
+    #[arg(long, value_name = "PATH")]
+    pub containerd_config: Option<PathBuf>,
+    /// The systemd unit that runs containerd, if not the running containerd's
+    #[arg(long, value_name = "NAME")]
+    pub containerd_unit: Option<String>,
+    /// containerd's socket, if not the running containerd's
+    #[arg(long, value_name = "SOCK")]
+    pub containerd_address: Option<PathBuf>,
+    /// Another name of the handler `slipway`
+    #[arg(long = "alias", value_name = "NAME")]
+    pub aliases: Vec<String>,
+    /// Annotations of pods that reach Slipway
+    #[arg(long = "annotation", value_name = "PATTERN", default_value = slipway_install::ANNOTATIONS)]
+    pub annotations: Vec<String>,
+    /// The artefact cache, which --purge removes
+    #[arg(
+        long,
+        env = "SLIPWAY_CACHE_DIR",
+        default_value = "/var/lib/slipway/cache",
+        value_name = "DIR",
+        hide = true
+    )]
+    pub cache_dir: PathBuf,
+    /// Bound of the artefact cache, for example 10Gi
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub cache_size: Option<u64>,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub enum Distribution {
+    /// By the unit that runs containerd
+    #[default]
+    Auto,
+    /// containerd as a service of its own: kubeadm, kind, managed clusters
+    Containerd,
+    K3s,
+    Rke2,
+    K0s,
+    Microk8s,
 }
 
 /// The path in the image begins after the last colon, so that names on this machine may have some.

@@ -5,7 +5,7 @@
 
 mod wire;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -291,6 +291,7 @@ impl Systemd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     /// Answers as told, and returns the result of a call and what was sent.
     fn answered(said: &[u8]) -> (io::Result<Vec<u8>>, Vec<u8>) {
