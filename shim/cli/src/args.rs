@@ -41,6 +41,8 @@ pub enum Command {
     Install(Install),
     /// Take Slipway away from this node, and give containerd's configuration back as it was
     Uninstall(Uninstall),
+    /// Install Slipway on the nodes of a cluster: what the pods of the Helm chart run
+    Installer(Installer),
     /// Write a completion script for a shell to stdout
     Completions {
         /// The shell
@@ -245,6 +247,9 @@ pub struct Doctor {
         value_name = "PATH"
     )]
     pub address: PathBuf,
+    /// Where `slipway install` has put Slipway
+    #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
+    pub install_dir: PathBuf,
     /// containerd's configuration
     #[arg(
         long,
@@ -278,6 +283,47 @@ pub struct Uninstall {
     /// Remove the installed files and the artefact cache, too
     #[arg(long)]
     pub purge: bool,
+}
+
+#[derive(Args)]
+pub struct Installer {
+    /// Name of this pod's Node
+    #[arg(
+        long,
+        env = "NODE_NAME",
+        value_name = "NAME",
+        required_unless_present = "uninstall_cluster"
+    )]
+    pub node: Option<String>,
+    /// The tree in the image
+    #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
+    pub source: PathBuf,
+    /// The node's install directory, as mounted here
+    #[arg(long, default_value = "/host/opt/slipway", value_name = "DIR")]
+    pub host_dir: PathBuf,
+    /// The node's /run/systemd, as mounted here
+    #[arg(long, default_value = "/host/run/systemd", value_name = "DIR")]
+    pub systemd_dir: PathBuf,
+    /// Where metrics and probes are served
+    #[arg(long, default_value = "0.0.0.0:9464", value_name = "HOST:PORT")]
+    pub metrics_address: String,
+    /// End when it is installed, as a Job does
+    #[arg(long)]
+    pub once: bool,
+    /// Take Slipway away from all nodes, and wait for that: the chart's hook before it is deleted
+    #[arg(long, requires = "runtime_class")]
+    pub uninstall_cluster: bool,
+    /// With --uninstall-cluster: a RuntimeClass of which no pods may be left
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub runtime_class: Vec<String>,
+    /// With --uninstall-cluster: how long the nodes may take, for example 5m
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
+    pub timeout: std::time::Duration,
+    /// Uninstall even while pods of Slipway's run
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub node_options: Node,
 }
 
 /// What is installed, and where.
@@ -343,6 +389,19 @@ fn copied(text: &str) -> Result<Copied, String> {
     })
 }
 
+/// A time as Kubernetes writes it: 90s, 5m, 1h.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    const UNITS: [(&str, u64); 3] = [("s", 1), ("m", 60), ("h", 3600)];
+    UNITS
+        .iter()
+        .find_map(|(unit, seconds)| {
+            let number = text.strip_suffix(unit)?.parse::<u64>().ok()?;
+            number.checked_mul(*seconds)
+        })
+        .map(std::time::Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is no time; examples: 90s, 5m, 1h"))
+}
+
 /// Bytes as Kubernetes writes quantities: 64Mi, 1G, 1048576.
 fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
@@ -384,6 +443,14 @@ mod tests {
         );
         for bad in ["", "Mi", "1Xi", "-1", "99999999999Ti"] {
             assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(duration("5m"), Ok(std::time::Duration::from_secs(300)));
+        for bad in ["", "5", "m", "-1s", "99999999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 

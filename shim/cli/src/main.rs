@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Install(args) => install::install(&args),
         Command::Uninstall(args) => install::uninstall(&args),
+        Command::Installer(args) => install::installer(args),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,

@@ -3,13 +3,16 @@
 //! Everything is done under one lock, is in a journal before it is done, and can be killed and run again at any step.
 
 mod apply;
+mod cluster;
 mod config;
 mod containerd;
 mod cri;
 mod error;
 mod files;
+mod installer;
 mod journal;
 mod layout;
+mod metrics;
 mod node;
 mod plan;
 mod report;
@@ -17,6 +20,7 @@ mod status;
 
 pub use apply::{install, uninstall};
 pub use error::Error;
+pub use installer::{Installer, uninstall_cluster};
 pub use layout::Layout;
 pub use node::Distribution;
 pub use report::Report;
