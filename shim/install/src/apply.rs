@@ -26,7 +26,7 @@ const MARGIN: u64 = 64 << 20;
 /// How long a restart may take: k3s is a whole cluster.
 const RESTART: Duration = Duration::from_secs(180);
 /// How long containerd may take to answer CRI with the handlers, once its unit is active.
-const HANDLERS: Duration = Duration::from_secs(60);
+const HANDLERS: Duration = Duration::from_secs(30);
 /// How often it is asked.
 const INTERVAL: Duration = Duration::from_millis(200);
 
@@ -348,7 +348,12 @@ fn validate(
     effective: &Effective,
     names: &[String],
 ) -> Result<()> {
-    let directory = tempfile::tempdir().map_err(file(&std::env::temp_dir(), "make a directory"))?;
+    // Below the state: what a run leaves that was killed goes with it.
+    let temporary = match layout.state() {
+        state if state.is_dir() => tempfile::tempdir_in(state),
+        _ => tempfile::tempdir(),
+    };
+    let directory = temporary.map_err(file(layout.root(), "make a temporary directory"))?;
     let main = directory.path().join("config.toml");
     let drop_in = directory.path().join("drop-in.toml");
     let wrong = |reason| Error::Config {

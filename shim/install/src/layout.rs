@@ -156,14 +156,15 @@ impl Layout {
     /// The disk's.
     pub fn select(&self, name: Option<&str>) -> Result<()> {
         let link = self.link();
+        let new = files::beside(&link, "new");
+        // Of a run that was killed.
+        files::remove(&new)?;
         let Some(name) = name else {
             return files::remove(&link);
         };
         if self.current().as_deref() == Some(name) {
             return Ok(());
         }
-        let new = files::beside(&link, "new");
-        files::remove(&new)?;
         symlink(Path::new("versions").join(name), &new).map_err(file(&new, "link"))?;
         fs::rename(&new, &link).map_err(file(&link, "rename"))?;
         files::sync_parent(&link)
