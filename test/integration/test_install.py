@@ -205,8 +205,10 @@ class ApiServer:
         self.labels, self.history, self.pods = {}, [], []
         self.ready = True
         self.handlers = lambda: []
-        run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=api", "-addext",
-            "subjectAltName=IP:127.0.0.1", "-keyout", f"{directory}/key", "-out", f"{directory}/ca.crt")
+        make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+        run(*make, "-subj", "/CN=ca", "-keyout", f"{directory}/ca.key", "-out", f"{directory}/ca.crt")
+        run(*make, "-subj", "/CN=api", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+            "-CA", f"{directory}/ca.crt", "-CAkey", f"{directory}/ca.key", "-keyout", f"{directory}/key", "-out", f"{directory}/crt")
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -233,7 +235,7 @@ class ApiServer:
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(f"{directory}/ca.crt", f"{directory}/key")
+        context.load_cert_chain(f"{directory}/crt", f"{directory}/key")
         self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
         self.port = self.http.server_address[1]
         threading.Thread(target=self.http.serve_forever, daemon=True).start()

@@ -122,10 +122,10 @@ mod tests {
     #[test]
     fn what_systemd_says_names_the_scope() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"REJECTED\r\n").unwrap();
         let call = scope("a-b.scope", "x.slice", 42, Some(1));
         let systemd = Systemd::over(ours).unwrap();
         let asked = Registration::ask(systemd, "a-b.scope".into(), &call).unwrap();
-        theirs.write_all(b"REJECTED\r\n").unwrap();
         let error = asked.finish().unwrap_err().to_string();
         assert_eq!(
             error,

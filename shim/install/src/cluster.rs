@@ -10,6 +10,8 @@ use serde_json::{Value as Json, json};
 use ureq::Agent;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
+use crate::report::say;
+
 /// Where the kubelet puts a pod's credentials.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Of one call.
@@ -182,11 +184,15 @@ impl Cluster {
     /// A call, again until the API server is there.
     fn call(&self, method: &str, path: &str, body: Option<&Json>) -> Result<Json, String> {
         let started = Instant::now();
+        let mut told = false;
         loop {
             match self.once(method, path, body) {
                 Ok(answer) => return Ok(answer),
                 Err(failure) if failure.passing && started.elapsed() < AWAY => {
-                    std::thread::sleep(INTERVAL)
+                    if !std::mem::replace(&mut told, true) {
+                        say(&format!("Kubernetes API: {}; trying again", failure.text));
+                    }
+                    std::thread::sleep(INTERVAL);
                 }
                 Err(failure) => return Err(format!("Kubernetes API: {}", failure.text)),
             }

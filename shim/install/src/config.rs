@@ -281,6 +281,15 @@ impl Effective {
             .collect()
     }
 
+    /// containerd's socket.
+    pub fn address(&self) -> Option<&str> {
+        self.0
+            .get("grpc")?
+            .as_table_like()?
+            .get("address")?
+            .as_str()
+    }
+
     /// The name under which the CRI plugin is switched off.
     pub fn disabled_cri(&self) -> Option<&str> {
         let disabled = self.0.get("disabled_plugins").and_then(Item::as_array)?;

@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, INSTALLED, STATE, UNINSTALLING, VERSION};
 use crate::journal::Lock;
 use crate::layout::{Layout, Tree};
 use crate::metrics;
+use crate::report::say;
 
 /// The unit on the host.
 const UNIT: &str = "slipway-install.service";
@@ -248,10 +249,6 @@ impl Log {
             let _ = std::io::stdout().write_all(text.as_bytes());
         }
     }
-}
-
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// The hook before the chart is deleted: has every node's installer clean its node, and waits for that.

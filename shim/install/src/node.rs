@@ -107,7 +107,7 @@ impl Node {
             found.retain(|f| f.unit.as_ref() == Some(unit));
         }
         if let Some(address) = &options.containerd_address {
-            found.retain(|f| f.address() == address.as_path());
+            found.retain(|f| f.address() == *address);
         }
         let one = match found.as_slice() {
             [one] => one,
@@ -142,7 +142,7 @@ impl Node {
             containerd: Containerd::of(&one.directory)
                 .map_err(|e| format!("containerd's program: {e}"))?,
             config: config.unwrap_or_else(|| one.config().to_owned()),
-            address: one.address().to_owned(),
+            address: one.address(),
         })
     }
 
@@ -190,9 +190,17 @@ impl Found {
         self.line.config.as_deref().unwrap_or(default)
     }
 
-    fn address(&self) -> &Path {
-        let default = Path::new("/run/containerd/containerd.sock");
-        self.line.address.as_deref().unwrap_or(default)
+    /// As it was told on the command line, else in its configuration.
+    fn address(&self) -> PathBuf {
+        let configured = || {
+            let effective = Containerd::of(&self.directory)
+                .ok()?
+                .dump(self.config())
+                .ok()?;
+            effective.address().map(PathBuf::from)
+        };
+        let given = self.line.address.clone().or_else(configured);
+        given.unwrap_or_else(|| "/run/containerd/containerd.sock".into())
     }
 }
 

@@ -25,10 +25,14 @@ impl Report {
 
     /// A line. Nobody who has stopped to listen stops the work.
     pub fn say(&mut self, line: impl AsRef<str>) {
-        let line = format!("{}\n", line.as_ref());
-        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+        say(line.as_ref());
         if let Some(log) = &mut self.log {
-            let _ = log.write_all(line.as_bytes());
+            let _ = writeln!(log, "{}", line.as_ref());
         }
     }
+}
+
+/// A line on stdout.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

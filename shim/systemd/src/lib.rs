@@ -16,6 +16,9 @@ use wire::{Encoder, Message};
 pub const SOCKET: &str = "/run/systemd/private";
 /// systemd answers in a millisecond; it may be busy with others.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What systemd reads at once of a handshake. Of a call that has come whole with it, it would take notice only when more
+/// comes.
+const HANDSHAKE_BUFFER: usize = 256;
 /// How often a unit is looked at that is waited for.
 const INTERVAL: Duration = Duration::from_millis(50);
 
@@ -175,20 +178,37 @@ impl Systemd {
         })
     }
 
-    /// Sends a call. The handshake goes with the first: its answer and the call's come one after the other.
+    /// Sends a call. Where that is safe, the first goes with the handshake: the answers come one after the other.
     ///
     /// # Errors
-    /// The connection is broken.
+    /// The connection is broken, or systemd does not answer the handshake.
     pub fn send(&mut self, call: &Call) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        if self.serial == 0 {
-            let uid = rustix::process::geteuid().as_raw().to_string();
-            let uid: String = uid.bytes().map(|b| format!("{b:02x}")).collect();
-            bytes.extend(format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").into_bytes());
-        }
+        let first = self.serial == 0;
         self.serial += 1;
-        bytes.extend(wire::encode(call, self.serial));
+        let message = wire::encode(call, self.serial);
+        if !first {
+            return self.socket.write_all(&message);
+        }
+        let uid = rustix::process::geteuid().as_raw().to_string();
+        let uid: String = uid.bytes().map(|b| format!("{b:02x}")).collect();
+        let mut bytes = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").into_bytes();
+        if bytes.len() + message.len() <= HANDSHAKE_BUFFER {
+            self.socket.write_all(&bytes)?;
+            self.greet()?;
+            return self.socket.write_all(&message);
+        }
+        bytes.extend(message);
         self.socket.write_all(&bytes)
+    }
+
+    /// Reads the answer to the handshake.
+    fn greet(&mut self) -> io::Result<()> {
+        let answer = wire::read_line(&mut self.socket)?;
+        if !answer.starts_with("OK ") {
+            return Err(io::Error::other(format!("it said {answer:?}")));
+        }
+        self.greeted = true;
+        Ok(())
     }
 
     /// Waits for the answer to the call that was sent last; its body.
@@ -197,11 +217,7 @@ impl Systemd {
     /// systemd's own words, or that it did not answer.
     pub fn receive(&mut self) -> io::Result<Vec<u8>> {
         if !self.greeted {
-            let answer = wire::read_line(&mut self.socket)?;
-            if !answer.starts_with("OK ") {
-                return Err(io::Error::other(format!("it said {answer:?}")));
-            }
-            self.greeted = true;
+            self.greet()?;
         }
         loop {
             let message = Message::read(&mut self.socket)?;
@@ -294,16 +310,16 @@ mod tests {
     use std::io::Read;
 
     /// Answers as told, and returns the result of a call and what was sent.
-    fn answered(said: &[u8]) -> (io::Result<Vec<u8>>, Vec<u8>) {
+    fn answered(said: &[u8], unit: &str) -> (io::Result<Vec<u8>>, Vec<u8>) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(said).unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
         let mut systemd = Systemd::over(ours).unwrap();
-        systemd.send(&Call::stop_unit("a-b.scope")).unwrap();
+        let result = systemd.call(&Call::stop_unit(unit));
         let mut sent = vec![0; 1024];
         let length = theirs.read(&mut sent).unwrap();
         sent.truncate(length);
-        theirs.write_all(said).unwrap();
-        drop(theirs);
-        (systemd.receive(), sent)
+        (result, sent)
     }
 
     fn message(kind: u8, body: &[u8]) -> Vec<u8> {
@@ -327,11 +343,30 @@ mod tests {
 
     #[test]
     fn systemds_answer_decides() {
-        let (result, sent) = answered(&said(wire::METHOD_RETURN, b"body"));
-        assert_eq!(result.unwrap(), b"body");
-        assert!(sent.starts_with(b"\0AUTH EXTERNAL "));
-        let error = answered(&said(wire::ERROR, b"\x08\0\0\0No, thus\0")).0;
-        assert_eq!(error.unwrap_err().to_string(), "No, thus");
+        for unit in ["a-b.scope", &"long".repeat(64)] {
+            let (result, sent) = answered(&said(wire::METHOD_RETURN, b"body"), unit);
+            assert_eq!(result.unwrap(), b"body");
+            assert!(sent.starts_with(b"\0AUTH EXTERNAL "));
+            let error = answered(&said(wire::ERROR, b"\x08\0\0\0No, thus\0"), unit).0;
+            assert_eq!(error.unwrap_err().to_string(), "No, thus");
+        }
+    }
+
+    #[test]
+    fn a_short_call_waits_for_the_handshake() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let asked = std::thread::spawn(move || {
+            let mut systemd = Systemd::over(ours).unwrap();
+            systemd.call(&Call::stop_unit("a"))
+        });
+        let handshake =
+            wire::read_line(&mut theirs).unwrap() + &wire::read_line(&mut theirs).unwrap();
+        assert!(handshake.ends_with("BEGIN"), "{handshake:?}");
+        theirs.set_nonblocking(true).unwrap();
+        let error = theirs.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        theirs.write_all(&said(wire::METHOD_RETURN, b"")).unwrap();
+        assert!(asked.join().unwrap().is_ok());
     }
 
     #[test]
@@ -343,7 +378,9 @@ mod tests {
             b"OK 1\r\nGET / HTTP/1.1\r\n\r\n  ",
             b"OK 1\r\nl\x02\0\x01\xff\xff\xff\xff\x01\0\0\0\0\0\0\0",
         ] {
-            assert!(answered(said).0.is_err(), "{said:?}");
+            for unit in ["a-b.scope", &"long".repeat(64)] {
+                assert!(answered(said, unit).0.is_err(), "{said:?}");
+            }
         }
     }
 
