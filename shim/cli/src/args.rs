@@ -37,6 +37,12 @@ pub enum Command {
     Top(Top),
     /// Check this node, and tell how to mend what is wrong
     Doctor(Doctor),
+    /// Install Slipway on this node: its files, and the handler in containerd's configuration
+    Install(Install),
+    /// Take Slipway away from this node, and give containerd's configuration back as it was
+    Uninstall(Uninstall),
+    /// Install Slipway on the nodes of a cluster: what the pods of the Helm chart run
+    Installer(Installer),
     /// Write a completion script for a shell to stdout
     Completions {
         /// The shell
@@ -241,6 +247,9 @@ pub struct Doctor {
         value_name = "PATH"
     )]
     pub address: PathBuf,
+    /// Where `slipway install` has put Slipway
+    #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
+    pub install_dir: PathBuf,
     /// containerd's configuration
     #[arg(
         long,
@@ -250,6 +259,122 @@ pub struct Doctor {
     pub config: PathBuf,
     #[command(flatten)]
     pub store: Store,
+}
+
+#[derive(Args)]
+pub struct Install {
+    #[command(flatten)]
+    pub node: Node,
+    /// Tell what would be done, with the differences, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Leave the restart of containerd to somebody else
+    #[arg(long)]
+    pub no_restart: bool,
+}
+
+#[derive(Args)]
+pub struct Uninstall {
+    #[command(flatten)]
+    pub install: Install,
+    /// Even while pods of Slipway's run on this node: nobody can stop them afterwards but by their processes
+    #[arg(long)]
+    pub force: bool,
+    /// Remove the installed files and the artefact cache, too
+    #[arg(long)]
+    pub purge: bool,
+}
+
+#[derive(Args)]
+pub struct Installer {
+    /// Name of this pod's Node
+    #[arg(
+        long,
+        env = "NODE_NAME",
+        value_name = "NAME",
+        required_unless_present = "uninstall_cluster"
+    )]
+    pub node: Option<String>,
+    /// The tree in the image
+    #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
+    pub source: PathBuf,
+    /// The node's install directory, as mounted here
+    #[arg(long, default_value = "/host/opt/slipway", value_name = "DIR")]
+    pub host_dir: PathBuf,
+    /// The node's /run/systemd, as mounted here
+    #[arg(long, default_value = "/host/run/systemd", value_name = "DIR")]
+    pub systemd_dir: PathBuf,
+    /// Where metrics and probes are served
+    #[arg(long, default_value = "0.0.0.0:9464", value_name = "HOST:PORT")]
+    pub metrics_address: String,
+    /// End when it is installed, as a Job does
+    #[arg(long)]
+    pub once: bool,
+    /// Take Slipway away from all nodes, and wait for that: the chart's hook before it is deleted
+    #[arg(long, requires = "runtime_class")]
+    pub uninstall_cluster: bool,
+    /// With --uninstall-cluster: a RuntimeClass of which no pods may be left
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub runtime_class: Vec<String>,
+    /// With --uninstall-cluster: how long the nodes may take, for example 5m
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
+    pub timeout: std::time::Duration,
+    /// Uninstall even while pods of Slipway's run
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub node_options: Node,
+}
+
+/// What is installed, and where.
+#[derive(Args)]
+pub struct Node {
+    /// Where the versions, the link to the current one and the journal are
+    #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
+    pub install_dir: PathBuf,
+    /// Who has made the node; told by the running containerd
+    #[arg(long, value_enum, default_value_t)]
+    pub distribution: Distribution,
+    /// containerd's configuration, if not the one that the running containerd was started with
+    #[arg(long, value_name = "PATH")]
+    pub containerd_config: Option<PathBuf>,
+    /// The systemd unit that runs containerd, if not the running containerd's
+    #[arg(long, value_name = "NAME")]
+    pub containerd_unit: Option<String>,
+    /// containerd's socket, if not the running containerd's
+    #[arg(long, value_name = "SOCK")]
+    pub containerd_address: Option<PathBuf>,
+    /// Another name of the handler `slipway`
+    #[arg(long = "alias", value_name = "NAME")]
+    pub aliases: Vec<String>,
+    /// Annotations of pods that reach Slipway
+    #[arg(long = "annotation", value_name = "PATTERN", default_value = slipway_install::ANNOTATIONS)]
+    pub annotations: Vec<String>,
+    /// The artefact cache, which --purge removes
+    #[arg(
+        long,
+        env = "SLIPWAY_CACHE_DIR",
+        default_value = "/var/lib/slipway/cache",
+        value_name = "DIR",
+        hide = true
+    )]
+    pub cache_dir: PathBuf,
+    /// Bound of the artefact cache, for example 10Gi
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub cache_size: Option<u64>,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub enum Distribution {
+    /// By the unit that runs containerd
+    #[default]
+    Auto,
+    /// containerd as a service of its own: kubeadm, kind, managed clusters
+    Containerd,
+    K3s,
+    Rke2,
+    K0s,
+    Microk8s,
 }
 
 /// The path in the image begins after the last colon, so that names on this machine may have some.
@@ -262,6 +387,19 @@ fn copied(text: &str) -> Result<Copied, String> {
         source: source.into(),
         target: target.to_owned(),
     })
+}
+
+/// A time as Kubernetes writes it: 90s, 5m, 1h.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    const UNITS: [(&str, u64); 3] = [("s", 1), ("m", 60), ("h", 3600)];
+    UNITS
+        .iter()
+        .find_map(|(unit, seconds)| {
+            let number = text.strip_suffix(unit)?.parse::<u64>().ok()?;
+            number.checked_mul(*seconds)
+        })
+        .map(std::time::Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is no time; examples: 90s, 5m, 1h"))
 }
 
 /// Bytes as Kubernetes writes quantities: 64Mi, 1G, 1048576.
@@ -305,6 +443,14 @@ mod tests {
         );
         for bad in ["", "Mi", "1Xi", "-1", "99999999999Ti"] {
             assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(duration("5m"), Ok(std::time::Duration::from_secs(300)));
+        for bad in ["", "5", "m", "-1s", "99999999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 

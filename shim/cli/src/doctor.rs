@@ -54,6 +54,7 @@ pub fn doctor(args: &Doctor) -> Result<ExitCode, String> {
         cache(args),
         daemon(args),
         config(args),
+        installation(args),
         program(
             "sidecars",
             "containerd-shim-runc-v2",
@@ -208,8 +209,19 @@ fn daemon(args: &Doctor) -> Finding {
     }
 }
 
+/// The configuration, with the file that `slipway install` has it import.
+fn configuration(path: &Path) -> std::io::Result<String> {
+    let text = std::fs::read_to_string(path)?;
+    let own = path.with_file_name("conf.d/slipway.toml");
+    let imported = text.contains("imports") && own.exists();
+    Ok(match imported {
+        true => text + &std::fs::read_to_string(own)?,
+        false => text,
+    })
+}
+
 fn config(args: &Doctor) -> Finding {
-    let text = match std::fs::read_to_string(&args.config) {
+    let text = match configuration(&args.config) {
         Ok(text) => text,
         Err(e) => {
             return bad(
@@ -226,7 +238,7 @@ fn config(args: &Doctor) -> Finding {
             "config",
             Level::Error,
             format!("{shim}: no runtime slipway"),
-            "add [plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.slipway] with runtime_type = \"/opt/slipway/bin/containerd-shim-slipway-v1\" (containerd 1.7: plugins.\"io.containerd.grpc.v1.cri\"), and restart containerd",
+            "run `slipway install`; or by hand: add [plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.slipway] with runtime_type = \"/opt/slipway/bin/containerd-shim-slipway-v1\" (containerd 1.7: plugins.\"io.containerd.grpc.v1.cri\"), and restart containerd",
         );
     }
     if !text.contains("slipway.dev/") {
@@ -238,6 +250,50 @@ fn config(args: &Doctor) -> Finding {
         );
     }
     good("config", shim.to_string())
+}
+
+/// What `slipway install` has done, and whether containerd knows of it.
+fn installation(args: &Doctor) -> Finding {
+    const CHECK: &str = "installed";
+    const AGAIN: &str = "run `slipway install` again: it goes on where it was";
+    let layout = slipway_install::Layout::new(&args.install_dir);
+    let status = match slipway_install::status(&layout) {
+        Ok(Some(status)) => status,
+        Ok(None) => {
+            return bad(
+                CHECK,
+                Level::Warning,
+                format!("not by `slipway install` below {}", layout.root().display()),
+                "`slipway install --dry-run` tells what it would do; whoever has configured containerd by hand needs it not",
+            );
+        }
+        Err(e) => return bad(CHECK, Level::Error, e.to_string(), "see the message"),
+    };
+    if !status.complete {
+        return bad(CHECK, Level::Error, status.phase, AGAIN);
+    }
+    if !status.changed.is_empty() {
+        let names: Vec<_> = status
+            .changed
+            .iter()
+            .map(|p| p.display().to_string())
+            .collect();
+        let finding = format!("changed since by somebody else: {}", names.join(", "));
+        return bad(CHECK, Level::Warning, finding, AGAIN);
+    }
+    match status.missing {
+        Ok(missing) if missing.is_empty() => good(
+            CHECK,
+            format!("{}: {}", status.tree, status.handlers.join(", ")),
+        ),
+        Ok(missing) => bad(
+            CHECK,
+            Level::Error,
+            format!("containerd does not list {}", missing.join(", ")),
+            "restart containerd",
+        ),
+        Err(e) => bad(CHECK, Level::Error, e, "see the message of containerd"),
+    }
 }
 
 fn program(check: &'static str, name: &str, remedy: &str) -> Finding {

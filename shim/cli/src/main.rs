@@ -7,6 +7,7 @@ mod doctor;
 mod image;
 mod init;
 mod inspect;
+mod install;
 mod project;
 mod run;
 mod source;
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
         Command::Cache { command } => cache::cache(&command),
         Command::Top(top) => top::top(&top),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
+        Command::Install(args) => install::install(&args),
+        Command::Uninstall(args) => install::uninstall(&args),
+        Command::Installer(args) => install::installer(args),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,

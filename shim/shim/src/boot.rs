@@ -219,6 +219,7 @@ pub fn start(flags: &Flags) -> Result<(), String> {
         group,
         ttrpc,
         grpc,
+        cache_bytes: delegate::cache_bytes(&input),
         bundle: std::env::current_dir().unwrap_or_else(|_| flags.bundle.clone()),
         log: logger.clone(),
         listener,

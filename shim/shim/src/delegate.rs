@@ -484,12 +484,7 @@ fn translate_options(any: Any) -> Any {
         return any;
     }
     let toml = config_body(&any.value).unwrap_or_default();
-    let value = |key: &str| {
-        toml.lines()
-            .filter_map(|l| l.split_once('='))
-            .find(|(k, _)| k.trim() == key)
-            .map(|(_, v)| v.trim().trim_matches(['"', '\'']).to_string())
-    };
+    let value = |key: &str| value(&toml, key);
     let options = Options {
         binary_name: value("BinaryName").unwrap_or_default(),
         root: value("Root").unwrap_or_default(),
@@ -504,6 +499,23 @@ fn translate_options(any: Any) -> Any {
         },
         Err(_) => any,
     }
+}
+
+/// A value of the handler's options, flat TOML.
+fn value(toml: &str, key: &str) -> Option<String> {
+    toml.lines()
+        .filter_map(|l| l.split_once('='))
+        .find(|(k, _)| k.trim() == key)
+        .map(|(_, v)| v.trim().trim_matches(['"', '\'']).to_string())
+}
+
+/// The bound of the artefact cache, from the options that containerd writes to `start`.
+pub fn cache_bytes(input: &[u8]) -> Option<u64> {
+    let any = Any::parse_from_bytes(input).ok()?;
+    if !any.type_url.ends_with("runtimeoptions.v1.Options") {
+        return None;
+    }
+    value(&config_body(&any.value)?, "CacheBytes")?.parse().ok()
 }
 
 /// Field 3 of runtimeoptions.v1.Options: the TOML of the handler's `options` table.
@@ -634,6 +646,25 @@ mod tests {
             (options.binary_name.as_str(), options.systemd_cgroup),
             ("/x/runc", true)
         );
+    }
+
+    #[test]
+    fn the_caches_bound_is_an_option_of_slipways_own() {
+        let body = b"CacheBytes = 1048576\n";
+        let mut value = vec![0x1a, body.len() as u8];
+        value.extend_from_slice(body);
+        let any = |type_url: &str| Any {
+            type_url: type_url.into(),
+            value: value.clone(),
+            ..Default::default()
+        };
+        let input = |any: Any| any.write_to_bytes().unwrap();
+        assert_eq!(
+            cache_bytes(&input(any("runtimeoptions.v1.Options"))),
+            Some(1 << 20)
+        );
+        assert_eq!(cache_bytes(&input(any("containerd.runc.v1.Options"))), None);
+        assert_eq!(cache_bytes(b"\xff"), None);
     }
 
     #[test]

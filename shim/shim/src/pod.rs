@@ -30,11 +30,13 @@ use crate::{cleanup, sandbox, service};
 
 /// Where artefacts are cached, unless `SLIPWAY_CACHE_DIR` says otherwise.
 const CACHE_DIR: &str = "/var/lib/slipway/cache";
-/// Bound of the cache in bytes, unless `SLIPWAY_CACHE_BYTES` says otherwise.
+/// Bound of the cache in bytes, unless `SLIPWAY_CACHE_BYTES` or the handler's option `CacheBytes` says otherwise.
 const CACHE_BYTES: u64 = 10 << 30;
 
 /// What `start` knows.
 pub struct Settings {
+    /// Bound of the cache, from the handler's options.
+    pub cache_bytes: Option<u64>,
     /// containerd's namespace.
     pub namespace: String,
     /// The pod's id.
@@ -117,6 +119,7 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
             cache_dir: env("SLIPWAY_CACHE_DIR").unwrap_or_else(|| CACHE_DIR.into()),
             cache_bytes: env("SLIPWAY_CACHE_BYTES")
                 .and_then(|s| s.parse().ok())
+                .or(settings.cache_bytes)
                 .unwrap_or(CACHE_BYTES),
             log: settings.log,
             members: Mutex::default(),

@@ -1,0 +1,595 @@
+//! containerd's configuration, text in and text out.
+//!
+//! | schema | the plugin with the runtimes | containerd |
+//! |---|---|---|
+//! | `version = 2` | `io.containerd.grpc.v1.cri` | 1.7, and 2 reads it |
+//! | `version = 3` and later | `io.containerd.cri.v1.runtime` | 2 |
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
+
+/// First and last line of what is added to a template, which is no TOML.
+const BEGIN: &str = "# slipway: begin (written by `slipway install`)";
+const END: &str = "# slipway: end";
+/// A template of k3s and rke2 that adds to what they render.
+const BASE_TEMPLATE: &str = "{{ template \"base\" . }}\n";
+/// Options of runc's handler that Slipway's takes over for the pods' Linux containers.
+const OPTIONS: [&str; 3] = ["BinaryName", "Root", "SystemdCgroup"];
+/// Names of the CRI plugin in `disabled_plugins`.
+const CRI_PLUGINS: [&str; 3] = [
+    "cri",
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.runtime",
+];
+
+/// The version that a configuration declares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schema(pub i64);
+
+impl Schema {
+    /// The plugin that has the runtimes.
+    pub fn plugin(self) -> &'static str {
+        match self.0 {
+            2 => "io.containerd.grpc.v1.cri",
+            _ => "io.containerd.cri.v1.runtime",
+        }
+    }
+
+    /// The version of a file's text.
+    pub fn of(text: &str) -> Result<Self, String> {
+        let version = parse(text)?.get("version").and_then(Item::as_integer);
+        match version {
+            Some(version @ 2..) => Ok(Self(version)),
+            _ => Err(
+                "version 1 of containerd's configuration: `containerd config migrate` makes one that is not outdated"
+                    .into(),
+            ),
+        }
+    }
+}
+
+/// What containerd is told of Slipway.
+#[derive(Debug, Clone)]
+pub struct Handlers {
+    /// Their names.
+    pub names: Vec<String>,
+    /// Path of the shim.
+    pub shim: String,
+    /// Annotations that reach it.
+    pub annotations: Vec<String>,
+    /// Options of runc, and Slipway's own.
+    pub options: Vec<(String, Value)>,
+}
+
+impl Handlers {
+    /// The tables of the handlers, as a text to add to a configuration.
+    pub fn section(&self, schema: Schema) -> String {
+        let annotations = Value::from(self.annotations.iter().collect::<Array>());
+        let mut text = String::new();
+        for name in &self.names {
+            let table = format!("plugins.\"{}\".containerd.runtimes.{name}", schema.plugin());
+            text += &format!(
+                "[{table}]\n  runtime_type = {}\n  pod_annotations = {annotations}\n  container_annotations = {annotations}\n",
+                Value::from(self.shim.as_str())
+            );
+            if !self.options.is_empty() {
+                text += &format!("  [{table}.options]\n");
+            }
+            for (key, value) in &self.options {
+                text += &format!("    {key} = {value}\n");
+            }
+        }
+        text
+    }
+
+    /// A file of its own that containerd imports.
+    pub fn drop_in(&self, schema: Schema) -> String {
+        format!(
+            "# Written by `slipway install`; `slipway uninstall` removes it.\nversion = {}\n\n{}",
+            schema.0,
+            self.section(schema)
+        )
+    }
+
+    /// Adds the handlers to a configuration. `effective` is what containerd makes of it now: where the file names no
+    /// runtimes, containerd 1.7 would lose its default ones to ours, so they are written, too.
+    pub fn add(&self, text: &str, effective: &Effective) -> Result<String, String> {
+        let schema = Schema::of(text)?;
+        let mut document = parse(text)?;
+        let section = parse(&self.section(schema))?;
+        let path = runtimes_path(schema);
+        let new = descend(section.as_table(), &path).ok_or("no handlers")?;
+        let runtimes = descend_or_make(document.as_table_mut(), &path)?;
+        for (name, table) in effective.runtimes(schema) {
+            if !runtimes.contains_key(name) && !new.contains_key(name) {
+                runtimes.insert(name, significant(table));
+            }
+        }
+        for (name, table) in new.iter() {
+            let same = runtimes
+                .get(name)
+                .is_some_and(|old| json(old) == json(table));
+            if !same {
+                runtimes.insert(name, table.clone());
+            }
+        }
+        Ok(document.to_string())
+    }
+}
+
+/// Takes the handlers of this shim, and the import of this file, out of a configuration.
+pub fn remove(text: &str, shim: &str, names: &[String], import: &Path) -> Result<String, String> {
+    let mut document = parse(text)?;
+    if let Ok(schema) = Schema::of(text) {
+        let path = runtimes_path(schema);
+        if let Some(runtimes) = descend_mut(document.as_table_mut(), &path) {
+            for name in names {
+                if runtime_type(runtimes.get(name)) == Some(shim) {
+                    runtimes.remove(name);
+                }
+            }
+        }
+        prune(document.as_table_mut(), &path);
+    }
+    if let Some(imports) = document.get_mut("imports").and_then(Item::as_array_mut) {
+        imports.retain(|i| i.as_str().map(Path::new) != Some(import));
+        if imports.is_empty() {
+            document.remove("imports");
+        }
+    }
+    Ok(document.to_string())
+}
+
+/// Makes a configuration import a file, if none of its patterns does already.
+pub fn add_import(text: &str, import: &Path) -> Result<String, String> {
+    let mut document = parse(text)?;
+    let imports = document
+        .entry("imports")
+        .or_insert(Item::Value(Array::new().into()))
+        .as_array_mut()
+        .ok_or("`imports` is no list")?;
+    let import = import.to_string_lossy();
+    if !imports.iter().any(|i| i.as_str() == Some(&import)) {
+        imports.push(import.as_ref());
+    }
+    Ok(document.to_string())
+}
+
+/// The directories of which a configuration imports all `*.toml`. It lies in `directory`, which relative ones are of.
+pub fn imported_directories(text: &str, directory: &Path) -> Vec<std::path::PathBuf> {
+    let Ok(document) = parse(text) else {
+        return Vec::new();
+    };
+    let imports = document.get("imports").and_then(Item::as_array);
+    let patterns = imports.into_iter().flatten().filter_map(Value::as_str);
+    patterns
+        .filter_map(|p| p.strip_suffix("/*.toml"))
+        .filter(|d| !d.contains(['*', '?', '[']))
+        .map(|d| directory.join(d))
+        .collect()
+}
+
+/// A configuration that may lie anywhere: its imports are relative to where it is.
+pub fn absolute_imports(text: &str, directory: &Path) -> Result<String, String> {
+    let mut document = parse(text)?;
+    let imports = document.get_mut("imports").and_then(Item::as_array_mut);
+    for import in imports.into_iter().flat_map(Array::iter_mut) {
+        if let Some(path) = import.as_str() {
+            *import = Value::from(directory.join(path).to_string_lossy().as_ref());
+        }
+    }
+    Ok(document.to_string())
+}
+
+/// Whether a text has anything of Slipway's.
+pub fn mentions(text: &str, shim: &str, import: &Path) -> bool {
+    let import = import.to_string_lossy();
+    text.contains(shim)
+        || text.contains(BEGIN)
+        || (!import.is_empty() && text.contains(import.as_ref()))
+}
+
+/// Adds the section to a template, in the place of an earlier one.
+pub fn add_block(template: Option<&str>, section: &str) -> String {
+    let mut text = template.map_or_else(|| BASE_TEMPLATE.to_owned(), remove_block);
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    format!("{text}{BEGIN}\n{section}{END}\n")
+}
+
+/// Takes the section out of a template.
+pub fn remove_block(template: &str) -> String {
+    let mut inside = false;
+    let mut kept = String::new();
+    for line in template.split_inclusive('\n') {
+        inside |= line.trim_end() == BEGIN;
+        if !inside {
+            kept += line;
+        }
+        inside &= line.trim_end() != END;
+    }
+    kept
+}
+
+/// A template that only adds to what is rendered anyway.
+pub fn is_base_template(text: &str) -> bool {
+    text.trim() == BASE_TEMPLATE.trim()
+}
+
+/// A configuration with no more than its version.
+pub fn declares_nothing(text: &str) -> bool {
+    parse(text).is_ok_and(|document| document.iter().all(|(key, _)| key == "version"))
+}
+
+/// What containerd makes of its configuration: `containerd config dump`.
+#[derive(Debug)]
+pub struct Effective(DocumentMut);
+
+impl Effective {
+    /// Reads a dump.
+    pub fn parse(dump: &str) -> Result<Self, String> {
+        parse(dump).map(Self)
+    }
+
+    fn runtimes(&self, schema: Schema) -> impl Iterator<Item = (&str, &Item)> {
+        descend(self.0.as_table(), &runtimes_path(schema))
+            .into_iter()
+            .flat_map(TableLike::iter)
+    }
+
+    fn all_runtimes(&self) -> impl Iterator<Item = (&str, &Item)> {
+        self.runtimes(Schema(2)).chain(self.runtimes(Schema(3)))
+    }
+
+    /// The program of a handler.
+    pub fn runtime_type(&self, name: &str) -> Option<&str> {
+        self.all_runtimes().find_map(|(n, table)| {
+            if n == name {
+                runtime_type(Some(table))
+            } else {
+                None
+            }
+        })
+    }
+
+    /// The options of runc's handler that Slipway's takes over: of the default one where that is runc's.
+    pub fn runc_options(&self) -> Vec<(String, Value)> {
+        let is_runc = |name: &str| self.runtime_type(name) == Some("io.containerd.runc.v2");
+        let default = [Schema(2), Schema(3)].into_iter().find_map(|schema| {
+            let path = ["plugins", schema.plugin(), "containerd"];
+            descend(self.0.as_table(), &path)?
+                .get("default_runtime_name")?
+                .as_str()
+        });
+        let name = default
+            .into_iter()
+            .chain(["runc"])
+            .find(|name| is_runc(name));
+        let runc = self.all_runtimes().find(|(n, _)| name == Some(*n));
+        let options = runc.and_then(|(_, table)| table.as_table_like()?.get("options"));
+        let Some(options) = options.and_then(Item::as_table_like) else {
+            return Vec::new();
+        };
+        OPTIONS
+            .into_iter()
+            .filter_map(|key| Some((key.to_owned(), options.get(key)?.as_value()?)))
+            .filter(|(_, value)| !insignificant(value))
+            .map(|(key, value)| (key, value.clone().decorated("", "")))
+            .collect()
+    }
+
+    /// containerd's socket.
+    pub fn address(&self) -> Option<&str> {
+        self.0
+            .get("grpc")?
+            .as_table_like()?
+            .get("address")?
+            .as_str()
+    }
+
+    /// The name under which the CRI plugin is switched off.
+    pub fn disabled_cri(&self) -> Option<&str> {
+        let disabled = self.0.get("disabled_plugins").and_then(Item::as_array)?;
+        disabled
+            .iter()
+            .filter_map(Value::as_str)
+            .find(|name| CRI_PLUGINS.contains(name))
+    }
+
+    /// Where the two differ, but for imports and these handlers.
+    pub fn difference(&self, other: &Self, names: &[String]) -> Option<String> {
+        let [ours, theirs] = [self, other].map(|e| {
+            let mut json = json_table(e.0.as_table());
+            json.remove("imports");
+            for schema in [Schema(2), Schema(3)] {
+                let mut at = json.get_mut("plugins");
+                for key in [schema.plugin(), "containerd", "runtimes"] {
+                    at = at.and_then(|j| j.get_mut(key));
+                }
+                if let Some(Json::Object(runtimes)) = at {
+                    runtimes.retain(|name, _| !names.contains(name));
+                }
+            }
+            Json::Object(json)
+        });
+        differing("", &ours, &theirs)
+    }
+}
+
+/// The path of the first difference.
+fn differing(path: &str, a: &Json, b: &Json) -> Option<String> {
+    match (a, b) {
+        (Json::Object(a), Json::Object(b)) => a.keys().chain(b.keys()).find_map(|key| {
+            let path = format!("{path}.{key}");
+            differing(
+                &path,
+                a.get(key).unwrap_or(&Json::Null),
+                b.get(key).unwrap_or(&Json::Null),
+            )
+        }),
+        _ if a == b => None,
+        _ => Some(format!(
+            "{} is {b} instead of {a}",
+            path.trim_start_matches('.')
+        )),
+    }
+}
+
+fn parse(text: &str) -> Result<DocumentMut, String> {
+    text.parse::<DocumentMut>()
+        .map_err(|e| format!("not TOML: {}", e.to_string().trim_end()))
+}
+
+fn runtimes_path(schema: Schema) -> [&'static str; 4] {
+    ["plugins", schema.plugin(), "containerd", "runtimes"]
+}
+
+fn descend<'a>(table: &'a Table, path: &[&str]) -> Option<&'a dyn TableLike> {
+    path.iter().try_fold(table as &dyn TableLike, |t, key| {
+        t.get(key)?.as_table_like()
+    })
+}
+
+fn descend_mut<'a>(table: &'a mut Table, path: &[&str]) -> Option<&'a mut dyn TableLike> {
+    path.iter().try_fold(table as &mut dyn TableLike, |t, key| {
+        t.get_mut(key)?.as_table_like_mut()
+    })
+}
+
+fn descend_or_make<'a>(
+    table: &'a mut Table,
+    path: &[&str],
+) -> Result<&'a mut dyn TableLike, String> {
+    path.iter().try_fold(table as &mut dyn TableLike, |t, key| {
+        let mut implicit = Table::new();
+        implicit.set_implicit(true);
+        t.entry(key)
+            .or_insert(Item::Table(implicit))
+            .as_table_like_mut()
+            .ok_or_else(|| format!("`{key}` is no table"))
+    })
+}
+
+/// Removes tables on this path that are empty and have no header of their own.
+fn prune(table: &mut dyn TableLike, path: &[&str]) {
+    let Some((key, rest)) = path.split_first() else {
+        return;
+    };
+    let Some(Item::Table(inner)) = table.get_mut(key) else {
+        return;
+    };
+    prune(inner, rest);
+    if inner.is_empty() && inner.is_implicit() {
+        table.remove(key);
+    }
+}
+
+fn runtime_type(table: Option<&Item>) -> Option<&str> {
+    table?.as_table_like()?.get("runtime_type")?.as_str()
+}
+
+/// A default of containerd's, which need not be written.
+fn insignificant(value: &Value) -> bool {
+    match value {
+        Value::String(s) => s.value().is_empty(),
+        Value::Integer(n) => *n.value() == 0,
+        Value::Boolean(b) => !b.value(),
+        Value::Array(a) => a.is_empty(),
+        _ => false,
+    }
+}
+
+/// A table of a dump without the defaults.
+fn significant(item: &Item) -> Item {
+    let Some(table) = item.as_table_like() else {
+        return item.clone();
+    };
+    let mut kept = Table::new();
+    for (key, item) in table.iter() {
+        match item {
+            Item::Value(value) if insignificant(value) => {}
+            Item::Value(value) => {
+                kept.insert(key, Item::Value(value.clone().decorated(" ", "")));
+            }
+            other => {
+                let inner = significant(other);
+                if inner.as_table_like().is_some_and(|t| !t.is_empty()) {
+                    kept.insert(key, inner);
+                }
+            }
+        }
+    }
+    Item::Table(kept)
+}
+
+fn json(item: &Item) -> Json {
+    match item {
+        Item::Value(value) => json_value(value),
+        Item::Table(table) => Json::Object(json_table(table)),
+        Item::ArrayOfTables(tables) => {
+            Json::Array(tables.iter().map(|t| Json::Object(json_table(t))).collect())
+        }
+        Item::None => Json::Null,
+    }
+}
+
+fn json_table(table: &dyn TableLike) -> Map<String, Json> {
+    table
+        .iter()
+        .map(|(key, item)| (key.to_owned(), json(item)))
+        .collect()
+}
+
+fn json_value(value: &Value) -> Json {
+    match value {
+        Value::String(s) => Json::from(s.value().as_str()),
+        Value::Integer(n) => Json::from(*n.value()),
+        Value::Float(n) => Json::from(*n.value()),
+        Value::Boolean(b) => Json::from(*b.value()),
+        Value::Datetime(d) => Json::from(d.value().to_string()),
+        Value::Array(a) => Json::Array(a.iter().map(json_value).collect()),
+        Value::InlineTable(t) => Json::Object(json_table(t)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIM: &str = "/opt/slipway/current/bin/containerd-shim-slipway-v1";
+
+    fn handlers(names: &[&str]) -> Handlers {
+        Handlers {
+            names: names.iter().map(|n| (*n).to_owned()).collect(),
+            shim: SHIM.into(),
+            annotations: vec!["slipway.dev/*".into()],
+            options: vec![
+                ("BinaryName".into(), "/usr/bin/runc".into()),
+                ("SystemdCgroup".into(), true.into()),
+            ],
+        }
+    }
+
+    fn nothing() -> Effective {
+        Effective::parse("").unwrap()
+    }
+
+    /// Files as they are found on nodes.
+    const FOUND: [&str; 5] = [
+        "version = 2\n",
+        "# Ours.\nversion = 2\nroot = \"/data\" # a disk\n\n[plugins]\n  [plugins.\"io.containerd.grpc.v1.cri\"]\n    sandbox_image = \"p:1\"\n    [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n      default_runtime_name = \"runc\"\n      [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes]\n        [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n          runtime_type = \"io.containerd.runc.v2\"\n          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\n            SystemdCgroup = true\n  # The end.\n  [plugins.\"io.containerd.internal.v1.opt\"]\n    path = \"/opt/containerd\"\n# Bye.\n",
+        "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n\n[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'overlayfs'\n",
+        "version = 2\nplugins.\"io.containerd.grpc.v1.cri\".sandbox_image = \"p:1\"\n",
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes]\nrunc = { runtime_type = \"io.containerd.runc.v2\" }\n",
+    ];
+
+    #[test]
+    fn adding_twice_is_adding_once_and_removing_gives_the_bytes_back() {
+        for found in FOUND {
+            let handlers = handlers(&["slipway", "wasmedge"]);
+            let added = handlers.add(found, &nothing()).unwrap();
+            assert_eq!(handlers.add(&added, &nothing()).unwrap(), added);
+            let effective = Effective::parse(&added).unwrap();
+            assert_eq!(effective.runtime_type("slipway"), Some(SHIM), "{added}");
+            assert_eq!(effective.runtime_type("wasmedge"), Some(SHIM), "{added}");
+            for line in found.lines() {
+                assert!(added.contains(line), "{line:?} is not in {added}");
+            }
+            let names = &handlers.names;
+            assert_eq!(remove(&added, SHIM, names, Path::new("/x")).unwrap(), found);
+        }
+    }
+
+    #[test]
+    fn imports_come_and_go() {
+        let import = Path::new("/etc/containerd/conf.d/slipway.toml");
+        for found in FOUND {
+            let added = add_import(found, import).unwrap();
+            assert_eq!(add_import(&added, import).unwrap(), added);
+            assert!(added.contains("/etc/containerd/conf.d/slipway.toml\""));
+            assert_eq!(remove(&added, SHIM, &[], import).unwrap(), found);
+        }
+    }
+
+    #[test]
+    fn directories_are_known_that_are_imported_whole() {
+        let text =
+            "version = 3\nimports = ['/a/*.toml', 'conf.d/*.toml', '/b/c.toml', '/d*/*.toml']\n";
+        let found = imported_directories(text, Path::new("/etc/containerd"));
+        assert_eq!(
+            found,
+            [Path::new("/a"), Path::new("/etc/containerd/conf.d")]
+        );
+    }
+
+    #[test]
+    fn default_runtimes_are_kept_where_the_file_has_none() {
+        let dump = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\nruntime_path = \"\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nIoGid = 0\n";
+        let effective = Effective::parse(dump).unwrap();
+        let added = handlers(&["slipway"])
+            .add("version = 2\n", &effective)
+            .unwrap();
+        let after = Effective::parse(&added).unwrap();
+        assert_eq!(after.runtime_type("runc"), Some("io.containerd.runc.v2"));
+        assert!(!added.contains("IoGid"), "{added}");
+    }
+
+    #[test]
+    fn a_handler_of_somebody_elses_is_not_removed() {
+        let text = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.wasmedge]\nruntime_type = 'io.containerd.wasmedge.v1'\n";
+        let names = ["wasmedge".to_owned()];
+        assert_eq!(remove(text, SHIM, &names, Path::new("/x")).unwrap(), text);
+    }
+
+    #[test]
+    fn templates_get_one_block() {
+        let section = handlers(&["slipway"]).section(Schema(3));
+        let fresh = add_block(None, &section);
+        assert!(fresh.starts_with("{{ template \"base\" . }}\n# slipway: begin"));
+        assert!(is_base_template(&remove_block(&fresh)));
+        let found = "{{ template \"base\" . }}\n[debug]\n  level = \"debug\"\n";
+        let added = add_block(Some(found), &section);
+        assert_eq!(add_block(Some(&added), &section), added);
+        assert_eq!(remove_block(&added), found);
+    }
+
+    #[test]
+    fn options_are_those_of_runc() {
+        let dump = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\noptions = { BinaryName = '/bin/runc', SystemdCgroup = false, Root = '', IoUid = 7 }\n";
+        let options = Effective::parse(dump).unwrap().runc_options();
+        assert_eq!(options.len(), 1);
+        assert_eq!(
+            (options[0].0.as_str(), options[0].1.as_str()),
+            ("BinaryName", Some("/bin/runc"))
+        );
+    }
+
+    #[test]
+    fn outdated_and_broken_files_are_refused_with_the_remedy() {
+        for (text, word) in [
+            ("", "migrate"),
+            ("[plugins.cri]\n", "migrate"),
+            ("version = ", "not TOML"),
+        ] {
+            let error = handlers(&["slipway"]).add(text, &nothing()).unwrap_err();
+            assert!(error.contains(word), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_change_elsewhere_is_found() {
+        let [before, after] = [
+            "a = 1\n[plugins.x]\nb = 2\n",
+            "a = 1\nimports = ['y']\n[plugins.x]\nb = 3\n",
+        ]
+        .map(|t| Effective::parse(t).unwrap());
+        assert_eq!(
+            before.difference(&after, &[]).unwrap(),
+            "plugins.x.b is 3 instead of 2"
+        );
+        assert_eq!(before.difference(&before, &[]), None);
+    }
+}

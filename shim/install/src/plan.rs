@@ -1,0 +1,534 @@
+//! Which files are changed and how, for each kind of node. Nothing is written here.
+//!
+//! | node | what is written |
+//! |---|---|
+//! | containerd, `version = 3` and later | a drop-in, and an import of it unless a pattern already does |
+//! | containerd, `version = 2` | the handlers, into the file |
+//! | containerd without a file | for 2 a file with an import, and the drop-in; for 1.7 one with the handlers and the default runtimes |
+//! | k3s, RKE2 | a drop-in where what they render imports it, else the template |
+//! | k0s | a drop-in; where the administrator has taken over the file, as containerd |
+//! | MicroK8s | the template |
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{self, Effective, Handlers, Schema};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::journal::{Change, Journal, Kind, Phase};
+use crate::node::{Distribution, Node};
+
+/// Name of our own file.
+const DROP_IN: &str = "slipway.toml";
+/// By this line k0s knows a file that it has written.
+const K0S_MANAGED: &str = "k0s_managed=true";
+
+/// What is to be done with the configuration.
+#[derive(Debug)]
+pub struct Plan {
+    /// The files, in the order in which they are written: what is imported before what imports it.
+    pub changes: Vec<Change>,
+    /// What containerd will read, for containerd to check: the main file's text and the drop-in's.
+    pub main: String,
+    /// The text of the drop-in, with its path.
+    pub drop_in: Option<(PathBuf, String)>,
+    /// The node sees the change by itself.
+    pub noticed: bool,
+}
+
+/// A file as it is and as it would be without Slipway.
+struct Found {
+    path: PathBuf,
+    kind: Kind,
+    before: Option<String>,
+    pristine: Option<String>,
+}
+
+impl Found {
+    fn to(self, after: String) -> Change {
+        Change {
+            path: self.path,
+            kind: self.kind,
+            pristine: self.pristine,
+            before: self.before,
+            after,
+        }
+    }
+}
+
+/// What is asked for, and what is there.
+pub struct Planner<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// containerd's major version.
+    pub major: u32,
+    /// What it is to be told.
+    pub handlers: &'a Handlers,
+    /// What it knows now.
+    pub effective: &'a Effective,
+    /// What an earlier run has done.
+    pub journal: Option<&'a Journal>,
+}
+
+impl Planner<'_> {
+    /// Makes the plan.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is of a kind that cannot be changed.
+    pub fn plan(&self) -> Result<Plan> {
+        let node = self.node;
+        match node.distribution {
+            Distribution::Containerd => self.file(),
+            Distribution::K3s | Distribution::Rke2 => self.rancher(),
+            Distribution::Microk8s => {
+                self.template(&node.directory().join("containerd-template.toml"))
+            }
+            Distribution::K0s => {
+                let text = files::read(&node.config)?.unwrap_or_default();
+                match text
+                    .lines()
+                    .any(|l| l.trim_start_matches(['#', ' ']).starts_with(K0S_MANAGED))
+                {
+                    true => self.k0s(text),
+                    false => self.file(),
+                }
+            }
+        }
+    }
+
+    /// containerd's own file.
+    fn file(&self) -> Result<Plan> {
+        let main = self.found(&self.node.config, Kind::Config)?;
+        let text = main.pristine.clone().unwrap_or_default();
+        let blank = text
+            .lines()
+            .all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'));
+        let text = match (blank, self.major) {
+            (true, 2..) => format!("{text}version = 3\n"),
+            (true, _) => format!("{text}version = 2\n"),
+            (false, _) => text,
+        };
+        let schema = Schema::of(&text).map_err(self.wrong(&main.path))?;
+        if schema.0 == 2 {
+            let after = self
+                .handlers
+                .add(&text, self.effective)
+                .map_err(self.wrong(&main.path))?;
+            return Ok(Plan {
+                main: after.clone(),
+                changes: vec![main.to(after)],
+                drop_in: None,
+                noticed: false,
+            });
+        }
+        let directory = self.node.directory();
+        let imported = config::imported_directories(&text, directory);
+        let path = match imported.first() {
+            Some(imported) => imported.join(DROP_IN),
+            None => directory.join("conf.d").join(DROP_IN),
+        };
+        let after = match imported.is_empty() {
+            true => config::add_import(&text, &path).map_err(self.wrong(&main.path))?,
+            false => text,
+        };
+        let drop_in = self.drop_in(&path, schema)?;
+        let mut plan = Plan {
+            drop_in: Some((path, drop_in.after.clone())),
+            changes: vec![drop_in],
+            main: after.clone(),
+            noticed: false,
+        };
+        if main.pristine.as_ref() != Some(&after) || main.before != main.pristine {
+            plan.changes.push(main.to(after));
+        }
+        Ok(plan)
+    }
+
+    /// What k3s and RKE2 render.
+    fn rancher(&self) -> Result<Plan> {
+        let node = self.node;
+        let directory = node.directory();
+        let rendered = self.rendered()?;
+        let schema = Schema::of(&rendered).map_err(self.wrong(&node.config))?;
+        let (drop_ins, template) = match schema.0 {
+            2 => ("config.toml.d", "config.toml.tmpl"),
+            _ => ("config-v3.toml.d", "config-v3.toml.tmpl"),
+        };
+        let drop_ins = directory.join(drop_ins);
+        // containerd 1.7 would take the drop-in's handlers for all there are.
+        if schema.0 == 2 || !config::imported_directories(&rendered, directory).contains(&drop_ins)
+        {
+            return self.template(&directory.join(template));
+        }
+        let path = drop_ins.join(DROP_IN);
+        let drop_in = self.drop_in(&path, schema)?;
+        Ok(Plan {
+            drop_in: Some((path, drop_in.after.clone())),
+            changes: vec![drop_in],
+            main: rendered,
+            noticed: false,
+        })
+    }
+
+    /// A template of what is rendered.
+    fn template(&self, path: &Path) -> Result<Plan> {
+        let rendered = self.rendered()?;
+        let wrong = self.wrong(&self.node.config);
+        let schema = Schema::of(&rendered).map_err(&wrong)?;
+        let found = self.found(path, Kind::Template)?;
+        if found.pristine.is_none() && self.node.distribution == Distribution::Microk8s {
+            return Err(wrong_file(path, "MicroK8s' template is missing"));
+        }
+        let after = config::add_block(found.pristine.as_deref(), &self.handlers.section(schema));
+        let handlers = Handlers {
+            ..self.handlers.clone()
+        };
+        // Ours may be rendered already.
+        let shim = &self.handlers.shim;
+        let without =
+            config::remove(&rendered, shim, &handlers.names, Path::new("")).map_err(&wrong)?;
+        Ok(Plan {
+            main: handlers.add(&without, self.effective).map_err(&wrong)?,
+            changes: vec![found.to(after)],
+            drop_in: None,
+            noticed: false,
+        })
+    }
+
+    /// k0s puts what is in the directory into its configuration.
+    fn k0s(&self, text: String) -> Result<Plan> {
+        let schema = Schema(if self.major >= 2 { 3 } else { 2 });
+        let path = self.node.directory().join("containerd.d").join(DROP_IN);
+        let drop_in = self.drop_in(&path, schema)?;
+        let checked = self
+            .handlers
+            .add(&format!("version = {}\n", schema.0), self.effective);
+        Ok(Plan {
+            // k0s merges before containerd reads: what containerd checks is the drop-in by itself.
+            main: checked.unwrap_or(text),
+            changes: vec![drop_in],
+            drop_in: None,
+            noticed: true,
+        })
+    }
+
+    fn drop_in(&self, path: &Path, schema: Schema) -> Result<Change> {
+        Ok(self
+            .found(path, Kind::DropIn)?
+            .to(self.handlers.drop_in(schema)))
+    }
+
+    fn rendered(&self) -> Result<String> {
+        let path = &self.node.config;
+        files::read(path)?.ok_or_else(|| {
+            wrong_file(
+                path,
+                "the node has not rendered its configuration yet: start it first",
+            )
+        })
+    }
+
+    fn wrong(&self, path: &Path) -> impl Fn(String) -> Error + use<> {
+        let path = path.to_owned();
+        move |reason| wrong_file(&path, &reason)
+    }
+
+    /// What a file has, and what it would have without Slipway.
+    fn found(&self, path: &Path, kind: Kind) -> Result<Found> {
+        let current = files::read(path)?;
+        let recorded = self.journal.and_then(|j| j.change(path).map(|c| (j, c)));
+        let found = |before, pristine| Found {
+            path: path.to_owned(),
+            kind,
+            before,
+            pristine,
+        };
+        if let Some((journal, change)) = recorded
+            && current.as_ref() == Some(&change.after)
+        {
+            // Written by a run that was interrupted: what it had found is what a rollback restores.
+            let before = match journal.phase {
+                Phase::Installing => change.before.clone(),
+                _ => current,
+            };
+            return Ok(found(before, change.pristine.clone()));
+        }
+        let pristine = match (&current, kind) {
+            (Some(text), _) => without(
+                text,
+                kind,
+                &self.handlers.shim,
+                &self.names(),
+                self.journal.and_then(Journal::import),
+            )
+            .map_err(self.wrong(path))?,
+            (None, _) => None,
+        };
+        Ok(found(current, pristine))
+    }
+
+    /// All names that Slipway has or had.
+    fn names(&self) -> Vec<String> {
+        let mut names = self.handlers.names.clone();
+        names.extend(self.journal.into_iter().flat_map(|j| j.handlers.clone()));
+        names
+    }
+}
+
+/// A text without what is Slipway's; `None`: nothing is left of the file.
+pub fn without(
+    text: &str,
+    kind: Kind,
+    shim: &str,
+    names: &[String],
+    import: Option<&Path>,
+) -> std::result::Result<Option<String>, String> {
+    let import = import.unwrap_or(Path::new(""));
+    if !config::mentions(text, shim, import) {
+        return Ok(Some(text.to_owned()));
+    }
+    let left = match kind {
+        Kind::Template => config::remove_block(text),
+        // What is no TOML has nothing of ours that could be told from it.
+        Kind::Config | Kind::DropIn => config::remove(text, shim, names, import)?,
+    };
+    Ok(match kind {
+        Kind::DropIn if config::declares_nothing(&left) => None,
+        Kind::Template if text != left && config::is_base_template(&left) => None,
+        _ => Some(left),
+    })
+}
+
+fn wrong_file(path: &Path, reason: &str) -> Error {
+    Error::Config {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::containerd::Containerd;
+
+    const V2: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n";
+    const V3: &str = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n";
+
+    /// A node with these files; the configuration is `config.toml` in its directory.
+    struct Fixture {
+        directory: tempfile::TempDir,
+        node: Node,
+        major: u32,
+    }
+
+    impl Fixture {
+        fn new(distribution: Distribution, major: u32, files: &[(&str, &str)]) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                fs::write(directory.path().join(name), text).unwrap();
+            }
+            let node = Node {
+                distribution,
+                unit: None,
+                containerd: Containerd::of(Path::new("/proc/self")).unwrap(),
+                config: directory.path().join("config.toml"),
+                address: "/run/containerd/containerd.sock".into(),
+            };
+            Self {
+                directory,
+                node,
+                major,
+            }
+        }
+
+        /// What is written: paths below the directory, and texts.
+        fn planned(&self) -> Result<Vec<(String, String)>> {
+            let handlers = Handlers {
+                names: vec!["slipway".into()],
+                shim: "/opt/slipway/current/bin/containerd-shim-slipway-v1".into(),
+                annotations: vec!["slipway.dev/*".into()],
+                options: Vec::new(),
+            };
+            let dump = if self.major == 1 { V2 } else { V3 };
+            let effective = Effective::parse(dump).map_err(Error::Containerd)?;
+            let planner = Planner {
+                node: &self.node,
+                major: self.major,
+                handlers: &handlers,
+                effective: &effective,
+                journal: None,
+            };
+            let plan = planner.plan()?;
+            for change in &plan.changes {
+                let left = without(
+                    &change.after,
+                    change.kind,
+                    &handlers.shim,
+                    &handlers.names,
+                    None,
+                );
+                if change.kind == Kind::DropIn {
+                    assert_eq!(left.unwrap(), None);
+                }
+            }
+            // What containerd checks has the handler, one way or the other.
+            let checked = plan
+                .drop_in
+                .map_or_else(|| plan.main.clone(), |(_, text)| text);
+            assert!(checked.contains(".runtimes.slipway]"), "{checked}");
+            let name = |c: &Change| {
+                c.path
+                    .strip_prefix(self.directory.path())
+                    .unwrap()
+                    .display()
+                    .to_string()
+            };
+            Ok(plan
+                .changes
+                .iter()
+                .map(|c| (name(c), c.after.clone()))
+                .collect())
+        }
+
+        fn names(&self) -> Vec<String> {
+            self.planned()
+                .unwrap()
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect()
+        }
+    }
+
+    #[test]
+    fn a_new_containerd_gets_a_drop_in_and_an_import_where_it_needs_one() {
+        let plain = Fixture::new(Distribution::Containerd, 2, &[("config.toml", V3)]);
+        assert_eq!(plain.names(), ["conf.d/slipway.toml", "config.toml"]);
+        let text = format!("imports = ['own.d/*.toml']\n{V3}");
+        let imports = Fixture::new(Distribution::Containerd, 2, &[("config.toml", &text)]);
+        assert_eq!(imports.names(), ["own.d/slipway.toml"]);
+    }
+
+    #[test]
+    fn an_old_schema_is_edited_as_it_is() {
+        for major in [1, 2] {
+            let planned = Fixture::new(Distribution::Containerd, major, &[("config.toml", V2)])
+                .planned()
+                .unwrap();
+            let [(name, text)] = planned.as_slice() else {
+                panic!("{planned:?}")
+            };
+            assert_eq!(name, "config.toml");
+            assert!(
+                text.starts_with(V2) && text.contains("grpc.v1.cri\".containerd.runtimes.slipway]"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_node_without_a_configuration_gets_one_that_leaves_the_defaults() {
+        for files in [&[][..], &[("config.toml", "# Nothing.\n")]] {
+            let new = Fixture::new(Distribution::Containerd, 2, files)
+                .planned()
+                .unwrap();
+            let (_, main) = &new[1];
+            assert!(
+                main.contains("version = 3\n")
+                    && main.contains("imports = [")
+                    && !main.contains("plugins"),
+                "{main}"
+            );
+            let old = Fixture::new(Distribution::Containerd, 1, files)
+                .planned()
+                .unwrap();
+            let (_, main) = &old[0];
+            assert!(
+                main.contains("version = 2\n") && main.contains("runtimes.runc]"),
+                "{main}"
+            );
+        }
+    }
+
+    #[test]
+    fn k3s_and_rke2_get_a_drop_in_only_where_it_is_imported() {
+        let imports = format!("imports = ['config-v3.toml.d/*.toml']\n{V3}");
+        for distribution in [Distribution::K3s, Distribution::Rke2] {
+            let new = Fixture::new(distribution, 2, &[("config.toml", &imports)]);
+            assert_eq!(new.names(), ["config-v3.toml.d/slipway.toml"]);
+            let planned = Fixture::new(distribution, 2, &[("config.toml", V3)])
+                .planned()
+                .unwrap();
+            let [(name, text)] = planned.as_slice() else {
+                panic!("{planned:?}")
+            };
+            assert_eq!(name, "config-v3.toml.tmpl");
+            assert!(text.starts_with("{{ template \"base\" . }}\n"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_template_of_the_administrators_is_added_to() {
+        let old_imports = format!("imports = ['config.toml.d/*.toml']\n{V2}");
+        let files = [
+            ("config.toml", old_imports.as_str()),
+            ("config.toml.tmpl", "{{ .NodeConfig }}\n[debug]\n"),
+        ];
+        let planned = Fixture::new(Distribution::K3s, 1, &files)
+            .planned()
+            .unwrap();
+        let [(name, text)] = planned.as_slice() else {
+            panic!("{planned:?}")
+        };
+        assert_eq!(name, "config.toml.tmpl");
+        assert!(
+            text.starts_with(files[1].1) && text.contains("grpc.v1.cri"),
+            "{text}"
+        );
+        assert_eq!(config::remove_block(text), files[1].1);
+    }
+
+    #[test]
+    fn k0s_gets_a_drop_in_unless_the_administrator_has_taken_over() {
+        let managed = Fixture::new(
+            Distribution::K0s,
+            2,
+            &[("config.toml", "# k0s_managed=true\nversion = 3\n")],
+        );
+        assert_eq!(managed.names(), ["containerd.d/slipway.toml"]);
+        let own = Fixture::new(Distribution::K0s, 2, &[("config.toml", V3)]);
+        assert_eq!(own.names(), ["conf.d/slipway.toml", "config.toml"]);
+    }
+
+    #[test]
+    fn microk8s_template_is_added_to_and_must_be_there() {
+        let template = (
+            "containerd-template.toml",
+            "bin_dir = \"${SNAP_DATA}/opt/cni/bin\"\n",
+        );
+        let planned = Fixture::new(Distribution::Microk8s, 1, &[("config.toml", V2), template])
+            .planned()
+            .unwrap();
+        assert_eq!(planned[0].0, template.0);
+        assert!(planned[0].1.starts_with(template.1));
+        let error = Fixture::new(Distribution::Microk8s, 1, &[("config.toml", V2)])
+            .planned()
+            .unwrap_err();
+        assert!(error.to_string().contains("template is missing"), "{error}");
+    }
+
+    #[test]
+    fn what_was_not_rendered_yet_and_what_is_outdated_is_refused() {
+        let error = Fixture::new(Distribution::K3s, 2, &[])
+            .planned()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("start it first"), "{error}");
+        let old = [("config.toml", "[plugins.cri]\n")];
+        let error = Fixture::new(Distribution::Containerd, 2, &old)
+            .planned()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("config.toml: version 1"), "{error}");
+    }
+}
