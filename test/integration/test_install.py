@@ -26,6 +26,8 @@ def small_tree(directory, text="1"):
     for part in ("libexec", "lib", "share"):
         os.makedirs(f"{directory}/{part}")
     shutil.copytree(f"{TREE}/bin", f"{directory}/bin")
+    # By it a program knows that it lies in a tree.
+    shutil.copy(f"{TREE}/libexec/slipway-guest", f"{directory}/libexec")
     with open(f"{directory}/share/text", "w") as f:
         f.write(text)
     return directory
@@ -282,7 +284,7 @@ class InstallSystemd(unittest.TestCase):
             f.write(
                 f"[Service]\nType=notify\nDelegate=yes\nKillMode=process\nEnvironment=PATH={BED}/{version}:{BED}/bin:/usr/bin:/bin\n"
                 # A node that does not come up with a changed configuration, when told so.
-                f"ExecStartPre=/bin/sh -c '! test -e /run/refuse || ! grep -q slipway {self.CONFIG}'\n"
+                f"ExecStartPre=/bin/sh -c '! test -e /run/refuse || ! grep -q -e slipway.toml -e slipway-v1 {self.CONFIG}'\n"
                 f"ExecStart={BED}/{version}/containerd --config {self.CONFIG}\n")
         run("systemctl", "daemon-reload")
         run("systemctl", "restart", self.UNIT)
