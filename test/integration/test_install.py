@@ -76,6 +76,13 @@ class Install(PodTest):
     def handlers(self):
         return set(json.loads(self.bed.crictl("info").stdout)["config"]["containerd"]["runtimes"])
 
+    def doctor(self):
+        """What it says of the installation."""
+        told = self.bed.run(f"{TREE}/bin/slipway", "doctor", "--json", "--install-dir", self.opt, "--config", self.config, check=False)
+        finding = {finding["check"]: finding for finding in json.loads(told.stdout)}
+        self.assertEqual(finding["config"]["level"], "ok")
+        return finding["installed"]["level"], finding["installed"]["finding"]
+
     def test_pods_run_across_upgrades_and_uninstalling_leaves_what_was_there(self):
         before = self.node()
         told = self.slipway("install", "--alias", "wasmedge", "--cache-size", "1Gi", "--dry-run").stdout
@@ -84,8 +91,11 @@ class Install(PodTest):
         self.assertEqual((self.node(), os.path.exists(self.opt)), (before, False), "a dry run changes nothing")
 
         install = ("install", "--alias", "wasmedge")
+        self.assertEqual(self.doctor()[0], "warning")
         self.slipway(*install)
+        self.assertEqual(self.doctor(), ("error", "containerd does not list wasmedge"))
         self.restart()
+        self.assertRegex(self.doctor()[1], "^[0-9.]+-[0-9a-f]{12}: slipway, wasmedge$")
         self.assertLessEqual({"slipway", "wasmedge", "runc", "crun"}, self.handlers())
         installed = self.node()
         self.assertIn("installed already", self.slipway(*install).stdout)
@@ -416,6 +426,7 @@ class InstallSystemd(unittest.TestCase):
             api.pods = []
             self.assertIn("all nodes are clean", run(*hook).stdout)
             self.assertEqual((self.node(), api.labels, page("/readyz")[0]), (before, {}, 503))
+        self.assertIn(("slipway.dev/state", "uninstalling"), api.history)
         # A node that cannot be changed says why, and keeps its label.
         with open(self.CONFIG, "a") as f:
             f.write("[broken\n")
