@@ -305,9 +305,8 @@ class InstallSystemd(unittest.TestCase):
         self.tree = small_tree(f"{self.directory}/tree")
         self.addCleanup(shutil.rmtree, self.directory)
 
-    def slipway(self, *args, tree=None, **options):
-        tree = tree or self.tree
-        return run("env", f"SLIPWAY_ROOT={tree}", f"{tree}/bin/slipway", *args, **options)
+    def slipway(self, *args, before=(), **options):
+        return run(*before, f"{self.tree}/bin/slipway", *args, **options)
 
     def node(self):
         with open(self.CONFIG) as f:
@@ -328,6 +327,10 @@ class InstallSystemd(unittest.TestCase):
         self.assertIn(f"would restart {self.UNIT}", told)
         self.assertEqual((self.node(), self.pid()), (before, pid))
 
+        # Killed when its files are written but containerd does not know of them: whoever restarts it then is welcome.
+        kill = ("strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=sendto", "-e", "inject=sendto:signal=KILL:when=1+")
+        killed = self.slipway("install", *unit, before=kill, check=False)
+        self.assertEqual((killed.returncode, self.pid()), (-9, pid))
         self.slipway("install", *unit)
         self.assertIn("slipway", self.handlers())
         installed, restarted = self.node(), self.pid()
