@@ -26,6 +26,8 @@ def small_tree(directory, text="1"):
     for part in ("libexec", "lib", "share"):
         os.makedirs(f"{directory}/{part}")
     shutil.copytree(f"{TREE}/bin", f"{directory}/bin")
+    # By it a program knows that it lies in a tree.
+    shutil.copy(f"{TREE}/libexec/slipway-guest", f"{directory}/libexec")
     with open(f"{directory}/share/text", "w") as f:
         f.write(text)
     return directory
@@ -74,6 +76,13 @@ class Install(PodTest):
     def handlers(self):
         return set(json.loads(self.bed.crictl("info").stdout)["config"]["containerd"]["runtimes"])
 
+    def doctor(self):
+        """What it says of the installation."""
+        told = self.bed.run(f"{TREE}/bin/slipway", "doctor", "--json", "--install-dir", self.opt, "--config", self.config, check=False)
+        finding = {finding["check"]: finding for finding in json.loads(told.stdout)}
+        self.assertEqual(finding["config"]["level"], "ok")
+        return finding["installed"]["level"], finding["installed"]["finding"]
+
     def test_pods_run_across_upgrades_and_uninstalling_leaves_what_was_there(self):
         before = self.node()
         told = self.slipway("install", "--alias", "wasmedge", "--cache-size", "1Gi", "--dry-run").stdout
@@ -82,8 +91,11 @@ class Install(PodTest):
         self.assertEqual((self.node(), os.path.exists(self.opt)), (before, False), "a dry run changes nothing")
 
         install = ("install", "--alias", "wasmedge")
+        self.assertEqual(self.doctor()[0], "warning")
         self.slipway(*install)
+        self.assertEqual(self.doctor(), ("error", "containerd does not list wasmedge"))
         self.restart()
+        self.assertRegex(self.doctor()[1], "^[0-9.]+-[0-9a-f]{12}: slipway, wasmedge$")
         self.assertLessEqual({"slipway", "wasmedge", "runc", "crun"}, self.handlers())
         installed = self.node()
         self.assertIn("installed already", self.slipway(*install).stdout)
@@ -282,7 +294,7 @@ class InstallSystemd(unittest.TestCase):
             f.write(
                 f"[Service]\nType=notify\nDelegate=yes\nKillMode=process\nEnvironment=PATH={BED}/{version}:{BED}/bin:/usr/bin:/bin\n"
                 # A node that does not come up with a changed configuration, when told so.
-                f"ExecStartPre=/bin/sh -c '! test -e /run/refuse || ! grep -q slipway {self.CONFIG}'\n"
+                f"ExecStartPre=/bin/sh -c '! test -e /run/refuse || ! grep -q -e slipway.toml -e slipway-v1 {self.CONFIG}'\n"
                 f"ExecStart={BED}/{version}/containerd --config {self.CONFIG}\n")
         run("systemctl", "daemon-reload")
         run("systemctl", "restart", self.UNIT)
@@ -293,9 +305,8 @@ class InstallSystemd(unittest.TestCase):
         self.tree = small_tree(f"{self.directory}/tree")
         self.addCleanup(shutil.rmtree, self.directory)
 
-    def slipway(self, *args, tree=None, **options):
-        tree = tree or self.tree
-        return run("env", f"SLIPWAY_ROOT={tree}", f"{tree}/bin/slipway", *args, **options)
+    def slipway(self, *args, before=(), **options):
+        return run(*before, f"{self.tree}/bin/slipway", *args, **options)
 
     def node(self):
         with open(self.CONFIG) as f:
@@ -316,6 +327,10 @@ class InstallSystemd(unittest.TestCase):
         self.assertIn(f"would restart {self.UNIT}", told)
         self.assertEqual((self.node(), self.pid()), (before, pid))
 
+        # Killed when its files are written but containerd does not know of them: whoever restarts it then is welcome.
+        kill = ("strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=sendto", "-e", "inject=sendto:signal=KILL:when=1+")
+        killed = self.slipway("install", *unit, before=kill, check=False)
+        self.assertEqual((killed.returncode, self.pid()), (-9, pid))
         self.slipway("install", *unit)
         self.assertIn("slipway", self.handlers())
         installed, restarted = self.node(), self.pid()
@@ -414,6 +429,7 @@ class InstallSystemd(unittest.TestCase):
             api.pods = []
             self.assertIn("all nodes are clean", run(*hook).stdout)
             self.assertEqual((self.node(), api.labels, page("/readyz")[0]), (before, {}, 503))
+        self.assertIn(("slipway.dev/state", "uninstalling"), api.history)
         # A node that cannot be changed says why, and keeps its label.
         with open(self.CONFIG, "a") as f:
             f.write("[broken\n")

@@ -319,7 +319,7 @@ pub struct Installer {
     /// With --uninstall-cluster: how long the nodes may take, for example 5m
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
     pub timeout: std::time::Duration,
-    /// Uninstall even while pods of Slipway's run
+    /// With --uninstall-cluster: even while pods of Slipway's exist
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]

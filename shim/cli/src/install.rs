@@ -73,15 +73,10 @@ pub fn installer(args: Installer) -> Result<ExitCode, String> {
         return Ok(ExitCode::SUCCESS);
     }
     let node = &args.node_options;
-    let mut uninstall = arguments(node);
-    if args.force {
-        uninstall.push("--force".into());
-    }
     let mut handlers = node.aliases.clone();
     handlers.push(slipway_install::HANDLER.into());
     let installer = slipway_install::Installer {
-        install: arguments(node),
-        uninstall,
+        arguments: arguments(node),
         handlers,
         install_dir: node.install_dir.clone(),
         cache_dir: node.cache_dir.clone(),

@@ -45,6 +45,11 @@ struct Ready {
 /// # Errors
 /// Nothing was changed, or it was changed back; the error says which.
 pub fn install(options: &Options, report: &mut Report) -> Result<()> {
+    let done = install_logged(options, report);
+    report.end(done)
+}
+
+fn install_logged(options: &Options, report: &mut Report) -> Result<()> {
     let layout = Layout::new(&options.install_dir);
     let _lock = match options.dry_run {
         true => None,
@@ -519,6 +524,11 @@ fn roll_back(
 /// # Errors
 /// Pods run, or the node could not be changed back; what is not done yet, the next call does.
 pub fn uninstall(options: &Options, removal: Removal, report: &mut Report) -> Result<()> {
+    let done = uninstall_logged(options, removal, report);
+    report.end(done)
+}
+
+fn uninstall_logged(options: &Options, removal: Removal, report: &mut Report) -> Result<()> {
     let layout = Layout::new(&options.install_dir);
     if !options.dry_run && !layout.state().exists() {
         report.say(format!("{}: nothing is installed", layout.root().display()));
@@ -672,10 +682,11 @@ fn purge(layout: &Layout, options: &Options, report: &mut Report) -> Result<()> 
     Ok(())
 }
 
+/// The lock, and from then on the log.
 fn locked(layout: &Layout, doing: &str, report: &mut Report) -> Result<Lock> {
-    let lock = Lock::take(layout, doing)?;
+    files::make_directory(&layout.state())?;
     report.log_to(&layout.log())?;
-    Ok(lock)
+    Lock::take(layout, doing)
 }
 
 /// A file with this text, or none.

@@ -29,10 +29,11 @@ const PAGE: u32 = 250;
 pub const INSTALLED: &str = "slipway.dev/installed";
 /// The version that is installed.
 pub const VERSION: &str = "slipway.dev/version";
-/// `uninstalling`: the node's installer is to take Slipway away.
+/// What the node's installer is to do.
 pub const STATE: &str = "slipway.dev/state";
-/// The value of [`STATE`].
+/// Values of [`STATE`]: take Slipway away; also while pods run.
 pub const UNINSTALLING: &str = "uninstalling";
+pub const UNINSTALLING_BY_FORCE: &str = "uninstalling-by-force";
 
 /// A node as far as the installer cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,11 +75,13 @@ impl KubeNode {
         }
     }
 
-    /// The hook has asked for Slipway to be taken away.
-    pub fn uninstalling(&self) -> bool {
-        self.labels
-            .get(STATE)
-            .is_some_and(|state| state == UNINSTALLING)
+    /// The hook has asked for Slipway to be taken away, by force or not.
+    pub fn uninstalling(&self) -> Option<bool> {
+        match self.labels.get(STATE)?.as_str() {
+            UNINSTALLING => Some(false),
+            UNINSTALLING_BY_FORCE => Some(true),
+            _ => None,
+        }
     }
 }
 
@@ -322,9 +325,11 @@ mod tests {
             "status": {
                 "conditions": [{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "True"}],
                 "runtimeHandlers": [{"name": ""}, {"name": "slipway", "features": {}}]}}));
-        assert!(node.ready && node.uninstalling());
+        assert!(node.ready);
+        assert_eq!(node.uninstalling(), Some(false));
         assert_eq!(node.handlers, ["", "slipway"]);
         let node = KubeNode::read(&json!({}));
-        assert!(!node.ready && !node.uninstalling() && node.handlers.is_empty());
+        assert!(!node.ready && node.handlers.is_empty());
+        assert_eq!(node.uninstalling(), None);
     }
 }

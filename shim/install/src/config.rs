@@ -330,11 +330,23 @@ fn differing(path: &str, a: &Json, b: &Json) -> Option<String> {
                 b.get(key).unwrap_or(&Json::Null),
             )
         }),
-        _ if a == b => None,
+        _ if a == b || (is_default(a) && is_default(b)) => None,
         _ => Some(format!(
             "{} is {b} instead of {a}",
             path.trim_start_matches('.')
         )),
+    }
+}
+
+/// A value that means the same as none: options of a runtime that is written are dumped without their defaults.
+fn is_default(value: &Json) -> bool {
+    match value {
+        Json::Null | Json::Bool(false) => true,
+        Json::Bool(true) => false,
+        Json::Number(n) => n.as_f64() == Some(0.0),
+        Json::String(s) => s.is_empty(),
+        Json::Array(a) => a.is_empty(),
+        Json::Object(o) => o.values().all(is_default),
     }
 }
 
@@ -591,5 +603,8 @@ mod tests {
             "plugins.x.b is 3 instead of 2"
         );
         assert_eq!(before.difference(&before, &[]), None);
+        let text = "a = 1\n[plugins.x]\nb = 2\nc = ''\nd = { e = false }\n";
+        let defaults = Effective::parse(text).unwrap();
+        assert_eq!(defaults.difference(&before, &[]), None);
     }
 }

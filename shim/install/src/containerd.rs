@@ -39,21 +39,23 @@ impl Containerd {
         &self.program
     }
 
-    /// What it makes of a configuration.
+    /// What it makes of a configuration; without the file, what it does by itself.
     ///
     /// # Errors
     /// It refuses the configuration: its own words.
     pub fn dump(&self, config: &Path) -> Result<Effective> {
-        let output = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .arg0(&self.name)
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .env_remove("NOTIFY_SOCKET")
-            .arg("--config")
-            .arg(config)
-            .args(["config", "dump"])
-            .output()
-            .map_err(file(&self.program, "run"))?;
+            .env_remove("NOTIFY_SOCKET");
+        match config.exists() {
+            true => command.arg("--config").arg(config).args(["config", "dump"]),
+            // 1.7 dumps no file that is not there.
+            false => command.args(["config", "default"]),
+        };
+        let output = command.output().map_err(file(&self.program, "run"))?;
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if !output.status.success() {
             return Err(Error::Containerd(format!(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use slipway_systemd::{Call, Property, Systemd};
 
-use crate::cluster::{Cluster, INSTALLED, STATE, UNINSTALLING, VERSION};
+use crate::cluster::{Cluster, INSTALLED, STATE, UNINSTALLING, UNINSTALLING_BY_FORCE, VERSION};
 use crate::journal::Lock;
 use crate::layout::{Layout, Tree};
 use crate::metrics;
@@ -48,10 +48,8 @@ pub struct Installer {
     pub once: bool,
     /// The handlers that the kubelet must tell of.
     pub handlers: Vec<String>,
-    /// What `slipway install` is told.
-    pub install: Vec<String>,
-    /// What `slipway uninstall` is told.
-    pub uninstall: Vec<String>,
+    /// What `slipway install` and `slipway uninstall` are told.
+    pub arguments: Vec<String>,
 }
 
 impl Installer {
@@ -65,7 +63,7 @@ impl Installer {
         if !self.once {
             metrics::serve(&self.metrics_address, &self.cache_dir, ready.clone())?;
         }
-        if !cluster.node(&self.node)?.uninstalling() {
+        if cluster.node(&self.node)?.uninstalling().is_none() {
             self.install(&cluster)?;
             ready.store(true, Ordering::Relaxed);
         }
@@ -73,9 +71,9 @@ impl Installer {
             return Ok(());
         }
         loop {
-            if cluster.node(&self.node)?.uninstalling() {
+            if let Some(force) = cluster.node(&self.node)?.uninstalling() {
                 ready.store(false, Ordering::Relaxed);
-                self.uninstall(&cluster)?;
+                self.uninstall(&cluster, force)?;
                 say("idle: this node has been cleaned");
             }
             std::thread::sleep(WATCH);
@@ -93,7 +91,7 @@ impl Installer {
         let program = Layout::new(&self.install_dir)
             .tree(&tree.name)
             .join("bin/slipway");
-        self.on_the_host(&program, "install", &self.install)?;
+        self.on_the_host(&program, "install", &self.arguments)?;
         self.seen_by_the_kubelet(cluster)?;
         let labels = [
             (INSTALLED, Some("true")),
@@ -104,13 +102,15 @@ impl Installer {
         Ok(())
     }
 
-    fn uninstall(&self, cluster: &Cluster) -> Result<(), String> {
+    fn uninstall(&self, cluster: &Cluster, force: bool) -> Result<(), String> {
         let layout = Layout::new(&self.host_dir);
         if let Some(tree) = layout.current() {
             let program = Layout::new(&self.install_dir)
                 .tree(&tree)
                 .join("bin/slipway");
-            self.on_the_host(&program, "uninstall", &self.uninstall)?;
+            let mut arguments = self.arguments.clone();
+            arguments.extend(force.then(|| "--force".to_owned()));
+            self.on_the_host(&program, "uninstall", &arguments)?;
         }
         cluster.label(
             &self.node,
@@ -264,9 +264,13 @@ pub fn uninstall_cluster(classes: &[String], timeout: Duration, force: bool) -> 
             pods.join(", ")
         ));
     }
+    let state = match force {
+        true => UNINSTALLING_BY_FORCE,
+        false => UNINSTALLING,
+    };
     for node in cluster.nodes(INSTALLED)? {
         say(&format!("node {}: asked to uninstall", node.name));
-        cluster.label(&node.name, &[(STATE, Some(UNINSTALLING))])?;
+        cluster.label(&node.name, &[(STATE, Some(state))])?;
     }
     let started = Instant::now();
     loop {

@@ -30,6 +30,14 @@ impl Report {
             let _ = writeln!(log, "{}", line.as_ref());
         }
     }
+
+    /// Puts the error into the log, too, if it is one: the installer's pod sees no more.
+    pub(crate) fn end(&mut self, done: Result<()>) -> Result<()> {
+        if let (Err(error), Some(log)) = (&done, &mut self.log) {
+            let _ = writeln!(log, "{error}");
+        }
+        done
+    }
 }
 
 /// A line on stdout.

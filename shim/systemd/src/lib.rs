@@ -281,6 +281,8 @@ impl Systemd {
     /// # Errors
     /// systemd refuses, the unit does not become active, or it takes longer than `patience`.
     pub fn restart(&mut self, unit: &str, patience: Duration) -> io::Result<()> {
+        // What failed just now counts against the limit of starts, which would be the end of this one.
+        let _ = self.call(&Call::reset_failed_unit(unit));
         self.call(&Call::restart_unit(unit))?;
         let started = Instant::now();
         loop {
@@ -289,6 +291,10 @@ impl Systemd {
                 (false, "active") => return Ok(()),
                 (false, "failed" | "inactive") => {
                     return Err(io::Error::other(format!("{unit} is {}", state.active)));
+                }
+                // systemd would go on trying.
+                _ if state.sub == "auto-restart" => {
+                    return Err(io::Error::other(format!("{unit} does not start")));
                 }
                 _ if started.elapsed() > patience => {
                     let text = format!(
