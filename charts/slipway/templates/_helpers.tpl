@@ -163,8 +163,8 @@ spec:
         - --once
         {{- else }}
         - --metrics-address={{ .root.Values.metrics.address }}:{{ .root.Values.metrics.port }}
-        {{- if eq .root.Values.uninstall.policy "force" }}
-        - --force
+        {{- if .root.Values.uninstall.purge }}
+        - --purge
         {{- end }}
         {{- end }}
         {{- include "slipway.nodeArgs" .root | nindent 8 }}

@@ -322,6 +322,9 @@ pub struct Installer {
     /// With --uninstall-cluster: even while pods of Slipway's exist
     #[arg(long)]
     pub force: bool,
+    /// When Slipway is taken away from this node: remove the installed files and the artefact cache, too
+    #[arg(long)]
+    pub purge: bool,
     #[command(flatten)]
     pub node_options: Node,
 }

@@ -86,6 +86,7 @@ pub fn installer(args: Installer) -> Result<ExitCode, String> {
         systemd_dir: args.systemd_dir,
         metrics_address: args.metrics_address,
         once: args.once,
+        purge: args.purge,
     };
     installer.run()?;
     Ok(ExitCode::SUCCESS)

@@ -257,7 +257,7 @@ fn check(options: &Options, layout: &Layout, journal: Option<&Journal>) -> Resul
         journal,
     };
     let plan = planner.plan().and_then(|plan| {
-        validate(&plan, &node, layout, &effective, &handlers.names)?;
+        validate(&plan, &node, layout, &effective, &handlers)?;
         Ok(plan)
     });
     match plan {
@@ -351,7 +351,7 @@ fn validate(
     node: &Node,
     layout: &Layout,
     effective: &Effective,
-    names: &[String],
+    handlers: &Handlers,
 ) -> Result<()> {
     // Below the state: what a run leaves that was killed goes with it.
     let temporary = match layout.state() {
@@ -368,20 +368,23 @@ fn validate(
     let mut text = plan.main.clone();
     if let Some((path, content)) = &plan.drop_in {
         files::write(&drop_in, content)?;
-        let shim = layout.shim();
-        text = config::remove(&text, &shim.to_string_lossy(), &[], path).map_err(wrong)?;
+        text = config::remove(&text, &handlers.shim, &[], path).map_err(wrong)?;
         text = config::add_import(&text, &drop_in).map_err(wrong)?;
     }
     text = config::absolute_imports(&text, node.directory()).map_err(wrong)?;
     files::write(&main, &text)?;
     let after = node.containerd.dump(&main)?;
-    if let Some(name) = names.iter().find(|name| after.runtime_type(name).is_none()) {
+    if let Some(name) = handlers
+        .names
+        .iter()
+        .find(|name| after.runtime_type(name).is_none())
+    {
         return Err(Error::Containerd(format!(
             "containerd would not take the handler {name} from {}",
             node.config.display()
         )));
     }
-    match effective.difference(&after, names) {
+    match effective.difference(&after, &handlers.shim) {
         Some(difference) if !plan.noticed => Err(Error::Containerd(format!(
             "{}: adding the handlers would change something else: {difference}",
             node.config.display()

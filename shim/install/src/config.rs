@@ -299,8 +299,9 @@ impl Effective {
             .find(|name| CRI_PLUGINS.contains(name))
     }
 
-    /// Where the two differ, but for imports and these handlers.
-    pub fn difference(&self, other: &Self, names: &[String]) -> Option<String> {
+    /// Where the two differ, but for imports and the handlers of this shim: those that are added, and those of an earlier
+    /// installation that are wanted no more.
+    pub fn difference(&self, other: &Self, shim: &str) -> Option<String> {
         let [ours, theirs] = [self, other].map(|e| {
             let mut json = json_table(e.0.as_table());
             json.remove("imports");
@@ -310,7 +311,7 @@ impl Effective {
                     at = at.and_then(|j| j.get_mut(key));
                 }
                 if let Some(Json::Object(runtimes)) = at {
-                    runtimes.retain(|name, _| !names.contains(name));
+                    runtimes.retain(|_, runtime| runtime["runtime_type"] != shim);
                 }
             }
             Json::Object(json)
@@ -592,6 +593,27 @@ mod tests {
     }
 
     #[test]
+    fn own_handlers_may_come_and_go_and_no_others() {
+        let with = |shim: &str| {
+            let runtimes = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
+            Effective::parse(&format!("[{runtimes}.alias]\nruntime_type = '{shim}'\n")).unwrap()
+        };
+        let without = Effective::parse("").unwrap();
+        assert_eq!(with(SHIM).difference(&with(SHIM), SHIM), None);
+        for (before, after) in [(with("/x"), with(SHIM)), (with("/x"), without)] {
+            let said = before.difference(&after, SHIM).unwrap();
+            assert!(said.contains("alias"), "{said}");
+        }
+        let [few, more] = [
+            "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes]",
+            "",
+        ]
+        .map(|text| Effective::parse(text).unwrap());
+        assert_eq!(with(SHIM).difference(&few, SHIM), None);
+        assert_eq!(few.difference(&more, SHIM), None);
+    }
+
+    #[test]
     fn a_change_elsewhere_is_found() {
         let [before, after] = [
             "a = 1\n[plugins.x]\nb = 2\n",
@@ -599,12 +621,12 @@ mod tests {
         ]
         .map(|t| Effective::parse(t).unwrap());
         assert_eq!(
-            before.difference(&after, &[]).unwrap(),
+            before.difference(&after, SHIM).unwrap(),
             "plugins.x.b is 3 instead of 2"
         );
-        assert_eq!(before.difference(&before, &[]), None);
+        assert_eq!(before.difference(&before, SHIM), None);
         let text = "a = 1\n[plugins.x]\nb = 2\nc = ''\nd = { e = false }\n";
         let defaults = Effective::parse(text).unwrap();
-        assert_eq!(defaults.difference(&before, &[]), None);
+        assert_eq!(defaults.difference(&before, SHIM), None);
     }
 }

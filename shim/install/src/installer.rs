@@ -46,6 +46,8 @@ pub struct Installer {
     pub metrics_address: String,
     /// End when it is installed.
     pub once: bool,
+    /// An uninstall removes files and cache, too.
+    pub purge: bool,
     /// The handlers that the kubelet must tell of.
     pub handlers: Vec<String>,
     /// What `slipway install` and `slipway uninstall` are told.
@@ -110,6 +112,7 @@ impl Installer {
                 .join("bin/slipway");
             let mut arguments = self.arguments.clone();
             arguments.extend(force.then(|| "--force".to_owned()));
+            arguments.extend(self.purge.then(|| "--purge".to_owned()));
             self.on_the_host(&program, "uninstall", &arguments)?;
         }
         cluster.label(
