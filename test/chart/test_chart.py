@@ -354,14 +354,17 @@ class Meaning(unittest.TestCase):
         self.assertEqual(sorted(hooks, key=lambda hook: int(hook[0])), [("-1", "DaemonSet"), ("0", "Job")])
 
     def test_uninstall_policies(self):
-        def arguments(policy):
-            found = pods(template("--set", f"uninstall.policy={policy}").stdout)
-            return {kind: spec["containers"][0]["args"] for (kind, _), spec in found.items() if kind != "Pod"}
+        def with_argument(argument, *values):
+            """Who has it, the installer or the uninstaller."""
+            found = pods(template(*(word for value in values for word in ("--set", f"uninstall.{value}"))).stdout)
+            return [kind for (kind, _), spec in found.items() if kind != "Pod" and argument in spec["containers"][0]["args"]]
 
-        self.assertEqual(["--force" in args for args in arguments("refuse").values()], [False, False])
-        # The command on the node would refuse, too.
-        self.assertEqual(["--force" in args for args in arguments("force").values()], [True, True])
-        self.assertEqual(list(arguments("keep")), ["DaemonSet"])
+        self.assertEqual(with_argument("--force", "policy=refuse"), [])
+        # The nodes hear of it by their label.
+        self.assertEqual(with_argument("--force", "policy=force"), ["Job"])
+        self.assertEqual(with_argument("installer", "policy=keep"), ["DaemonSet"])
+        self.assertEqual(with_argument("--purge", "purge=true"), ["DaemonSet"])
+        self.assertEqual(with_argument("--purge", "purge=false"), [])
 
 
 class Plain(Conforming):

@@ -180,6 +180,8 @@ class Install(PodTest):
             yield f"{command[0]}: the end"
 
     def test_an_installation_that_is_killed_can_be_gone_on_with_or_taken_back(self):
+        if self.bed.version != "2.1":
+            self.skipTest("the steps are the same with each containerd")
         before = self.node()
         tree = small_tree(f"{self.directory}/tree")
         self.slipway("install", tree=tree)
@@ -199,6 +201,8 @@ class Install(PodTest):
         self.assertGreater(steps, 20)
 
     def test_an_uninstallation_that_is_killed_can_be_gone_on_with(self):
+        if self.bed.version != "2.1":
+            self.skipTest("the steps are the same with each containerd")
         before = self.node()
         tree = small_tree(f"{self.directory}/tree")
         self.slipway("install", tree=tree)
