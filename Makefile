@@ -4,7 +4,7 @@ SHELL := /bin/bash
 MUSL := x86_64-unknown-linux-musl
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 lint bench clean
+.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 kind-up kind-down lint bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,6 +43,14 @@ test-unit: engine bed ## Run the tests of the crates and of the benchmark's clie
 
 test-integration: dist bed examples guests ## Run the tests on private containerds, 2.1 and 1.7
 	@test/integration/run
+
+kind-up: bed ## Start a cluster by kind, with a node image made here, for the end-to-end tests
+	@test/setup mmdebstrap
+	@test/kind/fetch
+	@test/kind/kind up
+
+kind-down: ## Take it down
+	@test/kind/kind down
 
 test-examples: dist bed examples ## Build the heavy examples too, and run them as pods: half an hour, the first time
 	@test/setup llvm-14 python3.11 || echo "test-examples: Python's example needs them, and is left out"
