@@ -1,11 +1,17 @@
-// CoreDNS with the plugins that a cluster's names need: all of them bring the clients of three clouds.
+// CoreDNS with the plugins that kubeadm's Corefile names: all of them bring the clients of three clouds.
 package main
 
 import (
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/forward"
+	_ "github.com/coredns/coredns/plugin/health"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/loadbalance"
+	_ "github.com/coredns/coredns/plugin/loop"
+	_ "github.com/coredns/coredns/plugin/metrics"
 	_ "github.com/coredns/coredns/plugin/ready"
+	_ "github.com/coredns/coredns/plugin/reload"
 
 	"github.com/coredns/coredns/coremain"
 )
