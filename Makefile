@@ -4,7 +4,7 @@ SHELL := /bin/bash
 MUSL := x86_64-unknown-linux-musl
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e kind kind-up kind-down kind-e2e lint bench clean
+.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e e2e-parts kind kind-up kind-down kind-e2e lint bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -71,9 +71,11 @@ cluster-up: cluster ## Start a one-node Kubernetes with containerd 2.1; VERSION=
 cluster-down: ## Take it down again
 	@test/cluster/cluster down
 
-e2e: cluster dist examples guests ## Run the end-to-end tests on a cluster of their own; KUBECONFIG=… for another
-	@test/chart/fetch
+e2e: $(if $(KUBECONFIG),,e2e-parts) ## Run the end-to-end tests on a cluster of their own; KUBECONFIG=… for another
 	@test/e2e/run
+
+e2e-parts: cluster dist examples guests
+	@test/chart/fetch
 
 kind: cluster
 	@test/setup mmdebstrap
@@ -85,8 +87,7 @@ kind-up: kind ## Start a cluster by kind, with a node image made here
 kind-down: ## Take it down again
 	@test/kind/kind down
 
-kind-e2e: kind dist examples guests ## Run the end-to-end tests on a cluster by kind
-	@test/chart/fetch
+kind-e2e: kind e2e-parts ## Run the end-to-end tests on a cluster by kind
 	@CLUSTER=kind test/e2e/run
 
 lint: engine bed ## Check formatting, lints, licences and shell scripts
