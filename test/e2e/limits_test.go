@@ -57,7 +57,8 @@ resources: {requests: {cpu: 50m, memory: 16Mi}, limits: {cpu: 100m, memory: 16Mi
 // The kubelet's figures of a pod: what metrics-server and kubectl top read.
 func TestStatistics(t *testing.T) {
 	s := space(t)
-	s.apply(one("spin", "hello", "args: [spin]\nresources: {limits: {cpu: 200m, memory: 32Mi}}"))
+	// Requests that a node of one processor has left beside its control plane.
+	s.apply(one("spin", "hello", "args: [spin]\nresources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 200m, memory: 32Mi}}"))
 	pod := s.pod("spin", ready)
 	deadline := time.Now().Add(patience)
 	for {
