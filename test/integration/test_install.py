@@ -53,9 +53,13 @@ class Install(PodTest):
         self.directory = tempfile.mkdtemp(dir=self.bed.root)
         self.config = f"{self.bed.root}/config.toml"
         self.opt = f"{self.directory}/opt"
+        self.found = self.node()[0]
 
     def tearDown(self):
         self.slipway("uninstall", "--force", "--purge", check=False)
+        # Other tests go on with the bed as it was made.
+        with open(self.config, "w") as f:
+            f.write(self.found)
         self.restart()
         shutil.rmtree(self.directory)
         super().tearDown()

@@ -35,7 +35,7 @@ class Leaks(PodTest):
             pod.remove()
 
     def numbers(self):
-        inside, cgroups, host_mounts, temporary = self.bed.state()
+        inside, cgroups, _, host_mounts, temporary = self.bed.state()
         containerd = self.bed.run("sh", "-c", f"cat {self.bed.root}/containerd.pid").stdout.strip()
         fds = lambda pid: len(self.bed.run("ls", f"/proc/{pid}/fd").stdout.split())
         return {

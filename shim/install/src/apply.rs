@@ -384,7 +384,7 @@ fn validate(
             node.config.display()
         )));
     }
-    match effective.difference(&after, &handlers.shim) {
+    match effective.difference(&after, handlers) {
         Some(difference) if !plan.noticed => Err(Error::Containerd(format!(
             "{}: adding the handlers would change something else: {difference}",
             node.config.display()

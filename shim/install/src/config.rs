@@ -299,9 +299,9 @@ impl Effective {
             .find(|name| CRI_PLUGINS.contains(name))
     }
 
-    /// Where the two differ, but for imports and the handlers of this shim: those that are added, and those of an earlier
-    /// installation that are wanted no more.
-    pub fn difference(&self, other: &Self, shim: &str) -> Option<String> {
+    /// Where the two differ, but for imports and the handlers: those that are wanted, and those of this shim that are wanted
+    /// no more.
+    pub fn difference(&self, other: &Self, handlers: &Handlers) -> Option<String> {
         let [ours, theirs] = [self, other].map(|e| {
             let mut json = json_table(e.0.as_table());
             json.remove("imports");
@@ -311,7 +311,9 @@ impl Effective {
                     at = at.and_then(|j| j.get_mut(key));
                 }
                 if let Some(Json::Object(runtimes)) = at {
-                    runtimes.retain(|_, runtime| runtime["runtime_type"] != shim);
+                    runtimes.retain(|name, runtime| {
+                        !handlers.names.contains(name) && runtime["runtime_type"] != *handlers.shim
+                    });
                 }
             }
             Json::Object(json)
@@ -594,23 +596,20 @@ mod tests {
 
     #[test]
     fn own_handlers_may_come_and_go_and_no_others() {
-        let with = |shim: &str| {
-            let runtimes = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
-            Effective::parse(&format!("[{runtimes}.alias]\nruntime_type = '{shim}'\n")).unwrap()
+        const RUNTIMES: &str = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes";
+        let with = |name: &str, shim: &str| {
+            let text = format!("[{RUNTIMES}]\n[{RUNTIMES}.{name}]\nruntime_type = '{shim}'\n");
+            Effective::parse(&text).unwrap()
         };
-        let without = Effective::parse("").unwrap();
-        assert_eq!(with(SHIM).difference(&with(SHIM), SHIM), None);
-        for (before, after) in [(with("/x"), with(SHIM)), (with("/x"), without)] {
-            let said = before.difference(&after, SHIM).unwrap();
-            assert!(said.contains("alias"), "{said}");
-        }
-        let [few, more] = [
-            "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes]",
-            "",
-        ]
-        .map(|text| Effective::parse(text).unwrap());
-        assert_eq!(with(SHIM).difference(&few, SHIM), None);
-        assert_eq!(few.difference(&more, SHIM), None);
+        let without = Effective::parse(&format!("[{RUNTIMES}]\n")).unwrap();
+        let wanted = handlers(&["slipway"]);
+        // Added, taken over from another directory, and an alias of an earlier installation.
+        assert_eq!(without.difference(&with("slipway", SHIM), &wanted), None);
+        let (elsewhere, here) = (with("slipway", "/x"), with("slipway", SHIM));
+        assert_eq!(elsewhere.difference(&here, &wanted), None);
+        assert_eq!(with("alias", SHIM).difference(&without, &wanted), None);
+        let said = with("alias", "/x").difference(&without, &wanted).unwrap();
+        assert!(said.contains("alias"), "{said}");
     }
 
     #[test]
@@ -621,12 +620,12 @@ mod tests {
         ]
         .map(|t| Effective::parse(t).unwrap());
         assert_eq!(
-            before.difference(&after, SHIM).unwrap(),
+            before.difference(&after, &handlers(&[])).unwrap(),
             "plugins.x.b is 3 instead of 2"
         );
-        assert_eq!(before.difference(&before, SHIM), None);
+        assert_eq!(before.difference(&before, &handlers(&[])), None);
         let text = "a = 1\n[plugins.x]\nb = 2\nc = ''\nd = { e = false }\n";
         let defaults = Effective::parse(text).unwrap();
-        assert_eq!(defaults.difference(&before, SHIM), None);
+        assert_eq!(defaults.difference(&before, &handlers(&[])), None);
     }
 }
