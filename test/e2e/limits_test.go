@@ -8,6 +8,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // The limit is the engine's budget: a program that needs more ends as one that the kernel kills, with both numbers.
@@ -112,4 +113,39 @@ func TestOverheadAndClasses(t *testing.T) {
 			s.Errorf("%s has no overhead", name)
 		}
 	}
+}
+
+// What kubectl top and an autoscaler see: where the cluster has a metrics-server.
+func TestAutoscaler(t *testing.T) {
+	s := space(t)
+	if out, _, err := s.kubectlWith("", "get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes"); err != nil {
+		t.Skipf("the cluster has no metrics-server: test/cluster/cluster metrics %s", out)
+	}
+	s.apply(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: busy}
+spec:
+  selector: {matchLabels: {app: busy}}
+  template:
+    metadata: {labels: {app: busy}}
+    spec:
+      runtimeClassName: CLASS
+      terminationGracePeriodSeconds: 0
+      containers:
+      - {name: c, image: IMAGE(hello), imagePullPolicy: PULL, args: [spin], resources: {requests: {cpu: 20m, memory: 8Mi}, limits: {cpu: 100m, memory: 32Mi}}}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: busy}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: busy}
+  maxReplicas: 3
+  metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}}]
+`)
+	until(s, "deployments", "busy", func(o *unstructured.Unstructured) bool {
+		ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
+		return ready == 3
+	})
+	s.says("busy", "top", "pods")
 }
