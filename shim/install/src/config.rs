@@ -259,7 +259,7 @@ impl Effective {
     pub fn runc_options(&self) -> Vec<(String, Value)> {
         let is_runc = |name: &str| self.runtime_type(name) == Some("io.containerd.runc.v2");
         let default = [Schema(2), Schema(3)].into_iter().find_map(|schema| {
-            let path = ["plugins", schema.plugin(), "containerd"];
+            let [path @ .., _] = runtimes_path(schema);
             descend(self.0.as_table(), &path)?
                 .get("default_runtime_name")?
                 .as_str()
@@ -276,7 +276,7 @@ impl Effective {
         OPTIONS
             .into_iter()
             .filter_map(|key| Some((key.to_owned(), options.get(key)?.as_value()?)))
-            .filter(|(_, value)| !insignificant(value))
+            .filter(|(_, value)| !is_default(&json_value(value)))
             .map(|(key, value)| (key, value.clone().decorated("", "")))
             .collect()
     }
@@ -303,20 +303,18 @@ impl Effective {
     /// no more.
     pub fn difference(&self, other: &Self, handlers: &Handlers) -> Option<String> {
         let [ours, theirs] = [self, other].map(|e| {
-            let mut json = json_table(e.0.as_table());
-            json.remove("imports");
+            let mut table = json_table(e.0.as_table());
+            table.remove("imports");
+            let mut json = Json::Object(table);
             for schema in [Schema(2), Schema(3)] {
-                let mut at = json.get_mut("plugins");
-                for key in [schema.plugin(), "containerd", "runtimes"] {
-                    at = at.and_then(|j| j.get_mut(key));
-                }
-                if let Some(Json::Object(runtimes)) = at {
+                let runtimes = format!("/{}", runtimes_path(schema).join("/"));
+                if let Some(Json::Object(runtimes)) = json.pointer_mut(&runtimes) {
                     runtimes.retain(|name, runtime| {
                         !handlers.names.contains(name) && runtime["runtime_type"] != *handlers.shim
                     });
                 }
             }
-            Json::Object(json)
+            json
         });
         differing("", &ours, &theirs)
     }
@@ -341,7 +339,8 @@ fn differing(path: &str, a: &Json, b: &Json) -> Option<String> {
     }
 }
 
-/// A value that means the same as none: options of a runtime that is written are dumped without their defaults.
+/// A value that means the same as none: it need not be written, and options of a runtime that is written are dumped
+/// without their defaults.
 fn is_default(value: &Json) -> bool {
     match value {
         Json::Null | Json::Bool(false) => true,
@@ -406,17 +405,6 @@ fn runtime_type(table: Option<&Item>) -> Option<&str> {
     table?.as_table_like()?.get("runtime_type")?.as_str()
 }
 
-/// A default of containerd's, which need not be written.
-fn insignificant(value: &Value) -> bool {
-    match value {
-        Value::String(s) => s.value().is_empty(),
-        Value::Integer(n) => *n.value() == 0,
-        Value::Boolean(b) => !b.value(),
-        Value::Array(a) => a.is_empty(),
-        _ => false,
-    }
-}
-
 /// A table of a dump without the defaults.
 fn significant(item: &Item) -> Item {
     let Some(table) = item.as_table_like() else {
@@ -425,7 +413,7 @@ fn significant(item: &Item) -> Item {
     let mut kept = Table::new();
     for (key, item) in table.iter() {
         match item {
-            Item::Value(value) if insignificant(value) => {}
+            Item::Value(value) if is_default(&json_value(value)) => {}
             Item::Value(value) => {
                 kept.insert(key, Item::Value(value.clone().decorated(" ", "")));
             }

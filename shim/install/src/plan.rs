@@ -179,15 +179,15 @@ impl Planner<'_> {
             return Err(wrong_file(path, "MicroK8s' template is missing"));
         }
         let after = config::add_block(found.pristine.as_deref(), &self.handlers.section(schema));
-        let handlers = Handlers {
-            ..self.handlers.clone()
-        };
         // Ours may be rendered already.
         let shim = &self.handlers.shim;
         let without =
-            config::remove(&rendered, shim, &handlers.names, Path::new("")).map_err(&wrong)?;
+            config::remove(&rendered, shim, &self.handlers.names, Path::new("")).map_err(&wrong)?;
         Ok(Plan {
-            main: handlers.add(&without, self.effective).map_err(&wrong)?,
+            main: self
+                .handlers
+                .add(&without, self.effective)
+                .map_err(&wrong)?,
             changes: vec![found.to(after)],
             drop_in: None,
             noticed: false,
