@@ -62,6 +62,8 @@ fn main() {
 }
 
 fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
+    // Where the launch is not there yet: a pod's first container then finds it made. An exec has no use for one.
+    let skeleton = launch_is_late(control).then(mounts::Skeleton::make);
     slipway_protocol::send(control, &FromGuest::Waiting, &[])?;
     let (launch, given) = receive_launch(control)?;
     let mut steps = Timeline::default();
@@ -76,32 +78,38 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     .map_err(|e| e.to_string())?;
     mounts::enter_namespaces(&launch)?;
     steps.mark("namespaces");
-    let shared = launch.exec_in.map(mounts::Shared::of).transpose()?;
-    let rootfs = match &shared {
-        Some(shared) => shared.rootfs()?,
-        None => mounts::mount_rootfs(&launch)?,
+    let mut files = match (launch.exec_in, skeleton) {
+        (Some(pid), _) => Files::Shared(mounts::Shared::of(pid)?),
+        (None, made) => Files::Own(made.unwrap_or_else(mounts::Skeleton::make)?),
+    };
+    let rootfs = match &mut files {
+        Files::Shared(shared) => shared.rootfs()?,
+        Files::Own(skeleton) => skeleton.mount_rootfs(&launch)?,
     };
     steps.mark("mounts");
     join_cgroup(control, &launch)?;
     steps.mark("cgroup");
-    let (module, entry) = find_module(control, &launch, given, rootfs.as_fd())?;
+    let (mut module, entry) = find_module(control, &launch, given, rootfs.as_fd())?;
     steps.mark("module");
     let artefact = find_artefact(control, &store, &launch, &module)?;
     steps.mark("artefact");
     slipway_protocol::send(control, &FromGuest::Resolved(steps), &[])?;
     drop(store);
+    // A layer's file is memory of the pod.
+    let path = std::mem::take(&mut module.path);
+    drop(module);
     let mut steps = Timeline::begin();
-    match shared {
-        Some(shared) => shared.enter(&artefact)?,
-        None => mounts::enter_skeleton(&launch, &artefact)?,
+    match files {
+        Files::Shared(shared) => shared.enter(&artefact)?,
+        Files::Own(skeleton) => skeleton.enter(&launch, &artefact)?,
     }
     steps.mark("skeleton");
     drop_privileges(&launch)?;
     steps.mark("privileges");
     let loaded = engine
         .load(mounts::ARTEFACT)
-        .map_err(|e| format!("{}: {e}", module.path))?;
-    check_minimum(&loaded, &module.path)?;
+        .map_err(|e| format!("{path}: {e}"))?;
+    check_minimum(&loaded, &path)?;
     let call = entry_call(&loaded, &launch, entry)?;
     let wasi = wasi(&launch)?;
     steps.mark("load");
@@ -116,6 +124,21 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         }
         _ => Err(Stop::from("expected Start".to_string())),
     }
+}
+
+/// The file systems that the program is to see.
+enum Files {
+    /// Of its container.
+    Own(mounts::Skeleton),
+    /// An exec's: those of the container that runs.
+    Shared(mounts::Shared),
+}
+
+/// The host has not said yet what to become.
+fn launch_is_late(control: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(control, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())) == Ok(0)
 }
 
 /// Takes the launch, the budget, and the module where the host has it.

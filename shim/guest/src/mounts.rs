@@ -12,12 +12,14 @@
 
 use std::ffi::CStr;
 use std::fs;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind,
     mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree,
 };
 use slipway_cache::Artefact;
@@ -26,12 +28,15 @@ use slipway_sys::{MountAttributes, set_mount_attributes};
 
 use crate::{devices, path};
 
-/// The artefact as the guest sees it after [`enter_skeleton`].
+/// The artefact as the guest sees it after [`Skeleton::enter`].
 pub const ARTEFACT: &CStr = c"/artefact.so";
 /// Bound of the skeleton's tmpfs: directories and empty files.
-const SKELETON_OPTIONS: &CStr = c"size=64k,nr_inodes=64,mode=755";
+const SKELETON_OPTIONS: [(&str, &str); 3] = [("size", "64k"), ("nr_inodes", "64"), ("mode", "755")];
 /// Bound of the container's /dev: devices, mount points and what programs put there.
-const DEV_OPTIONS: &CStr = c"size=64k,nr_inodes=256,mode=755";
+const DEV_OPTIONS: [(&str, &str); 3] = [("size", "64k"), ("nr_inodes", "256"), ("mode", "755")];
+
+/// Files of the skeleton that others are mounted on. An empty one of the resolver's says what a missing one does.
+const MOUNT_POINTS: [&str; 3] = ["artefact.so", "etc/resolv.conf", "etc/hosts"];
 
 /// What the C library reads to resolve a name, beside the files of the pod.
 const OWN_RESOLVER_FILES: [(&str, &str); 2] = [
@@ -60,12 +65,180 @@ pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
         rustix::system::sethostname(launch.hostname.as_bytes())
             .map_err(|e| format!("hostname {:?}: {e}", launch.hostname))?;
     }
-    // Slave, not private: a volume with mountPropagation HostToContainer gets the host's later mounts.
-    mount_change(
-        "/",
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-    )
-    .map_err(|e| format!("mount propagation: {e}"))
+    Ok(())
+}
+
+/// What the root of every guest has, made before it is known which container this one becomes; mounted nowhere yet.
+pub struct Skeleton {
+    tree: OwnedFd,
+    /// The container's /dev, until it has a place.
+    dev: Option<OwnedFd>,
+}
+
+impl Skeleton {
+    /// Makes it, in the mount namespace that came with the process.
+    pub fn make() -> Result<Self, String> {
+        let error = |e: &dyn std::fmt::Display| format!("skeleton: {e}");
+        // Slave, not private: a volume with mountPropagation HostToContainer gets the host's later mounts.
+        mount_change(
+            "/",
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )
+        .map_err(|e| format!("mount propagation: {e}"))?;
+        let nodev = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let tree = new_tmpfs(&SKELETON_OPTIONS, nodev).map_err(|e| error(&e))?;
+        for name in ["rootfs", "etc"] {
+            rustix::fs::mkdirat(&tree, name, Mode::from_raw_mode(0o755)).map_err(|e| error(&e))?;
+        }
+        let empty = MOUNT_POINTS.map(|name| (name, ""));
+        for (name, text) in OWN_RESOLVER_FILES.into_iter().chain(empty) {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&tree, name, flags, Mode::from_raw_mode(0o644))
+                .map_err(|e| error(&e))?;
+            fs::File::from(file)
+                .write_all(text.as_bytes())
+                .map_err(|e| error(&e))?;
+        }
+        let dev = Some(new_dev()?);
+        Ok(Self { tree, dev })
+    }
+
+    /// Mounts the root file system and the volumes; returns the root.
+    pub fn mount_rootfs(&mut self, launch: &Launch) -> Result<OwnedFd, String> {
+        // What lies in the host's tree is opened before the skeleton is a part of it.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let given = match launch.root_mounts.is_empty() {
+            true => Some(
+                rustix::fs::openat(CWD, launch.root_path.as_str(), flags, Mode::empty())
+                    .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
+            ),
+            false => None,
+        };
+        let volumes = launch
+            .mounts
+            .iter()
+            .map(open_source)
+            .collect::<Result<Vec<_>, _>>()?;
+        let certificates = match launch.ca_certificates {
+            true => Some(open_node_certificates()?),
+            false => None,
+        };
+        let skeleton = launch.skeleton.as_str();
+        let error = |e| format!("skeleton {skeleton}: {e}");
+        let directory = rustix::fs::openat(CWD, skeleton, flags, Mode::empty()).map_err(error)?;
+        attach(&self.tree, &directory).map_err(error)?;
+        let rootfs = rootfs(launch);
+        match given {
+            Some(root) => mount_bind_recursive(magic(&root), &rootfs)
+                .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
+            None => {
+                for m in &launch.root_mounts {
+                    mount_root(m, &rootfs, &launch.mount_points)?;
+                }
+            }
+        }
+        let open_root = || {
+            rustix::fs::openat(CWD, rootfs.as_str(), flags, Mode::empty())
+                .map_err(|e| format!("rootfs: {e}"))
+        };
+        let mut root = open_root()?;
+        // A device node of an image is none, nor one of a volume below: only those of /dev can be opened.
+        let attributes = MountAttributes {
+            set: libc::MOUNT_ATTR_NODEV,
+            propagation: libc::MS_SLAVE,
+            ..MountAttributes::default()
+        };
+        set_mount_attributes(root.as_fd(), attributes, true)
+            .map_err(|e| format!("rootfs: nodev and propagation: {e}"))?;
+        self.mount_dev(root.as_fd())?;
+        for (m, source) in launch.mounts.iter().zip(volumes) {
+            mount_volume(root.as_fd(), m, source)?;
+            if m.destination
+                .split('/')
+                .all(|part| matches!(part, "" | "."))
+            {
+                // It covers the image's root.
+                root = open_root()?;
+                self.mount_dev(root.as_fd())?;
+            }
+        }
+        if let Some(source) = certificates {
+            mount_certificates(root.as_fd(), &launch.mounts, source)?;
+        }
+        if !launch.cwd.is_empty() && launch.cwd != "/" {
+            // Like runc: a working directory that the image lacks is made.
+            let _ = make_target(root.as_fd(), &launch.cwd, true);
+        }
+        if launch.root_readonly {
+            mount_remount(&rootfs, MountFlags::BIND | MountFlags::RDONLY, c"")
+                .map_err(|e| format!("root.readonly: {e}"))?;
+        }
+        Ok(root)
+    }
+
+    fn mount_dev(&mut self, root: BorrowedFd<'_>) -> Result<(), String> {
+        // An image that is read-only and has no /dev gets none; a volume below it fails by its own name.
+        let Ok(target) = make_target(root, "/dev", true) else {
+            return Ok(());
+        };
+        let dev = self.dev.take().map_or_else(new_dev, Ok)?;
+        attach(&dev, &target).map_err(|e| format!("/dev: {e}"))
+    }
+
+    /// Binds the artefact and the pod's resolver files, and makes the skeleton the root of this process.
+    pub fn enter(self, launch: &Launch, artefact: &Artefact) -> Result<(), String> {
+        let error = |what: &str| {
+            let what = what.to_string();
+            move |e: rustix::io::Errno| format!("skeleton: {what}: {e}")
+        };
+        let read_only =
+            MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        let skeleton = launch.skeleton.as_str();
+        let bind = |source: &str, name: &str| {
+            let target = format!("{skeleton}{name}");
+            mount_bind(source, &target).map_err(error(name))?;
+            mount_remount(&target, read_only, c"").map_err(error(name))
+        };
+        bind(&magic(artefact.file()), "/artefact.so")?;
+        for file in RESOLVER_FILES {
+            if launch.mounts.iter().any(|m| m.destination == file) {
+                // Its mount point was made below this very root, so no symlink is left in it.
+                bind(&format!("{}{file}", rootfs(launch)), file)?;
+            }
+        }
+        mount_remount(skeleton, read_only, c"").map_err(error("read-only"))?;
+        std::env::set_current_dir(skeleton).map_err(|e| format!("skeleton: {e}"))?;
+        slipway_sys::pivot_to_current_dir().map_err(|e| format!("skeleton: {e}"))
+    }
+}
+
+/// Where the container's root is before the skeleton becomes the guest's.
+fn rootfs(launch: &Launch) -> String {
+    format!("{}/rootfs", launch.skeleton)
+}
+
+/// A /dev of its own, mounted nowhere yet.
+fn new_dev() -> Result<OwnedFd, String> {
+    let noexec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let dev = new_tmpfs(&DEV_OPTIONS, noexec);
+    let filled = dev.and_then(|dev| devices::populate(dev.as_fd()).map(|()| dev));
+    filled.map_err(|e| format!("/dev: {e}"))
+}
+
+/// A tmpfs that is mounted nowhere yet.
+fn new_tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (option, value) in options {
+        fsconfig_set_string(&fs, *option, *value)?;
+    }
+    fsconfig_create(&fs)?;
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Mounts what is mounted nowhere yet.
+fn attach(tree: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", target, "", flags)
 }
 
 /// The file systems of a container that runs, for an exec in it.
@@ -142,85 +315,6 @@ fn unshare(namespaces: i32) -> Result<(), String> {
         .map_err(|e| format!("linux.namespaces: make {namespaces:#x}: {e}"))
 }
 
-/// Mounts the root file system and the volumes; returns the root.
-pub fn mount_rootfs(launch: &Launch) -> Result<OwnedFd, String> {
-    // Resolved before the skeleton covers anything: a root below /tmp must still be found.
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let given = match launch.root_mounts.is_empty() {
-        true => Some(
-            rustix::fs::openat(CWD, launch.root_path.as_str(), flags, Mode::empty())
-                .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
-        ),
-        false => None,
-    };
-    let volumes = launch
-        .mounts
-        .iter()
-        .map(open_source)
-        .collect::<Result<Vec<_>, _>>()?;
-    let certificates = match launch.ca_certificates {
-        true => Some(open_node_certificates()?),
-        false => None,
-    };
-    let skeleton = launch.skeleton.as_str();
-    let rootfs = rootfs(launch);
-    mount(
-        "tmpfs",
-        skeleton,
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NODEV,
-        Some(SKELETON_OPTIONS),
-    )
-    .map_err(|e| format!("skeleton {skeleton}: {e}"))?;
-    fs::create_dir(&rootfs).map_err(|e| format!("skeleton: {e}"))?;
-    match given {
-        Some(root) => mount_bind_recursive(magic(&root), &rootfs)
-            .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
-        None => {
-            for m in &launch.root_mounts {
-                mount_root(m, &rootfs, &launch.mount_points)?;
-            }
-        }
-    }
-    let open_root = || {
-        rustix::fs::openat(CWD, rootfs.as_str(), flags, Mode::empty())
-            .map_err(|e| format!("rootfs: {e}"))
-    };
-    let mut root = open_root()?;
-    // A device node of an image is none, nor one of a volume below: only those of /dev can be opened.
-    let attributes = MountAttributes {
-        set: libc::MOUNT_ATTR_NODEV,
-        propagation: libc::MS_SLAVE,
-        ..MountAttributes::default()
-    };
-    set_mount_attributes(root.as_fd(), attributes, true)
-        .map_err(|e| format!("rootfs: nodev and propagation: {e}"))?;
-    mount_dev(root.as_fd())?;
-    for (m, source) in launch.mounts.iter().zip(volumes) {
-        mount_volume(root.as_fd(), m, source)?;
-        if m.destination
-            .split('/')
-            .all(|part| matches!(part, "" | "."))
-        {
-            // It covers the image's root.
-            root = open_root()?;
-            mount_dev(root.as_fd())?;
-        }
-    }
-    if let Some(source) = certificates {
-        mount_certificates(root.as_fd(), &launch.mounts, source)?;
-    }
-    if !launch.cwd.is_empty() && launch.cwd != "/" {
-        // Like runc: a working directory that the image lacks is made.
-        let _ = make_target(root.as_fd(), &launch.cwd, true);
-    }
-    if launch.root_readonly {
-        mount_remount(&rootfs, MountFlags::BIND | MountFlags::RDONLY, c"")
-            .map_err(|e| format!("root.readonly: {e}"))?;
-    }
-    Ok(root)
-}
-
 /// One of the snapshotter's mounts, as containerd's mount package does it.
 fn mount_root(m: &Mount, rootfs: &str, mount_points: &str) -> Result<(), String> {
     let error = |e: rustix::io::Errno| {
@@ -287,23 +381,6 @@ fn open_source(m: &Mount) -> Result<Option<OwnedFd>, String> {
         .map_err(|e| format!("mounts: source {} of {}: {e}", m.source, m.destination))
 }
 
-fn mount_dev(root: BorrowedFd<'_>) -> Result<(), String> {
-    // An image that is read-only and has no /dev gets none; a volume below it fails by its own name.
-    let Ok(dev) = make_target(root, "/dev", true) else {
-        return Ok(());
-    };
-    mount(
-        "tmpfs",
-        magic(&dev),
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NOEXEC,
-        Some(DEV_OPTIONS),
-    )
-    .map_err(|e| format!("/dev: {e}"))?;
-    let dev = resolve(root, "/dev").map_err(|e| format!("/dev: {e}"))?;
-    devices::populate(dev.as_fd()).map_err(|e| format!("/dev: {e}"))
-}
-
 fn mount_volume(root: BorrowedFd<'_>, m: &Mount, source: Option<OwnedFd>) -> Result<(), String> {
     let at = &m.destination;
     let error = |e: rustix::io::Errno| format!("mounts: {} at {at}: {e}", m.source);
@@ -313,10 +390,8 @@ fn mount_volume(root: BorrowedFd<'_>, m: &Mount, source: Option<OwnedFd>) -> Res
     };
     let target = make_target(root, at, directory)?;
     if let Some(tree) = source {
-        let flags =
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         set_attributes(&tree, m)?;
-        return move_mount(&tree, "", &target, "", flags).map_err(error);
+        return attach(&tree, &target).map_err(error);
     }
     let flags = MountFlags::from_bits_retain(m.flags as u32);
     let data = path(&m.data, "mounts.options")?;
@@ -476,46 +551,4 @@ fn make_target(root: BorrowedFd<'_>, at: &str, directory: bool) -> Result<OwnedF
 /// A descriptor as a path for the calls that take only paths.
 pub fn magic(fd: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
-/// Binds the artefact and the pod's resolver files, and makes the skeleton the root of this process.
-pub fn enter_skeleton(launch: &Launch, artefact: &Artefact) -> Result<(), String> {
-    let error = |what: &str| {
-        let what = what.to_string();
-        move |e: rustix::io::Errno| format!("skeleton: {what}: {e}")
-    };
-    let skeleton = launch.skeleton.as_str();
-    let read_only = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    fs::create_dir(Path::new(skeleton).join("etc")).map_err(|e| format!("skeleton: {e}"))?;
-    for (name, text) in OWN_RESOLVER_FILES {
-        fs::write(Path::new(skeleton).join(name), text)
-            .map_err(|e| format!("skeleton: {name}: {e}"))?;
-    }
-    let resolver = RESOLVER_FILES.into_iter().filter_map(|file| {
-        launch
-            .mounts
-            .iter()
-            .find(|m| m.destination == file) // Its mount point was made below this very root, so no symlink is left in it.
-            .map(|_| (format!("{}{file}", rootfs(launch)), file.to_string()))
-    });
-    let artefact = (magic(artefact.file()), "/artefact.so".to_string());
-    for (source, name) in [artefact].into_iter().chain(resolver) {
-        let target = format!("{skeleton}{name}");
-        fs::File::create_new(&target).map_err(|e| format!("skeleton: {name}: {e}"))?;
-        mount_bind(source, &target).map_err(error(&name))?;
-        mount_remount(&target, read_only, c"").map_err(error(&name))?;
-    }
-    mount_remount(
-        skeleton,
-        MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
-        SKELETON_OPTIONS,
-    )
-    .map_err(error("read-only"))?;
-    std::env::set_current_dir(skeleton).map_err(|e| format!("skeleton: {e}"))?;
-    slipway_sys::pivot_to_current_dir().map_err(|e| format!("skeleton: {e}"))
-}
-
-/// Where the container's root is before the skeleton becomes the guest's.
-fn rootfs(launch: &Launch) -> String {
-    format!("{}/rootfs", launch.skeleton)
 }
