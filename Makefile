@@ -93,7 +93,7 @@ cross: ## Build what is static for aarch64, and run it under qemu
 	@test/setup qemu-user-static
 	@test/cross
 
-reproducible: engine ## Build the programs twice in different directories, and see that they are the same
+reproducible: build ## Build the programs again in another directory, and see that they are the same
 	@test/reproducible
 
 bench: dist bed examples ## Measure beside runc, crun, a conventional shim and a null shim
