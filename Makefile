@@ -1,10 +1,9 @@
 # Slipway's verbs. Every one can be repeated and interrupted; `make help` lists them.
 
 SHELL := /bin/bash
-MUSL := x86_64-unknown-linux-musl
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e e2e-parts kind kind-up kind-down kind-e2e lint bench clean
+.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e e2e-parts kind kind-up kind-down kind-e2e lint cross reproducible bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -16,10 +15,7 @@ engine: setup ## Fetch WasmEdge and LLVM into target/engine
 	@engine/fetch
 
 build: engine ## Build shim, guest, compiler and command line
-	@echo "build: guest and compiler"
-	@cargo build --release --locked -p slipway-guest -p slipway-aot
-	@echo "build: shim, command line and helper, static"
-	@cargo build --release --locked --target $(MUSL) -p slipway-shim -p slipway-cli -p slipway-layers
+	@shim/build
 
 dist: build ## Assemble the installable tree and its tar under target/dist
 	@engine/dist
@@ -92,6 +88,13 @@ kind-e2e: kind e2e-parts ## Run the end-to-end tests on a cluster by kind
 
 lint: engine bed ## Check formatting, lints, licences and shell scripts
 	@test/lint
+
+cross: ## Build what is static for aarch64, and run it under qemu
+	@test/setup qemu-user-static
+	@test/cross
+
+reproducible: build ## Build the programs again in another directory, and see that they are the same
+	@test/reproducible
 
 bench: dist bed examples ## Measure beside runc, crun, a conventional shim and a null shim
 	@test/bench/run

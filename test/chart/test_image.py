@@ -14,6 +14,8 @@ from test_chart import ROOT, read
 
 TREE = os.path.realpath(os.environ.get("SLIPWAY_ROOT", f"{ROOT}/target/dist/opt/slipway"))
 DOC = "opt/slipway/share/doc"
+ADDED = ("slipway.cdx.json", "rust-crates", "rust-library.html", "slipway")
+PROGRAMS = ("bin/slipway", "bin/containerd-shim-slipway-v1", "libexec/slipway-guest", "libexec/slipway-aot", "libexec/slipway-layers")
 
 
 def build(tree, out):
@@ -39,6 +41,11 @@ class Image(unittest.TestCase):
             for item in tar:
                 cls.files[item.name] = item
                 tar.extract(item, cls.root, filter="fully_trusted")
+
+    @classmethod
+    def program(cls, name):
+        with open(f"{cls.root}/opt/slipway/{name}", "rb") as file:
+            return file.read()
 
     @classmethod
     def path(cls, digest):
@@ -80,9 +87,8 @@ class Image(unittest.TestCase):
             self.assertTrue(item.isfile() or item.isdir(), f"{name} is neither file nor directory")
             if item.isfile() and item.mode & 0o111:
                 programs.add(name.removeprefix("opt/slipway/"))
-        self.assertEqual(programs, {"bin/slipway", "bin/containerd-shim-slipway-v1", "libexec/slipway-guest", "libexec/slipway-aot",
-                                    "libexec/slipway-layers", "lib/runtime/ld-linux-x86-64.so.2"})
-        added = {f"{DOC}/{name}" for name in ("slipway.cdx.json", "rust-crates", "rust-library.html")}
+        self.assertEqual(programs, {*PROGRAMS, "lib/runtime/ld-linux-x86-64.so.2"})
+        added = {f"{DOC}/{name}" for name in ADDED}
         tree = {os.path.relpath(f"{at}/{name}", os.path.dirname(os.path.dirname(TREE)))
                 for at, below, files in os.walk(TREE) for name in below + files}
         self.assertEqual(self.files.keys() - {"opt", "opt/slipway"}, tree | added)
@@ -96,8 +102,9 @@ class Image(unittest.TestCase):
     def test_the_bill_of_materials_is_of_what_is_there(self):
         bill = json.loads(read(f"{self.root}/{DOC}/slipway.cdx.json"))
         files = {c["name"]: c["hashes"][0]["content"] for c in bill["components"] if c["type"] == "file"}
+        added = {f"{DOC}/{name}" for name in ADDED}
         for name, item in self.files.items():
-            if item.isfile() and not name.endswith(("slipway.cdx.json", "rust-crates", "rust-library.html")):
+            if item.isfile() and not name not in added:
                 with open(f"{self.root}/{name}", "rb") as file:
                     self.assertEqual(files.pop(name.removeprefix("opt/slipway/")), hashlib.file_digest(file, "sha256").hexdigest())
         self.assertEqual(files, {})
@@ -105,6 +112,21 @@ class Image(unittest.TestCase):
         self.assertEqual(len(refs), len(set(refs)))
         used = {ref for dependency in bill["dependencies"] for ref in [dependency["ref"], *dependency["dependsOn"]]}
         self.assertEqual(used - set(refs), {"slipway"})
+
+    def test_every_crate_that_a_program_names_is_in_the_bill_with_its_checksum(self):
+        bill = json.loads(read(f"{self.root}/{DOC}/slipway.cdx.json"))
+        crates = {f"{c['name']}-{c['version']}" for c in bill["components"] if c["bom-ref"].startswith("pkg:cargo/") and "hashes" in c}
+        for program in PROGRAMS:
+            # Panics tell their place, by the path that shim/build gives to crates.
+            named = set(re.findall(rb"/crates/([\w-]+-\d+\.\d+\.\d+[^/\0]*)/src/", self.program(program)))
+            self.assertTrue(named, f"{program} names no crate")
+            self.assertEqual({name.decode() for name in named} - crates, set(), program)
+
+    def test_no_path_of_the_machine_that_built_it_is_in_a_program(self):
+        home = os.path.realpath(os.environ.get("CARGO_HOME") or os.path.expanduser("~/.cargo"))
+        for program in PROGRAMS:
+            for path in (f"{home}/", f"{ROOT}/"):
+                self.assertEqual(self.program(program).count(path.encode()), 0, f"{program} has {path}")
 
     def test_every_library_has_its_package_and_every_package_its_licence(self):
         bill = json.loads(read(f"{self.root}/{DOC}/slipway.cdx.json"))
@@ -119,3 +141,4 @@ class Image(unittest.TestCase):
         for component in bill["components"]:
             if component["bom-ref"].startswith("pkg:cargo/"):
                 self.assertIn(f"{component['name']} {component['version']}: {component['licenses'][0]['expression']}\n", licences)
+        self.assertEqual(read(f"{self.root}/{DOC}/slipway"), read(f"{ROOT}/LICENSE"))

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use slipway_cache::{Options, Store};
-use slipway_launch::Install;
+use slipway_launch::{Install, LOADER};
 
 use crate::args::Doctor;
 use crate::terminal::Level;
@@ -140,7 +140,7 @@ fn files(install: &Install) -> Finding {
         "libexec/slipway-guest",
         "libexec/slipway-aot",
         "libexec/slipway-layers",
-        "lib/runtime/ld-linux-x86-64.so.2",
+        LOADER,
         "lib/runtime/libwasmedge.so.0",
         "lib/mount-points/etc/hosts",
         "lib/skeleton",

@@ -5,6 +5,12 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+/// The bundle's own loader, below the root: named as the architecture's programs want it.
+#[cfg(target_arch = "x86_64")]
+pub const LOADER: &str = "lib/runtime/ld-linux-x86-64.so.2";
+#[cfg(target_arch = "aarch64")]
+pub const LOADER: &str = "lib/runtime/ld-linux-aarch64.so.1";
+
 /// The installed tree, `/opt/slipway` unless somebody put it elsewhere:
 ///
 /// ```text
@@ -67,7 +73,7 @@ impl Install {
         libraries: &[&str],
         args: &[&str],
     ) -> io::Result<Vec<CString>> {
-        let loader = self.root.join("lib/runtime/ld-linux-x86-64.so.2");
+        let loader = self.root.join(LOADER);
         let program = self.program(program);
         for path in [&loader, &program] {
             if !path.exists() {

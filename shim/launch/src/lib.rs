@@ -9,7 +9,7 @@ mod layer;
 
 pub use artefact::{CompileError, Compiler, Job};
 pub use guest::{Guest, spawn};
-pub use install::Install;
+pub use install::{Install, LOADER};
 pub use layer::LayerSource;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
