@@ -72,11 +72,9 @@ func TestChart(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := nodeState(t)
-	containerd := func() string { return strings.TrimSpace(node(t, "systemctl", "show", "-P", "MainPID", "containerd")) }
-
-	first := containerd()
+	first := mainPID(t, "containerd")
 	rolledOut(t, append([]string{"install", "slipway", "--create-namespace"}, values(chart)...)...)
-	if containerd() == first {
+	if mainPID(t, "containerd") == first {
 		t.Error("containerd has not been restarted: who loaded its new configuration?")
 	}
 	s := alone(t)
@@ -85,12 +83,11 @@ func TestChart(t *testing.T) {
 	helm(t, "test", "slipway", "--logs")
 
 	// The same again changes nothing, and nobody notices.
-	s.apply(strings.Replace(one("p", "files", `command: [/http-server.wasm]
-readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}`), "Never", "Always", 1))
+	s.apply(lasting("p", "files", serving))
 	s.pod("p", ready)
-	second := containerd()
+	second := mainPID(t, "containerd")
 	rolledOut(t, append([]string{"upgrade", "slipway"}, values(chart)...)...)
-	if containerd() != second {
+	if mainPID(t, "containerd") != second {
 		t.Error("an upgrade that changes nothing has restarted containerd")
 	}
 	// Another handler for those who come from another shim.
