@@ -17,7 +17,7 @@ import (
 func TestProbes(t *testing.T) {
 	s := space(t)
 	server := func(name, probes string) {
-		s.apply(strings.Replace(one(name, "files", `command: [/http-server.wasm]`+"\n"+probes), "Never", "Always", 1))
+		s.apply(lasting(name, "files", `command: [/http-server.wasm]`+"\n"+probes))
 	}
 	server("http", `
 startupProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, failureThreshold: 60}
@@ -35,7 +35,7 @@ livenessProbe: {exec: {command: [/envfiles.wasm, ls, /]}, periodSeconds: 1, time
 	s.pod("dead", restarted(1))
 	s.pod("deaf", restarted(1))
 	s.says("HTTP probe failed with statuscode: 404", "describe", "pod", "unready")
-	s.contains(s.kubectl("describe", "pod", "dead"), "Liveness probe failed", "No such file")
+	s.says("Liveness probe failed: envfiles cat /none: No such file", "describe", "pod", "dead")
 	if pod := s.pod("unready", phase(v1.PodRunning)); ready(pod) {
 		s.Error("a pod whose probe fails is ready")
 	}
@@ -89,7 +89,7 @@ spec:
 
 func TestLogs(t *testing.T) {
 	s := space(t)
-	s.apply(strings.Replace(one("p", "hello", `args: [exit, "1"]`), "Never", "Always", 1))
+	s.apply(lasting("p", "hello", `args: [exit, "1"]`))
 	s.pod("p", restarted(1))
 	// Its next restart may take the log away at this moment.
 	previous := func(args ...string) string {

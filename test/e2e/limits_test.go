@@ -8,7 +8,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // The limit is the engine's budget: a program that needs more ends as one that the kernel kills, with both numbers.
@@ -61,37 +60,56 @@ func TestStatistics(t *testing.T) {
 	// Requests that a node of one processor has left beside its control plane.
 	s.apply(one("spin", "hello", "args: [spin]\nresources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 200m, memory: 32Mi}}"))
 	pod := s.pod("spin", ready)
+	// A fifth of a processor, which the quota lets through: the rest of the machine may leave it less.
+	figures := statistics(s, pod, func(c containerFigures) bool { return c.CPU.UsageNanoCores > 20e6 && c.Memory.WorkingSetBytes > 0 })
+	if cpu := figures.container(pod).CPU.UsageNanoCores; cpu > 260e6 {
+		s.Errorf("%d nanocores with a limit of 200m", cpu)
+	}
+}
+
+type containerFigures struct {
+	CPU    struct{ UsageNanoCores uint64 }
+	Memory struct{ WorkingSetBytes uint64 }
+}
+
+// nodeFigures are some of those that a kubelet has of its node and pods.
+type nodeFigures struct {
+	Node struct {
+		Memory struct{ AvailableBytes uint64 }
+	}
+	Pods []struct {
+		PodRef     struct{ Name, Namespace string }
+		Containers []containerFigures
+	}
+}
+
+// container has the figures of a pod's first container, or none.
+func (f nodeFigures) container(pod *v1.Pod) containerFigures {
+	for _, p := range f.Pods {
+		if p.PodRef.Name == pod.Name && p.PodRef.Namespace == pod.Namespace && len(p.Containers) > 0 {
+			return p.Containers[0]
+		}
+	}
+	return containerFigures{}
+}
+
+// statistics waits until the kubelet has such figures of a pod, which it makes every ten seconds or so.
+func statistics(s *Space, pod *v1.Pod, wanted func(containerFigures) bool) (figures nodeFigures) {
+	s.Helper()
 	deadline := time.Now().Add(patience)
 	for {
-		var summary struct {
-			Pods []struct {
-				PodRef     struct{ Name, Namespace string }
-				Containers []struct {
-					Name   string
-					CPU    struct{ UsageNanoCores uint64 }
-					Memory struct{ WorkingSetBytes uint64 }
-				}
+		raw, errors, err := s.kubectlWith("", "get", "--raw", "/api/v1/nodes/"+pod.Spec.NodeName+"/proxy/stats/summary")
+		if err == nil {
+			figures = nodeFigures{}
+			if err := json.Unmarshal([]byte(raw), &figures); err != nil {
+				s.Fatal(err)
 			}
-		}
-		raw := s.kubectl("get", "--raw", "/api/v1/nodes/"+pod.Spec.NodeName+"/proxy/stats/summary")
-		if err := json.Unmarshal([]byte(raw), &summary); err != nil {
-			s.Fatal(err)
-		}
-		for _, p := range summary.Pods {
-			if p.PodRef.Namespace != s.name || len(p.Containers) != 1 {
-				continue
-			}
-			// A fifth of a processor, which the quota lets through: the rest of the machine may leave it less.
-			cpu, memory := p.Containers[0].CPU.UsageNanoCores, p.Containers[0].Memory.WorkingSetBytes
-			if cpu > 20e6 && memory > 0 {
-				if cpu > 260e6 {
-					s.Errorf("%d nanocores with a limit of 200m", cpu)
-				}
-				return
+			if wanted(figures.container(pod)) {
+				return figures
 			}
 		}
 		if time.Now().After(deadline) {
-			s.Fatalf("the kubelet has no figures of the pod:\n%s", raw)
+			s.Fatalf("the kubelet has no such figures of the pod: %v\n%s%s", err, raw, errors)
 		}
 		time.Sleep(time.Second)
 	}
@@ -143,9 +161,6 @@ spec:
   maxReplicas: 3
   metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}}]
 `)
-	until(s, "deployments", "busy", func(o *unstructured.Unstructured) bool {
-		ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
-		return ready == 3
-	})
+	s.replicas("deployments", "busy", 3)
 	s.says("busy", "top", "pods")
 }

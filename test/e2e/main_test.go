@@ -117,3 +117,9 @@ func node(t *testing.T, command ...string) string {
 	}
 	return stdout.String()
 }
+
+// mainPID is the process of a service on the node.
+func mainPID(t *testing.T, unit string) string {
+	t.Helper()
+	return strings.TrimSpace(node(t, "systemctl", "show", "-P", "MainPID", unit))
+}

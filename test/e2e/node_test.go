@@ -1,19 +1,26 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
 )
+
+// A server beside modules for exec.
+const serving = `command: [/http-server.wasm]
+readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}`
 
 // survivors is a server that must not be started again, and one that is called through a probe.
 func survivors(s *Space) (check func()) {
-	s.apply(strings.Replace(one("p", "files", `command: [/http-server.wasm]
-readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}`), "Never", "Always", 1))
+	s.apply(lasting("p", "files", serving))
 	s.pod("p", ready)
 	return func() {
 		s.Helper()
@@ -66,11 +73,152 @@ func TestRestartOfContainerdAndKubelet(t *testing.T) {
 	}
 }
 
+// containerd's successor takes over the pods of the older one, Wasm or not, as when a node's package is upgraded.
+func TestUpgradeOfContainerd(t *testing.T) {
+	successor := os.Getenv("E2E_CONTAINERD")
+	if successor == "" {
+		t.Skip("E2E_CONTAINERD names no directory on the node with a later containerd than the one that runs")
+	}
+	s := alone(t)
+	check := survivors(s)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: mixed}
+spec:
+  runtimeClassName: CLASS
+  terminationGracePeriodSeconds: 5
+  containers:
+  - {name: c, image: IMAGE(files), imagePullPolicy: PULL, args: [sleep]}
+  - {name: linux, image: BUSYBOX, imagePullPolicy: PULL, command: [sleep, "100000"]}
+`)
+	mixed := s.pod("mixed", ready)
+	processes := func() (pids string) {
+		for _, id := range strings.Fields(node(t, "crictl", "ps", "-q", "--label", "io.kubernetes.pod.namespace="+s.name)) {
+			pids += node(t, "crictl", "inspect", "-o", "go-template", "--template", "{{.status.metadata.name}} {{.info.pid}}", id)
+		}
+		return pids
+	}
+	running := processes()
+	unit := strings.TrimSpace(node(t, "systemctl", "show", "-P", "FragmentPath", "containerd"))
+	program := node(t, "readlink", "/proc/"+mainPID(t, "containerd")+"/exe")
+	node(t, "systemctl", "stop", "containerd")
+	node(t, "sed", "-i", "s#"+filepath.Dir(program)+"#"+successor+"#g", unit)
+	node(t, "systemctl", "daemon-reload")
+	node(t, "systemctl", "start", "containerd")
+	version := strings.Fields(node(t, successor+"/containerd", "--version"))[2]
+	s.says(strings.TrimPrefix(version, "v"), "get", "node", mixed.Spec.NodeName, "-o", "jsonpath={.status.nodeInfo.containerRuntimeVersion}")
+	check()
+	if after := processes(); after != running {
+		s.Errorf("processes were\n%s, then\n%s", running, after)
+	}
+	s.contains(s.kubectl("exec", "mixed", "-c", "c", "--", "/hello.wasm", "still"), "arguments: still")
+	s.contains(s.kubectl("exec", "mixed", "-c", "linux", "--", "echo", "still"), "still")
+	s.contains(s.kubectl("logs", "mixed", "-c", "c"), "Hello from Slipway")
+	for _, status := range s.pod("mixed", ready).Status.ContainerStatuses {
+		if status.RestartCount != 0 {
+			s.Errorf("%s was started again", status.Name)
+		}
+	}
+	s.apply(one("later", "hello", ""))
+	if end := s.ended("later", "c"); end.ExitCode != 0 {
+		s.Errorf("a pod of the new containerd ended with %d", end.ExitCode)
+	}
+	s.kubectl("delete", "pod", "--all", "--timeout=60s")
+	if left := node(t, "crictl", "pods", "-q", "--state", "ready", "--namespace", s.name); left != "" {
+		s.Errorf("sandboxes are left: %s", left)
+	}
+}
+
+// kubelet has the kubelet's configuration changed until the test has ended.
+func kubelet(s *Space, changes map[string]any) {
+	s.Helper()
+	var file string
+	for argument := range strings.SplitSeq(node(s.T, "cat", "/proc/"+mainPID(s.T, "kubelet")+"/cmdline"), "\x00") {
+		if name, found := strings.CutPrefix(argument, "--config="); found {
+			file = name
+		}
+	}
+	before := node(s.T, "cat", file)
+	settings := map[string]any{}
+	if err := yaml.Unmarshal([]byte(before), &settings); err != nil {
+		s.Fatalf("%s: %v", file, err)
+	}
+	maps.Copy(settings, changes)
+	after, err := json.Marshal(settings)
+	if err != nil {
+		s.Fatal(err)
+	}
+	restart := func(text string) {
+		node(s.T, "sh", "-c", `printf %s "$2" >"$1"`, "-", file, text)
+		since := time.Now()
+		node(s.T, "systemctl", "restart", "kubelet")
+		nodeReady(s, since)
+	}
+	s.Cleanup(func() { restart(before) })
+	restart(string(after))
+}
+
+// A node without memory evicts who takes more than was asked for, and not the neighbour who does not.
+func TestEvictionForMemory(t *testing.T) {
+	node(t, "true")
+	s := alone(t)
+	// The first to go, whatever the kubelet has measured by then: the cluster's own pods take more than they ask for, too.
+	s.apply("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: " + s.name + "}, value: -1}")
+	s.apply(lasting("modest", "files", serving+"\nresources: {requests: {memory: 64Mi}}"))
+	modest := s.pod("modest", ready)
+	measured := func(c containerFigures) bool { return c.Memory.WorkingSetBytes > 0 }
+	available := statistics(s, modest, measured).Node.Memory.AvailableBytes
+	// Half of what the other will take.
+	kubelet(s, map[string]any{
+		"evictionHard":                     map[string]string{"memory.available": fmt.Sprint(available - 256<<20)},
+		"evictionPressureTransitionPeriod": "1s",
+	})
+	statistics(s, modest, measured)
+	s.apply(one("greedy", "hoard", "resources: {requests: {memory: 1Mi}}", "priorityClassName: "+s.name))
+	greedy := s.pod("greedy", phase(v1.PodFailed))
+	if greedy.Status.Reason != "Evicted" {
+		s.Errorf("%s: %s", greedy.Status.Reason, greedy.Status.Message)
+	}
+	s.contains(greedy.Status.Message, "low on resource: memory", "Container c was using")
+	s.says("Evicted", "get", "events", "--field-selector", "involvedObject.name=greedy")
+	s.says("False", "get", "node", modest.Spec.NodeName, "-o", `jsonpath={.status.conditions[?(@.type=="MemoryPressure")].status}`)
+	if pod := s.pod("modest", ready); pod.Status.ContainerStatuses[0].RestartCount != 0 {
+		s.Error("the neighbour was started again")
+	}
+	s.contains(s.kubectl("exec", "modest", "--", "/hello.wasm", "still"), "arguments: still")
+}
+
+// Without room for compiled modules, or for the state of pods, a pod's event says where, and the pod starts once there is room.
+func TestFullDisk(t *testing.T) {
+	node(t, "true")
+	s := alone(t)
+	full := []struct{ pod, directory string }{
+		{"state", "/run/containerd/io.containerd.runtime.v2.task/k8s.io"},
+		{"cache", "/var/lib/slipway/cache"},
+	}
+	for _, disk := range full {
+		node(t, "mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", disk.directory)
+		t.Cleanup(func() {
+			// What began on it has to end on it.
+			s.kubectl("delete", "pod", "--all", "--timeout=60s")
+			node(t, "umount", "-l", disk.directory)
+		})
+		node(t, "sh", "-c", `dd if=/dev/zero of="$1/filler" bs=4k 2>/dev/null || true`, "-", disk.directory)
+		s.apply(lasting(disk.pod, "files", serving))
+		s.contains(s.says("o space left on device", "describe", "pod", disk.pod), disk.directory)
+		node(t, "rm", disk.directory+"/filler")
+	}
+	for _, disk := range full {
+		s.pod(disk.pod, ready)
+	}
+}
+
 // A shim that dies takes its pod along, and the kubelet makes it anew.
 func TestShimThatDies(t *testing.T) {
 	node(t, "true")
 	s := space(t)
-	s.apply(strings.Replace(one("p", "hello", `args: [sleep]`), "Never", "Always", 1))
+	s.apply(lasting("p", "hello", `args: [sleep]`))
 	pod := s.pod("p", ready)
 	sandbox := strings.TrimSpace(node(t, "crictl", "pods", "-q", "--no-trunc", "--label", "io.kubernetes.pod.uid="+string(pod.UID)))
 	node(t, "pkill", "-KILL", "-f", "containerd-shim-slipway-v1 .*-id "+sandbox)
@@ -92,11 +240,8 @@ func TestDrain(t *testing.T) {
 // As many pods as people try first, on one node.
 func TestHundredPods(t *testing.T) {
 	s := alone(t)
-	s.apply(strings.NewReplacer("replicas: 2", "replicas: 100").Replace(web))
-	until(s, "deployments", "web", func(o *unstructured.Unstructured) bool {
-		ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
-		return ready == 100
-	})
+	s.apply(strings.Replace(web, "replicas: 2", "replicas: 100", 1))
+	s.replicas("deployments", "web", 100)
 	s.kubectl("delete", "deployment", "web")
 	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=120s")
 }
@@ -105,7 +250,7 @@ func TestHundredPods(t *testing.T) {
 func TestImageThatIsRemoved(t *testing.T) {
 	node(t, "true")
 	s := space(t)
-	s.apply(strings.Replace(one("p", "artefact", `args: [sleep]`), "Never", "Always", 1))
+	s.apply(lasting("p", "artefact", `args: [sleep]`))
 	s.pod("p", ready)
 	image, file := prefix+"artefact:latest", "/root/"+s.name+".tar"
 	node(t, "ctr", "-n", "k8s.io", "images", "export", file, image)
@@ -134,14 +279,12 @@ metadata: {name: p}
 spec:
   runtimeClassName: CLASS
   terminationGracePeriodSeconds: 0
-  volumes: [{name: v, emptyDir: {sizeLimit: 1Ki}}]
+  volumes: [{name: v, emptyDir: {sizeLimit: 16Ki}}]
   containers:
   - {name: c, image: IMAGE(files), imagePullPolicy: PULL, args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}
 `)
 	s.pod("p", ready)
-	for i := range 4 {
-		s.kubectl("exec", "p", "--", "/envfiles.wasm", "write", fmt.Sprintf("/v/%d", i), "more")
-	}
+	s.kubectl("exec", "p", "--", "/envfiles.wasm", "write", "/v/file", strings.Repeat("more", 8<<10))
 	pod := s.pod("p", phase(v1.PodFailed))
 	if pod.Status.Reason != "Evicted" {
 		s.Errorf("%s: %s", pod.Status.Reason, pod.Status.Message)

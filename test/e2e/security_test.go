@@ -22,11 +22,11 @@ func TestRestrictedPod(t *testing.T) {
 		s.Errorf("a pod without a security context: %v", err)
 	}
 	// A safe sysctl: containerd before 2.0 does not set it for all pods.
-	s.apply(strings.Replace(one("server", "http-server", restricted+`
+	s.apply(one("server", "http-server", restricted+`
 ports: [{containerPort: 80}]
 env: [{name: PORT, value: "80"}]
-readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}`), "restartPolicy",
-		`securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "80"}]}`+"\n  restartPolicy", 1))
+readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}`,
+		`securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "80"}]}`))
 	s.apply(one("writer", "envfiles", restricted+`args: [write, /file, x]`))
 	s.pod("server", ready)
 	if end := s.ended("writer", "c"); end.ExitCode != 1 {
@@ -62,7 +62,7 @@ spec:
 
 func TestHostNetwork(t *testing.T) {
 	s := space(t)
-	s.apply(strings.Replace(one("p", "http-server", `env: [{name: PORT, value: "18080"}]`), "restartPolicy", "hostNetwork: true\n  restartPolicy", 1))
+	s.apply(one("p", "http-server", `env: [{name: PORT, value: "18080"}]`, "hostNetwork: true"))
 	pod := s.pod("p", ready)
 	if pod.Status.PodIP != pod.Status.HostIP {
 		s.Errorf("pod %s, host %s", pod.Status.PodIP, pod.Status.HostIP)
@@ -105,7 +105,7 @@ func TestDescribeTellsWhatIsWrong(t *testing.T) {
 	bad(s, "small", one("small", "hello", `resources: {limits: {memory: 64Ki}}`), "memory")
 	bad(s, "annotation", strings.Replace(one("annotation", "hello", ""), "name: annotation", `name: annotation, annotations: {slipway.dev/cpu-time: soon}`, 1), "slipway.dev/cpu-time")
 	bad(s, "privileged", one("privileged", "hello", `securityContext: {privileged: true}`), "privileged")
-	bad(s, "users", strings.Replace(one("users", "hello", ""), "restartPolicy", "hostUsers: false\n  restartPolicy", 1), "user namespaces")
+	bad(s, "users", one("users", "hello", "", "hostUsers: false"), "user namespaces")
 	bad(s, "absent", one("absent", "no-such-image", ""), "ErrImageNeverPull")
 	bad(s, "class", strings.Replace(one("class", "hello", ""), "CLASS", "no-such-class", 1), `RuntimeClass "no-such-class" not found`)
 	s.apply(`

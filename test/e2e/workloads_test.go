@@ -8,22 +8,42 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
-// one is a pod of one Wasm container that ends.
-func one(name, image, fields string) string {
+// one is a pod of one Wasm container that ends, with fields of the container and of the pod.
+func one(name, image, fields string, ofPod ...string) string {
+	return single("Never", name, image, fields, ofPod)
+}
+
+// lasting is a pod whose one Wasm container is started again when it ends.
+func lasting(name, image, fields string, ofPod ...string) string {
+	return single("Always", name, image, fields, ofPod)
+}
+
+func single(restart, name, image, fields string, ofPod []string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
 metadata: {name: %s}
 spec:
   runtimeClassName: CLASS
-  restartPolicy: Never
+  restartPolicy: %s
   terminationGracePeriodSeconds: 5
+  %s
   containers:
   - name: c
     image: IMAGE(%s)
     imagePullPolicy: PULL
     %s
-`, name, image, strings.ReplaceAll(strings.TrimSpace(fields), "\n", "\n    "))
+`, name, restart, strings.Join(ofPod, "\n  "), image, strings.ReplaceAll(strings.TrimSpace(fields), "\n", "\n    "))
+}
+
+// replicas waits until a Deployment or a ReplicaSet has as many pods, all of them ready.
+func (s *Space) replicas(resource, name string, wanted int64) {
+	s.Helper()
+	until(s, resource, name, func(o *unstructured.Unstructured) bool {
+		ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
+		all, _, _ := unstructured.NestedInt64(o.Object, "status", "replicas")
+		return ready == wanted && all == wanted
+	})
 }
 
 func TestPod(t *testing.T) {
@@ -108,16 +128,9 @@ func TestDeployment(t *testing.T) {
 	s.contains(get("http://web/"), "Hello from Slipway")
 	s.contains(s.kubectl("rollout", "history", "deployment/web"), "3")
 
-	replicas := func(n int64) {
-		s.kubectl("scale", "deployment/web", fmt.Sprintf("--replicas=%d", n))
-		until(s, "deployments", "web", func(o *unstructured.Unstructured) bool {
-			ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
-			all, _, _ := unstructured.NestedInt64(o.Object, "status", "replicas")
-			return ready == n && all == n
-		})
-	}
 	for _, n := range []int64{1, 20, 0} {
-		replicas(n)
+		s.kubectl("scale", "deployment/web", fmt.Sprintf("--replicas=%d", n))
+		s.replicas("deployments", "web", n)
 	}
 	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=120s")
 }
@@ -314,9 +327,6 @@ spec:
       containers: [{name: c, image: IMAGE(hello), imagePullPolicy: PULL, args: [sleep]}]`))
 	s.apply(fmt.Sprintf(set, "linux", "linux", "linux", `containers: [{name: c, image: BUSYBOX, imagePullPolicy: PULL, command: [sleep, "100000"]}]`))
 	for _, name := range []string{"wasm", "linux"} {
-		until(s, "replicasets", name, func(o *unstructured.Unstructured) bool {
-			ready, _, _ := unstructured.NestedInt64(o.Object, "status", "readyReplicas")
-			return ready == 3
-		})
+		s.replicas("replicasets", name, 3)
 	}
 }

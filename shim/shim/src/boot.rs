@@ -1,7 +1,7 @@
 //! How containerd starts a shim: flags, the bootstrap answer, the daemon.
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
@@ -203,9 +203,7 @@ pub fn start(flags: &Flags) -> Result<(), String> {
     let group = preview.pod.unwrap_or_else(|| flags.id.clone());
     let path = socket::path(flags, &group);
     let address = format!("unix://{}", path.display());
-    // containerd 1.7 looks here for its shims after a restart; 2.x keeps a record of its own.
-    std::fs::write(flags.bundle.join(ADDRESS_FILE), &address)
-        .map_err(|e| format!("{ADDRESS_FILE}: {e}"))?;
+    note(&flags.bundle, &address)?;
     let Some(listener) = socket::listen(&path)? else {
         return write_answer(&answer, &address);
     };
@@ -230,6 +228,15 @@ pub fn start(flags: &Flags) -> Result<(), String> {
     let _ = std::fs::remove_file(path);
     socket::sweep();
     served
+}
+
+/// containerd 1.7 looks here for its shims after a restart; 2.x keeps a record of its own.
+fn note(bundle: &Path, address: &str) -> Result<(), String> {
+    let file = bundle.join(ADDRESS_FILE);
+    std::fs::write(&file, address).map_err(|e| {
+        let whole = std::path::absolute(&file);
+        format!("{}: {e}", whole.as_ref().unwrap_or(&file).display())
+    })
 }
 
 fn read_stdin() -> Result<Vec<u8>, String> {
@@ -327,6 +334,18 @@ mod tests {
         ] {
             assert!(parse(args).unwrap_err().contains(word), "{args}");
         }
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_the_path() {
+        let bundle = tempfile::tempdir().unwrap();
+        let file = bundle.path().join(ADDRESS_FILE);
+        std::os::unix::fs::symlink("/dev/full", &file).unwrap();
+        let error = note(bundle.path(), "unix:///s").unwrap_err();
+        assert!(
+            error.starts_with(&format!("{}: No space left", file.display())),
+            "{error}"
+        );
     }
 
     #[test]
