@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import unittest
 
+import prometheus
 import values
 import yaml
 
@@ -273,7 +274,7 @@ class Rights(unittest.TestCase):
                 ]
                 self.assertEqual(tokens, [] if kind == "Pod" else [{"path": "token", "expirationSeconds": 3600}], pod)
 
-    def test_the_installer_has_root_and_three_directories_and_nothing_else(self):
+    def test_the_installer_has_root_and_four_directories_and_nothing_else(self):
         for name in ("default", "job"):
             for (kind, pod), spec in pods(manifest(name)).items():
                 # Of the uninstaller's two, the DaemonSet works on nodes.
@@ -294,7 +295,7 @@ class Rights(unittest.TestCase):
                     }
                     expected = {"/opt/slipway": ("/host/opt/slipway", False), "/run/systemd": ("/host/run/systemd", True)}
                     if "--once" not in container["args"]:
-                        expected["/var/lib/slipway"] = ("/var/lib/slipway", True)
+                        expected |= {path: (path, True) for path in ("/var/lib/slipway", "/run/slipway")}
                     self.assertEqual(mounts, expected)
 
     def test_the_other_pods_are_of_the_restricted_kind(self):
@@ -383,18 +384,34 @@ class Plain(Conforming):
 
 
 class Dashboard(unittest.TestCase):
-    METRICS = {"slipway_info", "slipway_installed", "slipway_cache_bytes", "slipway_cache_entries"}
-
     def setUp(self):
         [config] = [item for item in objects(manifest("full")) if item["kind"] == "ConfigMap"]
         self.dashboard = json.loads(config["data"]["slipway.json"])
 
-    def test_it_asks_for_metrics_that_exist(self):
+    def test_it_asks_for_all_metrics_that_are_served_and_no_others(self):
+        served = prometheus.parse(run(f"{ROOT}/target/dist/opt/slipway/bin/slipway", "metrics").stdout)
+        names = {name for family in served.values() for name, _ in family.samples}
         expressions = [target["expr"] for panel in self.dashboard["panels"] for target in panel["targets"]]
-        self.assertEqual({metric for e in expressions for metric in re.findall(r"slipway_\w+", e)}, self.METRICS)
+        asked = {metric for e in expressions for metric in re.findall(r"slipway_\w+", e)}
+        self.assertLessEqual(asked, names)
+        self.assertEqual({name for name, family in served.items() if not asked & {name for name, _ in family.samples}}, set())
         for expression in expressions:
             self.assertEqual([expression.count(c) for c in "({["], [expression.count(c) for c in ")}]"], expression)
-            self.assertIn('node=~"$node"', expression)
+            self.assertEqual(expression.count('node=~"$node"'), len(re.findall(r"slipway_\w+", expression)), expression)
+
+    def test_it_tells_values_apart_by_labels_that_are_served(self):
+        served = prometheus.parse(run(f"{ROOT}/target/dist/opt/slipway/bin/slipway", "metrics").stdout)
+        labels = {(name, label) for family in served.values() for name, labels in family.samples for label, _ in labels}
+        for panel in self.dashboard["panels"]:
+            for target in panel["targets"]:
+                of = re.findall(r"slipway_\w+", target["expr"])
+                for label in re.findall(r"{{(\w+)}}", target.get("legendFormat", "")):
+                    self.assertTrue(label == "node" or {(name, label) for name in of} <= labels, target)
+
+    def test_the_documentation_has_all_metrics(self):
+        served = prometheus.parse(run(f"{ROOT}/target/dist/opt/slipway/bin/slipway", "metrics").stdout)
+        rows = dict(re.findall(r"^\| `(slipway_\w+)` \| (\w+)", read(f"{ROOT}/docs/metrics.md"), re.M))
+        self.assertEqual(rows, {name: family.kind for name, family in served.items()})
 
     def test_panels_have_a_place_and_a_data_source(self):
         panels, taken = self.dashboard["panels"], set()

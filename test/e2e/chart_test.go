@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -84,6 +86,21 @@ func TestChart(t *testing.T) {
 		s.contains(handlers, "slipway")
 	}
 	helm(t, "test", "slipway", "--logs")
+	// Its pod was counted, by the node that it ran on.
+	started := 0
+	for _, installer := range strings.Fields(s.kubectl("-n", "slipway-system", "get", "pods", "-l", "app.kubernetes.io/component=installer",
+		"-o", "jsonpath={.items[*].metadata.name}")) {
+		served := s.kubectl("get", "--raw", "/api/v1/namespaces/slipway-system/pods/"+installer+":9464/proxy/metrics")
+		for _, count := range regexp.MustCompile(`(?m)^slipway_start_seconds_count.* (\d+)$`).FindAllStringSubmatch(served, -1) {
+			number, _ := strconv.Atoi(count[1])
+			started += number
+		}
+	}
+	if started != 1 {
+		t.Errorf("%d starts were counted, one there was", started)
+	}
+	s.contains(s.kubectl("-n", "slipway-system", "exec", "daemonset/slipway-installer", "--", "/opt/slipway/bin/slipway", "doctor", "--host"),
+		"== checks", "runtimes.slipway.runtime_type = ", "== Kubernetes", "label slipway.dev/installed=true", ": Ready")
 
 	// The same again changes nothing, and nobody notices.
 	s.apply(lasting("p", "files", serving))

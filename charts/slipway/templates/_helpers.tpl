@@ -208,6 +208,9 @@ spec:
         - name: cache
           mountPath: /var/lib/slipway
           readOnly: true
+        - name: counters
+          mountPath: /run/slipway
+          readOnly: true
         {{- end }}
   volumes:
     {{- include "slipway.apiAccess" .root | nindent 4 }}
@@ -222,10 +225,14 @@ spec:
         path: /run/systemd
         type: Directory
     {{- if not .once }}
-    # What the metrics are made of.
+    # What the metrics are made of: the cache, and what the shims count.
     - name: cache
       hostPath:
         path: /var/lib/slipway
+        type: DirectoryOrCreate
+    - name: counters
+      hostPath:
+        path: /run/slipway
         type: DirectoryOrCreate
     {{- end }}
 {{- end -}}

@@ -35,6 +35,8 @@ pub enum Command {
     },
     /// Show the Wasm containers of this node with their memory budgets
     Top(Top),
+    /// Print the metrics of this node for Prometheus, as for node-exporter's textfile collector
+    Metrics(Metrics),
     /// Check this node, and tell how to mend what is wrong
     Doctor(Doctor),
     /// Install Slipway on this node: its files, and the handler in containerd's configuration
@@ -235,28 +237,57 @@ pub struct Top {
 }
 
 #[derive(Args)]
+pub struct Metrics {
+    /// Where `slipway install` has put Slipway
+    #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
+    pub install_dir: PathBuf,
+    /// The artefact cache
+    #[arg(
+        long,
+        env = "SLIPWAY_CACHE_DIR",
+        default_value = "/var/lib/slipway/cache",
+        value_name = "DIR"
+    )]
+    pub cache_dir: PathBuf,
+}
+
+#[derive(Args)]
 pub struct Doctor {
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,
-    /// containerd's socket
+    /// Write all that a maintainer would ask for into this file, without secrets; - is stdout
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "host"])]
+    pub report: Option<PathBuf>,
+    /// In the installer's pod: have its node make the report, and print it
+    #[arg(long, conflicts_with = "json")]
+    pub host: bool,
+    #[command(flatten)]
+    pub host_options: Host,
+    /// Name of this pod's Node
     #[arg(
         long,
-        env = "CONTAINERD_ADDRESS",
-        default_value = "/run/containerd/containerd.sock",
-        value_name = "PATH"
+        env = "NODE_NAME",
+        value_name = "NAME",
+        default_value = "",
+        hide = true
     )]
-    pub address: PathBuf,
+    pub node: String,
+    /// For the report: containerd's log, where it is not in the journal
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// For the report: containerd's state directory
+    #[arg(long, default_value = "/run/containerd", value_name = "DIR")]
+    pub state: PathBuf,
+    /// containerd's socket; where it is not given, that of the installation or /run/containerd/containerd.sock
+    #[arg(long, env = "CONTAINERD_ADDRESS", value_name = "PATH")]
+    pub address: Option<PathBuf>,
     /// Where `slipway install` has put Slipway
     #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
     pub install_dir: PathBuf,
-    /// containerd's configuration
-    #[arg(
-        long,
-        default_value = "/etc/containerd/config.toml",
-        value_name = "FILE"
-    )]
-    pub config: PathBuf,
+    /// containerd's configuration; where it is not given, that of the installation or /etc/containerd/config.toml
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     pub store: Store,
 }
@@ -298,12 +329,8 @@ pub struct Installer {
     /// The tree in the image
     #[arg(long, default_value = slipway_install::INSTALL_DIR, value_name = "DIR")]
     pub source: PathBuf,
-    /// The node's install directory, as mounted here
-    #[arg(long, default_value = "/host/opt/slipway", value_name = "DIR")]
-    pub host_dir: PathBuf,
-    /// The node's /run/systemd, as mounted here
-    #[arg(long, default_value = "/host/run/systemd", value_name = "DIR")]
-    pub systemd_dir: PathBuf,
+    #[command(flatten)]
+    pub host: Host,
     /// Where metrics and probes are served
     #[arg(long, default_value = "0.0.0.0:9464", value_name = "HOST:PORT")]
     pub metrics_address: String,
@@ -327,6 +354,17 @@ pub struct Installer {
     pub purge: bool,
     #[command(flatten)]
     pub node_options: Node,
+}
+
+/// The node, as the installer's pod sees it.
+#[derive(Args)]
+pub struct Host {
+    /// The node's install directory, as mounted here
+    #[arg(long, default_value = "/host/opt/slipway", value_name = "DIR")]
+    pub host_dir: PathBuf,
+    /// The node's /run/systemd, as mounted here
+    #[arg(long, default_value = "/host/run/systemd", value_name = "DIR")]
+    pub systemd_dir: PathBuf,
 }
 
 /// What is installed, and where.

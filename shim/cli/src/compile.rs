@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use slipway_counters::Counters;
 use slipway_launch::{Compiler, Install, Job};
 use slipway_protocol::Module;
 
@@ -28,6 +29,8 @@ pub fn compile(args: &Compile) -> Result<ExitCode, String> {
         cache_dir: args.store.cache_dir.clone(),
         cache_bytes: args.store.cache_bytes,
         cgroup: None,
+        // The node's metrics are about its pods.
+        counters: Counters::default(),
         progress: {
             let progress = progress.clone();
             Arc::new(move |text: &str| progress.say(text))

@@ -1,16 +1,40 @@
 //! `slipway doctor`: is this node fit to run Wasm pods, and if not, what is to be done?
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use slipway_cache::{Options, Store};
+use slipway_install::{Layout, Status};
 use slipway_launch::{Install, LOADER};
 
 use crate::args::Doctor;
+use crate::report;
 use crate::terminal::Level;
 
 /// The first Linux with mount_setattr(2), which recursive read-only volumes need.
 const KERNEL: (u32, u32) = (5, 12);
+
+/// The node's containerd, as it was told, as the installation knows it, or as it is by default.
+pub struct Containerd {
+    pub address: PathBuf,
+    pub config: PathBuf,
+    pub unit: String,
+}
+
+impl Containerd {
+    fn of(args: &Doctor, status: Option<&Status>) -> Self {
+        let known = |of: fn(&Status) -> Option<PathBuf>| status.and_then(of);
+        let address = args.address.clone().or(known(|s| Some(s.address.clone())));
+        let config = args.config.clone().or(known(|s| s.config.clone()));
+        Self {
+            address: address.unwrap_or_else(|| "/run/containerd/containerd.sock".into()),
+            config: config.unwrap_or_else(|| "/etc/containerd/config.toml".into()),
+            unit: status
+                .and_then(|s| s.unit.clone())
+                .unwrap_or_else(|| "containerd.service".into()),
+        }
+    }
+}
 
 #[derive(serde::Serialize)]
 struct Finding {
@@ -44,7 +68,18 @@ fn bad(
 }
 
 pub fn doctor(args: &Doctor) -> Result<ExitCode, String> {
+    if args.host {
+        let host = slipway_install::Host {
+            dir: args.host_options.host_dir.clone(),
+            install_dir: args.install_dir.clone(),
+            systemd_dir: args.host_options.systemd_dir.clone(),
+        };
+        print!("{}", host.report(&args.node)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let install = Install::locate();
+    let status = slipway_install::status(&Layout::new(&args.install_dir));
+    let containerd = Containerd::of(args, status.as_ref().ok().and_then(Option::as_ref));
     let findings = [
         user(),
         kernel(),
@@ -52,27 +87,26 @@ pub fn doctor(args: &Doctor) -> Result<ExitCode, String> {
         files(&install),
         engine(&install),
         cache(args),
-        daemon(args),
-        config(args),
-        installation(args),
+        daemon(&containerd.address),
+        config(&containerd.config),
+        installation(&args.install_dir, status),
         program(
             "sidecars",
             "containerd-shim-runc-v2",
             "Linux containers in Wasm pods need containerd's runc shim; install containerd's package",
         ),
     ];
-    if args.json {
-        println!(
+    let text: String = findings.iter().map(Finding::text).collect();
+    if let Some(file) = &args.report {
+        report::write(file, &text, args, &containerd)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match args.json {
+        true => println!(
             "{}",
             serde_json::to_string_pretty(&findings).map_err(|e| e.to_string())?
-        );
-    } else {
-        for f in &findings {
-            println!("{:10} {}: {}", f.check, f.level.word(), f.finding);
-            if !f.remedy.is_empty() {
-                println!("{:10} → {}", "", f.remedy);
-            }
-        }
+        ),
+        false => print!("{text}"),
     }
     let failed = findings.iter().any(|f| f.level == Level::Error);
     Ok(if failed {
@@ -80,6 +114,21 @@ pub fn doctor(args: &Doctor) -> Result<ExitCode, String> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+impl Finding {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "{:10} {}: {}\n",
+            self.check,
+            self.level.word(),
+            self.finding
+        );
+        if !self.remedy.is_empty() {
+            text += &format!("{:10} → {}\n", "", self.remedy);
+        }
+        text
+    }
 }
 
 fn user() -> Finding {
@@ -197,13 +246,13 @@ fn cache(args: &Doctor) -> Finding {
     }
 }
 
-fn daemon(args: &Doctor) -> Finding {
-    match std::os::unix::net::UnixStream::connect(&args.address) {
-        Ok(_) => good("containerd", args.address.display().to_string()),
+fn daemon(address: &Path) -> Finding {
+    match std::os::unix::net::UnixStream::connect(address) {
+        Ok(_) => good("containerd", address.display().to_string()),
         Err(e) => bad(
             "containerd",
             Level::Error,
-            format!("{}: {e}", args.address.display()),
+            format!("{}: {e}", address.display()),
             "start containerd, or give its socket with --address",
         ),
     }
@@ -220,19 +269,19 @@ fn configuration(path: &Path) -> std::io::Result<String> {
     })
 }
 
-fn config(args: &Doctor) -> Finding {
-    let text = match configuration(&args.config) {
+fn config(path: &Path) -> Finding {
+    let text = match configuration(path) {
         Ok(text) => text,
         Err(e) => {
             return bad(
                 "config",
                 Level::Warning,
-                format!("{}: {e}", args.config.display()),
+                format!("{}: {e}", path.display()),
                 "give containerd's configuration with --config",
             );
         }
     };
-    let shim = args.config.display();
+    let shim = path.display();
     if !text.contains("io.containerd.slipway.v1") && !text.contains("containerd-shim-slipway-v1") {
         return bad(
             "config",
@@ -253,17 +302,19 @@ fn config(args: &Doctor) -> Finding {
 }
 
 /// What `slipway install` has done, and whether containerd knows of it.
-fn installation(args: &Doctor) -> Finding {
+fn installation(
+    directory: &Path,
+    status: Result<Option<Status>, slipway_install::Error>,
+) -> Finding {
     const CHECK: &str = "installed";
     const AGAIN: &str = "run `slipway install` again: it goes on where it was";
-    let layout = slipway_install::Layout::new(&args.install_dir);
-    let status = match slipway_install::status(&layout) {
+    let status = match status {
         Ok(Some(status)) => status,
         Ok(None) => {
             return bad(
                 CHECK,
                 Level::Warning,
-                format!("not by `slipway install` below {}", layout.root().display()),
+                format!("not by `slipway install` below {}", directory.display()),
                 "`slipway install --dry-run` tells what it would do; whoever has configured containerd by hand needs it not",
             );
         }

@@ -78,12 +78,14 @@ pub fn installer(args: Installer) -> Result<ExitCode, String> {
     let installer = slipway_install::Installer {
         arguments: arguments(node),
         handlers,
-        install_dir: node.install_dir.clone(),
+        host: slipway_install::Host {
+            dir: args.host.host_dir,
+            install_dir: node.install_dir.clone(),
+            systemd_dir: args.host.systemd_dir,
+        },
         cache_dir: node.cache_dir.clone(),
         node: args.node.unwrap_or_default(),
         source: args.source,
-        host_dir: args.host_dir,
-        systemd_dir: args.systemd_dir,
         metrics_address: args.metrics_address,
         once: args.once,
         purge: args.purge,

@@ -8,7 +8,9 @@ mod image;
 mod init;
 mod inspect;
 mod install;
+mod metrics;
 mod project;
+mod report;
 mod run;
 mod source;
 mod terminal;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         } => image::build(&build),
         Command::Cache { command } => cache::cache(&command),
         Command::Top(top) => top::top(&top),
+        Command::Metrics(metrics) => metrics::metrics(&metrics),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Install(args) => install::install(&args),
         Command::Uninstall(args) => install::uninstall(&args),

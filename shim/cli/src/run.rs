@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use slipway_cgroup::Cgroup;
+use slipway_counters::Counters;
 use slipway_launch::{Compiler, Helpers, Install, Surroundings};
 use slipway_protocol::{Budget, End, RESOLVER_FILES};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
@@ -225,6 +226,8 @@ async fn run_plan(
         cache_dir: args.store.cache_dir.clone(),
         cache_bytes: args.store.cache_bytes,
         cgroup: None,
+        // The node's metrics are about its pods.
+        counters: Counters::default(),
         progress: {
             let progress = progress.clone();
             Arc::new(move |text: &str| progress.say(text))

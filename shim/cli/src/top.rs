@@ -41,26 +41,37 @@ struct Row {
 }
 
 pub fn top(args: &Top) -> Result<ExitCode, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| format!("runtime: {e}"))?;
-    let mut rows = runtime.block_on(rows(&args.state.join(BUNDLES)))?;
-    rows.sort_by(|a, b| (&a.pod, &a.container).cmp(&(&b.pod, &b.container)));
+    let rows = sorted(&args.state)?;
     if args.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| e.to_string())?;
         println!("{text}");
     } else {
-        print(&rows);
+        print!("{}", table(&rows));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(rows: &[Row]) {
-    let line = |cells: [&str; 8]| {
+/// The table of the containers that this containerd runs.
+pub fn text(state: &Path) -> Result<String, String> {
+    sorted(state).map(|rows| table(&rows))
+}
+
+fn sorted(state: &Path) -> Result<Vec<Row>, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("runtime: {e}"))?;
+    let mut rows = runtime.block_on(rows(&state.join(BUNDLES)))?;
+    rows.sort_by(|a, b| (&a.pod, &a.container).cmp(&(&b.pod, &b.container)));
+    Ok(rows)
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let mut line = |cells: [&str; 8]| {
         let [pod, container, state, cpu, budget, used, peak, refused] = cells;
-        println!(
-            "{pod:<32} {container:<16} {state:<8} {cpu:>9} {budget:>11} {used:>11} {peak:>11} {refused:>7}"
+        text += &format!(
+            "{pod:<32} {container:<16} {state:<8} {cpu:>9} {budget:>11} {used:>11} {peak:>11} {refused:>7}\n"
         );
     };
     line([
@@ -85,6 +96,7 @@ fn print(rows: &[Row]) {
             &row.refused.to_string(),
         ]);
     }
+    text
 }
 
 /// The containers of all of Slipway's pods, in all of containerd's namespaces.

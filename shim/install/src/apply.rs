@@ -553,6 +553,10 @@ fn uninstall_logged(options: &Options, removal: Removal, report: &mut Report) ->
         None => report
             .say("no journal: containerd's configuration was not changed by `slipway install`"),
     }
+    if pods.is_empty() && !options.dry_run {
+        // Nobody counts any more.
+        remove_tree(Path::new(slipway_counters::DIR))?;
+    }
     if removal.purge && !options.dry_run {
         purge(&layout, options, report)?;
         drop(lock);

@@ -1,6 +1,7 @@
 //! The few calls of the Kubernetes API that the installer makes, with its pod's service account.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,6 +83,21 @@ impl KubeNode {
             UNINSTALLING_BY_FORCE => Some(true),
             _ => None,
         }
+    }
+}
+
+/// For people.
+impl fmt::Display for KubeNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ready = if self.ready { "Ready" } else { "not Ready" };
+        writeln!(f, "node {}: {ready}", self.name)?;
+        writeln!(f, "handlers: {}", self.handlers.join(" ").trim_start())?;
+        let own = self
+            .labels
+            .iter()
+            .filter(|(key, _)| key.contains("slipway.dev/"));
+        own.clone()
+            .try_for_each(|(key, value)| writeln!(f, "label {key}={value}"))
     }
 }
 

@@ -171,6 +171,100 @@ pub fn imported_directories(text: &str, directory: &Path) -> Vec<std::path::Path
         .collect()
 }
 
+/// What a configuration imports, as paths that may end in `*.toml`. It lies in `directory`, which relative ones are of.
+pub fn imports(text: &str, directory: &Path) -> Vec<std::path::PathBuf> {
+    let document: Option<DocumentMut> = text.parse().ok();
+    let imports = document.as_ref().and_then(|d| d.get("imports")?.as_array());
+    let patterns = imports.into_iter().flatten().filter_map(Value::as_str);
+    patterns.map(|pattern| directory.join(pattern)).collect()
+}
+
+/// What a value is replaced by that nobody has declared harmless.
+const LEFT_OUT: &str = "(left out)";
+/// Keys of containerd's own tables, and of its plugins', whose values tell how pods are run and cannot be secret.
+const HARMLESS: [&str; 37] = [
+    "version",
+    "root",
+    "state",
+    "temp",
+    "imports",
+    "disabled_plugins",
+    "required_plugins",
+    "oom_score",
+    "grpc.address",
+    "grpc.uid",
+    "grpc.gid",
+    "grpc.max_recv_message_size",
+    "grpc.max_send_message_size",
+    "ttrpc.address",
+    "debug.address",
+    "debug.level",
+    "debug.format",
+    "metrics.address",
+    "*.snapshotter",
+    "*.default_runtime_name",
+    "*.runtime_type",
+    "*.runtime_path",
+    "*.sandboxer",
+    "*.sandbox_mode",
+    "*.pod_annotations",
+    "*.container_annotations",
+    "*.BinaryName",
+    "*.Root",
+    "*.CacheBytes",
+    "*.ConfigPath",
+    "*.bin_dir",
+    "*.bin_dirs",
+    "*.conf_dir",
+    "*.config_path",
+    "*.sandbox",
+    "*.sandbox_image",
+    "*.max_container_log_line_size",
+];
+
+/// A configuration as one line for each value, with those left out that may be secret: all but switches and what is known
+/// to be harmless. Comments, and the words of a file that is no TOML, are left out, too.
+pub fn without_secrets(text: &str) -> String {
+    let Ok(document) = text.parse::<DocumentMut>() else {
+        return "not TOML: left out".into();
+    };
+    let mut lines = Vec::new();
+    show(
+        "",
+        &Json::Object(json_table(document.as_table())),
+        &mut lines,
+    );
+    lines.join("\n")
+}
+
+fn show(path: &str, value: &Json, lines: &mut Vec<String>) {
+    if let Json::Object(table) = value {
+        for (key, value) in table {
+            // A host with its user and password.
+            let key = if key.contains('@') { LEFT_OUT } else { key };
+            let key = match key.contains('.') {
+                true => format!("{key:?}"),
+                false => key.to_owned(),
+            };
+            let dot = if path.is_empty() { "" } else { "." };
+            show(&format!("{path}{dot}{key}"), value, lines);
+        }
+        return;
+    }
+    let harmless = HARMLESS.iter().any(|known| match known.strip_prefix('*') {
+        // Names below a registry are hosts and headers, which may be called anything.
+        Some(end) => {
+            let of_a_registry = path.contains(".registry.") && *end != *".config_path";
+            path.starts_with("plugins.") && path.ends_with(end) && !of_a_registry
+        }
+        None => path == *known,
+    });
+    lines.push(match harmless || value.is_boolean() {
+        true => format!("{path} = {value}"),
+        false => format!("{path} = {LEFT_OUT}"),
+    });
+}
+
 /// A configuration that may lie anywhere: its imports are relative to where it is.
 pub fn absolute_imports(text: &str, directory: &Path) -> Result<String, String> {
     let mut document = parse(text)?;
@@ -515,6 +609,45 @@ mod tests {
             assert!(added.contains("/etc/containerd/conf.d/slipway.toml\""));
             assert_eq!(remove(&added, SHIM, &[], import).unwrap(), found);
         }
+    }
+
+    #[test]
+    fn secrets_are_left_out_and_what_runs_pods_is_not() {
+        let text = r#"
+version = 2 # hush-1
+[plugins."io.containerd.grpc.v1.cri".registry.configs."r.example.com".auth]
+username = "hush-2"
+password = "hush-3"
+auth = "hush-4"
+pin = 31337
+[plugins."io.containerd.grpc.v1.cri".registry.configs."hush-5:x@r.example.com".tls]
+insecure_skip_verify = true
+[plugins."io.containerd.grpc.v1.cri".registry.headers]
+Authorization = ["Bearer hush-6"]
+Root = ["hush-9"]
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]
+endpoint = ["https://u:hush-7@r.example.com"]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.slipway]
+runtime_type = "/shim"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.slipway.options]
+SystemdCgroup = true
+[proxy_plugins.x]
+address = "hush-8"
+"#;
+        let shown = without_secrets(text);
+        assert!(
+            !shown.contains("hush") && !shown.contains("31337"),
+            "{shown}"
+        );
+        for line in [
+            "version = 2",
+            r#"plugins."io.containerd.grpc.v1.cri".containerd.runtimes.slipway.runtime_type = "/shim""#,
+            r#"plugins."io.containerd.grpc.v1.cri".containerd.runtimes.slipway.options.SystemdCgroup = true"#,
+            r#"plugins."io.containerd.grpc.v1.cri".registry.configs."r.example.com".auth.password = (left out)"#,
+        ] {
+            assert!(shown.lines().any(|l| l == line), "{line} is not in {shown}");
+        }
+        assert!(!without_secrets("password = hush").contains("hush"));
     }
 
     #[test]

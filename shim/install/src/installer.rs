@@ -13,11 +13,14 @@ use slipway_systemd::{Call, Property, Systemd};
 use crate::cluster::{Cluster, INSTALLED, STATE, UNINSTALLING, UNINSTALLING_BY_FORCE, VERSION};
 use crate::journal::Lock;
 use crate::layout::{Layout, Tree};
-use crate::metrics;
+use crate::metrics::{self, Metrics};
 use crate::report::say;
 
-/// The unit on the host.
+/// The units on the host: of what changes the node, and of what only looks at it.
 const UNIT: &str = "slipway-install.service";
+const DOCTOR: &str = "slipway-doctor.service";
+/// In the directory of an installation's state: what the doctor hands over.
+const REPORT: &str = "report";
 /// How often the unit and its log are looked at.
 const FOLLOW: Duration = Duration::from_millis(200);
 /// How often the node's labels are looked at.
@@ -34,12 +37,8 @@ pub struct Installer {
     pub node: String,
     /// The tree in the image.
     pub source: PathBuf,
-    /// The host's install directory, as this pod sees it.
-    pub host_dir: PathBuf,
-    /// The install directory, as the host sees it.
-    pub install_dir: PathBuf,
-    /// Directory of systemd's private socket, as this pod sees it.
-    pub systemd_dir: PathBuf,
+    /// The node as this pod sees it.
+    pub host: Host,
     /// The artefact cache, as this pod sees it.
     pub cache_dir: PathBuf,
     /// Where metrics and probes are served.
@@ -63,7 +62,11 @@ impl Installer {
         let cluster = Cluster::of_this_pod()?;
         let ready = Arc::new(AtomicBool::new(false));
         if !self.once {
-            metrics::serve(&self.metrics_address, &self.cache_dir, ready.clone())?;
+            let metrics = Metrics {
+                cache_dir: self.cache_dir.clone(),
+                counters_dir: slipway_counters::DIR.into(),
+            };
+            metrics::serve(&self.metrics_address, metrics, ready.clone())?;
         }
         if cluster.node(&self.node)?.uninstalling().is_none() {
             self.install(&cluster)?;
@@ -85,15 +88,13 @@ impl Installer {
     fn install(&self, cluster: &Cluster) -> Result<(), String> {
         let tree = Tree::read(&self.source).map_err(|e| e.to_string())?;
         cluster.label(&self.node, &[(INSTALLED, Some("false"))])?;
-        let layout = Layout::new(&self.host_dir);
+        let layout = Layout::new(&self.host.dir);
         {
             let _lock = self.lock(&layout)?;
             layout.add(&tree).map_err(|e| e.to_string())?;
         }
-        let program = Layout::new(&self.install_dir)
-            .tree(&tree.name)
-            .join("bin/slipway");
-        self.on_the_host(&program, "install", &self.arguments)?;
+        let program = self.host.program(&tree.name);
+        self.host.run(UNIT, &program, "install", &self.arguments)?;
         self.seen_by_the_kubelet(cluster)?;
         let labels = [
             (INSTALLED, Some("true")),
@@ -105,15 +106,13 @@ impl Installer {
     }
 
     fn uninstall(&self, cluster: &Cluster, force: bool) -> Result<(), String> {
-        let layout = Layout::new(&self.host_dir);
+        let layout = Layout::new(&self.host.dir);
         if let Some(tree) = layout.current() {
-            let program = Layout::new(&self.install_dir)
-                .tree(&tree)
-                .join("bin/slipway");
+            let program = self.host.program(&tree);
             let mut arguments = self.arguments.clone();
             arguments.extend(force.then(|| "--force".to_owned()));
             arguments.extend(self.purge.then(|| "--purge".to_owned()));
-            self.on_the_host(&program, "uninstall", &arguments)?;
+            self.host.run(UNIT, &program, "uninstall", &arguments)?;
         }
         cluster.label(
             &self.node,
@@ -132,47 +131,6 @@ impl Installer {
                 }
                 Err(e) => return Err(e.to_string()),
             }
-        }
-    }
-
-    /// Has systemd run a command on the host, tells what it says, and waits for its end.
-    fn on_the_host(&self, program: &Path, verb: &str, arguments: &[String]) -> Result<(), String> {
-        let failed = |e: std::io::Error| format!("systemd: {e}");
-        let socket = self.systemd_dir.join("private");
-        let mut systemd = Systemd::connect_to(&socket)
-            .map_err(failed)?
-            .ok_or_else(|| {
-                format!(
-                    "{}: no systemd: mount the host's /run/systemd here",
-                    socket.display()
-                )
-            })?;
-        // One that an earlier pod has started comes to its end first.
-        let mut log = Log::open(Layout::new(&self.host_dir).log());
-        settled(&mut systemd, &mut log).map_err(failed)?;
-        forget(&mut systemd).map_err(failed)?;
-        let mut command = vec![program.to_string_lossy().into_owned(), verb.to_owned()];
-        // systemd would take it for a variable.
-        command.extend(arguments.iter().map(|a| a.replace('$', "$$")));
-        let description = format!("slipway {verb}");
-        let properties = [
-            Property::Text("Description", &description),
-            Property::Text("Type", "oneshot"),
-            // Its result can be asked for.
-            Property::Bool("RemainAfterExit", true),
-            Property::Command("ExecStart", &command),
-        ];
-        systemd
-            .call(&Call::start_transient_unit(UNIT, &properties))
-            .map_err(failed)?;
-        let active = settled(&mut systemd, &mut log).map_err(failed)?;
-        let status = systemd.exit_status(UNIT).map_err(failed)?;
-        forget(&mut systemd).map_err(failed)?;
-        match active.as_str() {
-            "active" => Ok(()),
-            _ => Err(format!(
-                "slipway {verb} failed on the host with status {status}: its last lines are above, more with `journalctl -u {UNIT}`"
-            )),
         }
     }
 
@@ -203,10 +161,107 @@ impl Installer {
     }
 }
 
+/// The host of an installer's pod.
+#[derive(Debug)]
+pub struct Host {
+    /// Its install directory, as this pod sees it.
+    pub dir: PathBuf,
+    /// The install directory, as the host sees it.
+    pub install_dir: PathBuf,
+    /// Directory of systemd's private socket, as this pod sees it.
+    pub systemd_dir: PathBuf,
+}
+
+impl Host {
+    /// The program of an installed tree, as the host sees it.
+    fn program(&self, tree: &str) -> PathBuf {
+        Layout::new(&self.install_dir)
+            .tree(tree)
+            .join("bin/slipway")
+    }
+
+    /// Has systemd run a command on the host, tells what it says, and waits for its end.
+    fn run(
+        &self,
+        unit: &str,
+        program: &Path,
+        verb: &str,
+        arguments: &[String],
+    ) -> Result<(), String> {
+        let failed = |e: std::io::Error| format!("systemd: {e}");
+        let socket = self.systemd_dir.join("private");
+        let mut systemd = Systemd::connect_to(&socket)
+            .map_err(failed)?
+            .ok_or_else(|| {
+                format!(
+                    "{}: no systemd: mount the host's /run/systemd here",
+                    socket.display()
+                )
+            })?;
+        // One that an earlier pod has started comes to its end first.
+        let mut log = Log::open(Layout::new(&self.dir).log());
+        settled(&mut systemd, unit, &mut log).map_err(failed)?;
+        forget(&mut systemd, unit).map_err(failed)?;
+        let mut command = vec![program.to_string_lossy().into_owned(), verb.to_owned()];
+        // systemd would take it for a variable.
+        command.extend(arguments.iter().map(|a| a.replace('$', "$$")));
+        let description = format!("slipway {verb}");
+        let properties = [
+            Property::Text("Description", &description),
+            Property::Text("Type", "oneshot"),
+            // Its result can be asked for.
+            Property::Bool("RemainAfterExit", true),
+            Property::Command("ExecStart", &command),
+        ];
+        systemd
+            .call(&Call::start_transient_unit(unit, &properties))
+            .map_err(failed)?;
+        let active = settled(&mut systemd, unit, &mut log).map_err(failed)?;
+        let status = systemd.exit_status(unit).map_err(failed)?;
+        forget(&mut systemd, unit).map_err(failed)?;
+        match active.as_str() {
+            "active" => Ok(()),
+            _ => Err(format!(
+                "slipway {verb} failed on the host with status {status}: its last lines are above, more with `journalctl -u {unit}`"
+            )),
+        }
+    }
+
+    /// What `slipway doctor` says on the host, and what Kubernetes says of this pod's node.
+    ///
+    /// # Errors
+    /// Nothing is installed there, or systemd's word.
+    pub fn report(&self, node: &str) -> Result<String, String> {
+        let layout = Layout::new(&self.dir);
+        let tree = layout.current().ok_or_else(|| {
+            format!(
+                "{}: nothing is installed yet: the installer's log says why",
+                self.install_dir.display()
+            )
+        })?;
+        let handed_over = |dir: &Path| Layout::new(dir).state().join(REPORT);
+        let arguments = [
+            "--report".to_owned(),
+            handed_over(&self.install_dir).display().to_string(),
+            "--install-dir".to_owned(),
+            self.install_dir.display().to_string(),
+        ];
+        self.run(DOCTOR, &self.program(&tree), "doctor", &arguments)?;
+        let path = handed_over(&self.dir);
+        let report =
+            std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        // Nobody else reads it.
+        let _ = std::fs::remove_file(&path);
+        let known = Cluster::of_this_pod().and_then(|cluster| cluster.node(node));
+        let known = known.map_or_else(|e| e, |node| node.to_string());
+        Ok(format!("{report}\n== Kubernetes\n{known}\n"))
+    }
+}
+
 /// Waits until the unit does nothing any more; its state then.
-fn settled(systemd: &mut Systemd, log: &mut Log) -> std::io::Result<String> {
+fn settled(systemd: &mut Systemd, unit: &str, log: &mut Log) -> std::io::Result<String> {
     loop {
-        let state = systemd.state(UNIT)?;
+        let state = systemd.state(unit)?;
         log.follow();
         if !state.busy && ["active", "failed", "inactive"].contains(&state.active.as_str()) {
             return Ok(state.active);
@@ -216,13 +271,13 @@ fn settled(systemd: &mut Systemd, log: &mut Log) -> std::io::Result<String> {
 }
 
 /// The unit's name is free again.
-fn forget(systemd: &mut Systemd) -> std::io::Result<()> {
+fn forget(systemd: &mut Systemd, unit: &str) -> std::io::Result<()> {
     loop {
-        let state = systemd.state(UNIT)?;
+        let state = systemd.state(unit)?;
         match state.active.as_str() {
             "inactive" if !state.busy => return Ok(()),
-            "failed" => systemd.call(&Call::reset_failed_unit(UNIT)).map(drop)?,
-            "active" => systemd.call(&Call::stop_unit(UNIT)).map(drop)?,
+            "failed" => systemd.call(&Call::reset_failed_unit(unit)).map(drop)?,
+            "active" => systemd.call(&Call::stop_unit(unit)).map(drop)?,
             _ => {}
         }
         std::thread::sleep(FOLLOW);

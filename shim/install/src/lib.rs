@@ -19,9 +19,12 @@ mod report;
 mod status;
 
 pub use apply::{install, uninstall};
+pub use config::{imports, without_secrets};
+pub use cri::Cri;
 pub use error::Error;
-pub use installer::{Installer, uninstall_cluster};
+pub use installer::{Host, Installer, uninstall_cluster};
 pub use layout::Layout;
+pub use metrics::Metrics;
 pub use node::Distribution;
 pub use report::Report;
 pub use status::{Status, status};

@@ -2,34 +2,86 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use slipway_counters::{Snapshot, Text};
 
 /// A caller that says nothing holds the others up for so long.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest request that is read.
 const MAX_REQUEST: u64 = 8 << 10;
 
+/// What the metrics of a node are made of.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// The artefact cache.
+    pub cache_dir: PathBuf,
+    /// Where the node's shims count.
+    pub counters_dir: PathBuf,
+}
+
+impl Metrics {
+    /// The metrics in Prometheus' text form.
+    pub fn text(&self, installed: bool) -> String {
+        let (mut entries, mut bytes) = (0u64, 0u64);
+        for entry in std::fs::read_dir(&self.cache_dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name();
+            let is_entry = Path::new(&name)
+                .extension()
+                .is_some_and(|e| e == "so" || e == "refused");
+            if let (true, Ok(metadata)) = (is_entry, entry.metadata()) {
+                entries += 1;
+                bytes += metadata.len();
+            }
+        }
+        let mut text = Text::default();
+        text.family("slipway_info", "The version of who tells this.", "gauge");
+        let version = env!("CARGO_PKG_VERSION");
+        text.sample("slipway_info", &[("version", version)], 1);
+        text.gauge(
+            "slipway_installed",
+            "Whether Slipway is installed on this node.",
+            u64::from(installed),
+        );
+        text.gauge(
+            "slipway_cache_entries",
+            "Compiled artefacts in the node's cache.",
+            entries,
+        );
+        text.gauge(
+            "slipway_cache_bytes",
+            "Size of the compiled artefacts in the node's cache.",
+            bytes,
+        );
+        text.counters(&Snapshot::read(&self.counters_dir));
+        text.into()
+    }
+}
+
 /// Serves until the process ends, in a thread of its own. `ready` says whether Slipway is installed.
 ///
 /// # Errors
 /// The address cannot be had.
-pub fn serve(address: &str, cache: &Path, ready: Arc<AtomicBool>) -> Result<(), String> {
+pub fn serve(address: &str, metrics: Metrics, ready: Arc<AtomicBool>) -> Result<(), String> {
     let listener =
         TcpListener::bind(address).map_err(|e| format!("--metrics-address {address}: {e}"))?;
-    let cache = cache.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             // A caller that has gone away needs no answer.
-            let _ = answer(stream, &cache, ready.load(Ordering::Relaxed));
+            let _ = answer(stream, &metrics, ready.load(Ordering::Relaxed));
         }
     });
     Ok(())
 }
 
-fn answer(mut stream: TcpStream, cache: &Path, ready: bool) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, metrics: &Metrics, ready: bool) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut request = BufReader::new((&stream).take(MAX_REQUEST));
@@ -43,7 +95,7 @@ fn answer(mut stream: TcpStream, cache: &Path, ready: bool) -> std::io::Result<(
         Some("/healthz") => ("200 OK", "ok\n".to_owned()),
         Some("/readyz") if ready => ("200 OK", "installed\n".to_owned()),
         Some("/readyz") => ("503 Service Unavailable", "not installed\n".to_owned()),
-        Some("/metrics") => ("200 OK", text(cache, ready)),
+        Some("/metrics") => ("200 OK", metrics.text(ready)),
         _ => ("404 Not Found", "/metrics, /healthz, /readyz\n".to_owned()),
     };
     write!(
@@ -51,44 +103,6 @@ fn answer(mut stream: TcpStream, cache: &Path, ready: bool) -> std::io::Result<(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
-}
-
-/// The metrics.
-fn text(cache: &Path, installed: bool) -> String {
-    let (mut entries, mut bytes) = (0u64, 0u64);
-    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let is_entry = Path::new(&name)
-            .extension()
-            .is_some_and(|e| e == "so" || e == "refused");
-        if let (true, Ok(metadata)) = (is_entry, entry.metadata()) {
-            entries += 1;
-            bytes += metadata.len();
-        }
-    }
-    let metric = |name: &str, help: &str, labels: &str, value: u64| {
-        format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name}{labels} {value}\n")
-    };
-    let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
-    metric("slipway_info", "The installer's version.", &version, 1)
-        + &metric(
-            "slipway_installed",
-            "Whether Slipway is installed on this node.",
-            "",
-            u64::from(installed),
-        )
-        + &metric(
-            "slipway_cache_entries",
-            "Compiled artefacts in the node's cache.",
-            "",
-            entries,
-        )
-        + &metric(
-            "slipway_cache_bytes",
-            "Size of the compiled artefacts in the node's cache.",
-            "",
-            bytes,
-        )
 }
 
 #[cfg(test)]
@@ -106,7 +120,11 @@ mod tests {
         ] {
             std::fs::write(cache.path().join(name), vec![0; size]).unwrap();
         }
-        let text = text(cache.path(), true);
+        let metrics = Metrics {
+            cache_dir: cache.path().into(),
+            counters_dir: cache.path().join("none"),
+        };
+        let text = metrics.text(true);
         for line in [
             "slipway_cache_entries 2\n",
             "slipway_cache_bytes 7\n",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::cri::Cri;
 use crate::error::Result;
 use crate::files;
-use crate::journal::{Journal, Phase};
+use crate::journal::{Journal, Kind, Phase};
 use crate::layout::Layout;
 
 /// An installation as it is.
@@ -19,6 +19,12 @@ pub struct Status {
     pub complete: bool,
     /// Files that are not as they were written.
     pub changed: Vec<PathBuf>,
+    /// containerd's configuration, where the installation has changed it.
+    pub config: Option<PathBuf>,
+    /// The unit that runs containerd, where it is systemd's.
+    pub unit: Option<String>,
+    /// containerd's socket.
+    pub address: PathBuf,
     /// The handlers.
     pub handlers: Vec<String>,
     /// Those that containerd does not list; its words where it does not answer.
@@ -51,6 +57,13 @@ pub fn status(layout: &Layout) -> Result<Option<Status>> {
         phase: journal.phase.word(),
         complete: journal.phase == Phase::Installed,
         changed,
+        config: journal
+            .files
+            .iter()
+            .find(|change| change.kind == Kind::Config)
+            .map(|change| change.path.clone()),
+        unit: journal.unit,
+        address: journal.address,
         handlers: journal.handlers,
         missing,
     }))

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slipway_cache::{Key, KeyLock, Lookup, Options, Store};
 use slipway_cgroup::Cgroup;
+use slipway_counters::{Counter, Counters, Histogram};
 use slipway_protocol::{Module, Tier};
 use slipway_sys::Exec;
 
@@ -49,6 +50,8 @@ pub struct Compiler {
     pub cache_bytes: u64,
     /// Whose CPU time a compile takes.
     pub cgroup: Option<Cgroup>,
+    /// Told how often and how long.
+    pub counters: Counters,
     /// Told what happens, for a log or a terminal.
     pub progress: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -190,7 +193,12 @@ impl Compiler {
             .file()
             .try_clone()
             .map_err(|e| CompileError::Failed(e.to_string()))?;
-        match self.run(job, priority, out.into()) {
+        let run = self.run(job, priority, out.into());
+        match (&run, job.tier()) {
+            (Err(_), _) => self.counters.count(Counter::CompileFailures),
+            (Ok(()), tier) => self.counters.observe(histogram(tier), started.elapsed()),
+        }
+        match run {
             Ok(()) => drop(store.insert(lock, pending, path)?),
             Err(CompileError::Refused(reason)) => {
                 // Not worth failing for: the next pod would hear it from the compiler again.
@@ -283,6 +291,13 @@ impl Compiler {
                 deadline.as_secs()
             ))),
         }
+    }
+}
+
+fn histogram(tier: slipway_cache::Tier) -> Histogram {
+    match tier {
+        slipway_cache::Tier::Full => Histogram::CompileFull,
+        slipway_cache::Tier::Quick => Histogram::CompileQuick,
     }
 }
 

@@ -15,6 +15,7 @@ pub use layer::LayerSource;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use slipway_counters::Counter;
 use slipway_protocol::{
     Budget, End, Error as ProtocolError, FromGuest, Launch, Mount, Tier, Timeline, ToGuest,
 };
@@ -65,6 +66,8 @@ pub struct Resolved {
     pub steps: Timeline,
     /// What [`Compiler::improve`] can do for the next start.
     pub unoptimised: Option<Job>,
+    /// The cache had no artefact.
+    pub missed: bool,
 }
 
 /// The guest's part of a plan.
@@ -164,10 +167,19 @@ where
     let _ = guest.send(&ToGuest::Launch, &fds);
     let tasks = (host.enter)()?;
     let _ = guest.send(&ToGuest::Cgroup, &slipway_protocol::borrow(&tasks));
-    let mut unoptimised = None;
+    let (mut unoptimised, mut missed) = (None, false);
     loop {
         match guest.recv().await {
-            Ok((FromGuest::Resolved(steps), _)) => return Ok(Resolved { steps, unoptimised }),
+            Ok((FromGuest::Resolved(steps), _)) => {
+                if !missed {
+                    host.compiler.counters.count(Counter::CacheHits);
+                }
+                return Ok(Resolved {
+                    steps,
+                    unoptimised,
+                    missed,
+                });
+            }
             Ok((FromGuest::Waiting, _)) => {}
             Ok((FromGuest::Unoptimised(module), fds)) => {
                 let full = Tier::Full;
@@ -195,6 +207,8 @@ where
                     .ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
                 let mut job = Job::new(file, module, launch.tier);
                 job.damaged = damaged;
+                missed = true;
+                host.compiler.counters.count(Counter::CacheMisses);
                 let answer = match host.compiler.compile(job).await {
                     Ok(()) => ToGuest::Artefact,
                     Err(e) => ToGuest::NoArtefact(e.to_string()),

@@ -9,9 +9,11 @@ use containerd_shim_protos::events::task::{
     TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use slipway_cgroup::{Cgroup, Registration};
+use slipway_counters::{Counter, Counters};
 use slipway_protocol::{Budget, End, Usage};
 use slipway_spec::{Plan, Resources, Role};
 
+use crate::count::{self, Begun};
 use crate::error::{self, Result};
 use crate::events::{Events, now};
 use crate::log::Log;
@@ -34,6 +36,9 @@ pub struct Container {
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// The memory budgets of its guests.
     budgets: Mutex<Budgets>,
+    counters: Counters,
+    /// `None` for the sandbox, which has no program.
+    begun: Option<Begun>,
 }
 
 /// A process that was added to a running container.
@@ -64,6 +69,10 @@ pub struct Parts {
     pub main: Process,
     /// Its memory budget; the sandbox has none.
     pub budget: Option<Arc<Budget>>,
+    /// The node's.
+    pub counters: Counters,
+    /// How it was created; the sandbox has no program.
+    pub begun: Option<Begun>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -86,6 +95,8 @@ impl Container {
                 pages: parts.budget.into_iter().collect(),
             }),
             plan: parts.plan,
+            counters: parts.counters,
+            begun: parts.begun,
         });
         tokio::spawn(watch_main(container.clone(), events, log));
         container
@@ -93,10 +104,14 @@ impl Container {
 
     /// Lets the created container run, as soon as its module is loaded.
     pub async fn start(&self, events: &Events, log: &Log) -> Result<()> {
-        if let Some(steps) = self.main.loaded().await? {
+        let failed = |_: &_| self.counters.count(Counter::StartFailures);
+        if let Some(steps) = self.main.loaded().await.inspect_err(failed)? {
             log.debug(&format!("started {}: microseconds: {steps}", self.id));
         }
         self.main.begin()?;
+        if let Some(begun) = self.begun {
+            begun.started(&self.counters, self.main.pid());
+        }
         events.publish(&TaskStart {
             container_id: self.id.clone(),
             pid: self.main.pid(),
@@ -282,6 +297,17 @@ impl Container {
         })
     }
 
+    /// Tells the node's counters of growths that were refused since it was told last.
+    pub fn count_refused(&self) {
+        let count = |process: &Process| {
+            let refused = process.newly_refused();
+            self.counters.add(Counter::GrowthsRefused, refused);
+        };
+        count(&self.main);
+        let execs = lock(&self.execs);
+        execs.values().for_each(|exec| count(&exec.process));
+    }
+
     /// Gives the end of a process its reason where the kernel's OOM killer was it: each of its kills is told once.
     fn explain_oom_kill(&self, end: &mut End) {
         let kills = self.cgroup.as_ref().map_or(0, Cgroup::oom_kills);
@@ -359,6 +385,10 @@ fn ended(container: &Container, process: &Process, end: &End, events: &Events) {
         status: end.status.into(),
         at: now(),
     };
+    if container.begun.is_some() && process.status() != Status::CREATED {
+        count::ended(&container.counters, process.pid(), end);
+        container.count_refused();
+    }
     process.stop();
     if end.out_of_memory {
         events.publish(&TaskOOM {

@@ -6,6 +6,7 @@
 mod boot;
 mod cleanup;
 mod container;
+mod count;
 mod delegate;
 mod error;
 mod events;

@@ -7,10 +7,12 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use slipway_cgroup::{Cgroup, Registration};
+use slipway_counters::{Counter, Counters};
 use slipway_launch::{
     Compiler, Guest, Helpers, Install, LayerSource, Resolved, StartError, Surroundings,
 };
@@ -20,6 +22,7 @@ use slipway_sys::CgroupEntry;
 use tokio::sync::Notify;
 
 use crate::container::{self, Container, Exec, Parts};
+use crate::count::{self, Begun};
 use crate::delegate::Delegate;
 use crate::error::{self, Result};
 use crate::events::Events;
@@ -84,6 +87,8 @@ pub struct Pod {
     pub events: Events,
     /// The shim's log.
     pub log: Log,
+    /// The node's counters.
+    counters: Counters,
     members: Mutex<HashMap<String, Member>>,
     /// The sandbox's cgroup: it lives as long as the pod.
     cgroup: OnceLock<Cgroup>,
@@ -122,6 +127,7 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
                 .or(settings.cache_bytes)
                 .unwrap_or(CACHE_BYTES),
             log: settings.log,
+            counters: Counters::new(Path::new(slipway_counters::DIR)),
             members: Mutex::default(),
             cgroup: OnceLock::new(),
             early: Mutex::default(),
@@ -186,7 +192,10 @@ impl Pod {
                 lock(&self.members).insert(request.id.clone(), Member::Linux);
                 return Ok(pid);
             }
-            Err(e) => return Err(error::start(&e)),
+            Err(e) => {
+                self.counters.count(Counter::StartFailures);
+                return Err(error::start(&e));
+            }
         };
         let pid = container.main.pid();
         self.publish_create(request, pid);
@@ -219,6 +228,7 @@ impl Pod {
         request: &api::CreateTaskRequest,
     ) -> std::result::Result<Arc<Container>, StartError> {
         let refused = |e: &dyn std::fmt::Display| StartError::Refused(e.to_string());
+        let asked = Instant::now();
         let steps = Timeline::begin();
         let plan = slipway_spec::read(Path::new(&request.bundle)).map_err(|e| refused(&e))?;
         match plan.role {
@@ -226,7 +236,7 @@ impl Pod {
                 let sandbox = self.make_sandbox(&request.id, plan, steps);
                 self.create_sandbox(request, sandbox).await
             }
-            Role::Container => match self.create_wasm(request, &plan, steps).await {
+            Role::Container => match self.create_wasm(request, &plan, steps, asked).await {
                 // Only a pod has a delegate.
                 Err(e @ StartError::NotWasm(_)) if plan.sandbox_id.is_none() => Err(refused(&e)),
                 created => created,
@@ -308,6 +318,7 @@ impl Pod {
         request: &api::CreateTaskRequest,
         plan: &Plan,
         mut steps: Timeline,
+        asked: Instant,
     ) -> std::result::Result<Arc<Container>, StartError> {
         let cgroup = self.cgroup_of(&request.id, plan);
         steps.mark("spec");
@@ -344,7 +355,9 @@ impl Pod {
         self.log_steps(request, &steps);
         let main = Process::new(&request.id, paths(request), request.terminal);
         main.embody(Body::Guest(guest), Some(budget.clone()), streams);
-        Ok(self.container(request, plan, made.keep(), main, Some(budget)))
+        let begun = Begun::created(&self.counters, asked, resolved.missed);
+        let guest = Some((budget, begun));
+        Ok(self.container(request, plan, made.keep(), main, guest))
     }
 
     /// Leads a guest to its module: a file of the root file system, or, where there is none, the image's layer.
@@ -381,6 +394,7 @@ impl Pod {
             cache_dir: self.cache_dir.clone(),
             cache_bytes: self.cache_bytes,
             cgroup: cgroup.cloned(),
+            counters: self.counters.clone(),
             progress: {
                 let log = self.log.clone();
                 Arc::new(move |text: &str| log.info(text))
@@ -394,8 +408,9 @@ impl Pod {
         plan: &Plan,
         cgroup: Option<Cgroup>,
         main: Process,
-        budget: Option<Arc<Budget>>,
+        guest: Option<(Arc<Budget>, Begun)>,
     ) -> Arc<Container> {
+        let (budget, begun) = guest.unzip();
         let parts = Parts {
             id: request.id.clone(),
             bundle: request.bundle.clone(),
@@ -403,6 +418,8 @@ impl Pod {
             cgroup,
             main,
             budget,
+            counters: self.counters.clone(),
+            begun,
         };
         Container::new(parts, self.events.clone(), self.log.clone())
     }
@@ -444,6 +461,7 @@ impl Pod {
 
     /// Start of an exec: a new guest in the container's namespaces, cgroup and root file system.
     pub async fn start_exec(&self, container: &Arc<Container>, exec: &Arc<Exec>) -> Result<()> {
+        let asked = Instant::now();
         let started = self.run_exec(container, exec).await;
         if let Err(e) = started {
             exec.process.fail();
@@ -461,6 +479,7 @@ impl Pod {
             return Err(e);
         }
         exec.process.begin()?;
+        count::exec_started(&self.counters, asked, exec.process.pid());
         container::exec_started(container, exec, &self.events);
         Ok(())
     }

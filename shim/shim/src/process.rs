@@ -8,6 +8,7 @@
 //! there: a TaskExit cannot overtake its TaskStart, and a TaskOOM precedes its TaskExit.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -100,6 +101,8 @@ pub struct Process {
     body: OnceLock<Body>,
     /// The guest's memory budget; kept for as long as the process is known.
     budget: OnceLock<Arc<Budget>>,
+    /// Refused growths that have been counted.
+    refused: AtomicU64,
     life: Mutex<Life>,
     exit: watch::Sender<Option<Exit>>,
 }
@@ -120,6 +123,7 @@ impl Process {
             terminal,
             body: OnceLock::new(),
             budget: OnceLock::new(),
+            refused: AtomicU64::new(0),
             life: Mutex::new(Life {
                 status: Status::CREATED,
                 streams: None,
@@ -205,6 +209,13 @@ impl Process {
             Some(Body::Guest(guest)) if self.status() != Status::CREATED => guest.limit_data(limit),
             _ => {}
         }
+    }
+
+    /// Growths of memory that were refused since the last call.
+    pub fn newly_refused(&self) -> u64 {
+        let usage = self.budget.get().and_then(|page| page.read().ok());
+        let refused = usage.map_or(0, |usage| usage.refused);
+        refused.saturating_sub(self.refused.swap(refused, Relaxed))
     }
 
     /// Sends a signal.

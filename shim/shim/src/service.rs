@@ -191,6 +191,7 @@ service! {
             match self.0.member(&request.id)? {
                 Member::Own(container) => {
                     let cgroup = container.cgroup.as_ref().ok_or_else(|| error::precondition("linux.cgroupsPath is empty: nothing is accounted"))?;
+                    container.count_refused();
                     let any = stats::read(cgroup, container.memory()).map_err(error::internal)?;
                     Ok(api::StatsResponse { stats: MessageField::some(any), ..Default::default() })
                 }

@@ -3,6 +3,10 @@
 //! Everything here is Linux; what `rustix` offers as a safe function is called from there directly.
 //! This crate is the only place (besides the guest's engine hook) that may say `unsafe`.
 
+mod shared;
+
+pub use shared::{SharedWords, lock_byte, locked_bytes};
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
