@@ -365,6 +365,41 @@ mod tests {
         assert_eq!(running(), 2);
     }
 
+    /// `cargo test --release -p slipway-counters cost -- --nocapture` prints the figures; the bound is for any machine.
+    #[test]
+    fn the_cost_of_a_start_is_microseconds() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let timed = |of: &mut dyn FnMut()| {
+            let started = std::time::Instant::now();
+            of();
+            started.elapsed()
+        };
+        let (mut first, mut more): (Vec<_>, Vec<_>) = (1..=1000)
+            .map(|pid| {
+                let counters = Counters::new(dir.path());
+                let opened = timed(&mut || counters.count(Counter::CacheHits));
+                // What else a start counts, and its end.
+                let counted = timed(&mut || {
+                    counters.observe(Histogram::CreateHit, Duration::from_millis(2));
+                    counters.observe(Histogram::StartHit, Duration::from_millis(9));
+                    counters.runs(pid, true);
+                    counters.runs(pid, false);
+                    counters.count(Counter::EndedCompleted);
+                });
+                (opened, counted)
+            })
+            .unzip();
+        for (what, times) in [
+            ("first count", &mut first),
+            ("a start and an end", &mut more),
+        ] {
+            times.sort();
+            let [p50, p95] = [times[500], times[950]];
+            println!("{what}: {p50:?} p50, {p95:?} p95");
+            assert!(p50 < Duration::from_millis(1), "{what}: {p50:?}");
+        }
+    }
+
     #[test]
     fn a_duration_is_in_the_bucket_that_it_is_not_above() {
         let dir = tempfile::tempdir().unwrap();
