@@ -6,6 +6,7 @@
 mod devices;
 mod mounts;
 mod resolve;
+mod seccomp;
 mod sys;
 
 use std::ffi::CString;
@@ -98,9 +99,14 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("skeleton");
     drop_privileges(&launch)?;
     steps.mark("privileges");
-    let loaded = engine
-        .load(mounts::ARTEFACT)
-        .map_err(|e| format!("{}: {e}", module.path))?;
+    if let Some(filter) = &launch.seccomp {
+        seccomp::enter(filter)?;
+        steps.mark("seccomp");
+    }
+    let loaded = engine.load(mounts::ARTEFACT).map_err(|e| {
+        let cause = seccomp::cause(&launch);
+        format!("{}: {e}{cause}", module.path)
+    })?;
     check_minimum(&loaded, &module.path)?;
     let call = entry_call(&loaded, &launch, entry)?;
     let wasi = wasi(&launch)?;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit};
-use slipway_protocol::{End, Error, FromGuest, Timeline, ToGuest};
+use slipway_protocol::{End, Error, FORBIDDEN_CALL, FromGuest, Timeline, ToGuest};
 use slipway_spec::Namespace;
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tokio::io::Interest;
@@ -228,11 +228,14 @@ fn data(pid: i32) -> u64 {
 /// stack itself ran out.
 fn unreported(status: u32) -> End {
     const SIGSEGV: u32 = 128 + libc::SIGSEGV as u32;
+    const SIGSYS: u32 = 128 + libc::SIGSYS as u32;
     let (status, reason) = match status {
         SIGSEGV => (
             134,
             "trap: call stack exhausted, or a fault in the engine (SIGSEGV)".to_string(),
         ),
+        // A filter's kill; one that is trapped is reported.
+        SIGSYS => (159, FORBIDDEN_CALL.to_string()),
         other => (u8::try_from(other).unwrap_or(255), String::new()),
     };
     End {

@@ -102,6 +102,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         rlimits: plan.rlimits.clone(),
         cpu_time: plan.cpu_time,
         drain: plan.drain,
+        seccomp: plan.seccomp.clone(),
         with_parent: plan.with_parent,
         ca_certificates: plan.ca_certificates,
         skeleton: install.skeleton().display().to_string(),

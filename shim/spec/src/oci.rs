@@ -125,7 +125,34 @@ pub(crate) struct Device {
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Seccomp {
+    pub default_action: String,
+    pub default_errno_ret: Option<u32>,
+    #[serde(deserialize_with = "or_default")]
+    pub architectures: Vec<String>,
+    pub flags: Option<Vec<String>>,
     pub listener_path: String,
+    #[serde(deserialize_with = "or_default")]
+    pub syscalls: Vec<Syscall>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Syscall {
+    #[serde(deserialize_with = "or_default")]
+    pub names: Vec<String>,
+    pub action: String,
+    pub errno_ret: Option<u32>,
+    #[serde(deserialize_with = "or_default")]
+    pub args: Vec<SyscallArg>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct SyscallArg {
+    pub index: u32,
+    pub value: u64,
+    pub value_two: u64,
+    pub op: String,
 }
 
 #[derive(Deserialize, Default)]

@@ -1,0 +1,28 @@
+//! A seccomp filter on its way from the spec to the kernel.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a process under a filter ended by SIGSYS, for people.
+pub const FORBIDDEN_CALL: &str = "linux.seccomp: the profile forbids a system call that the process made (SIGSYS); the node's audit log may name it";
+
+/// What seccomp(2) takes: made of the spec by the host, installed by the guest as it is.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, Default)]
+pub struct Seccomp {
+    /// `SECCOMP_FILTER_FLAG_…`.
+    pub flags: u64,
+    /// At most 4096 instructions.
+    pub program: Vec<Instruction>,
+}
+
+/// One instruction of classic BPF: `struct sock_filter`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Instruction {
+    /// What to do.
+    pub code: u16,
+    /// Instructions to skip where a comparison holds.
+    pub jt: u8,
+    /// Instructions to skip where it does not.
+    pub jf: u8,
+    /// The operand.
+    pub k: u32,
+}
