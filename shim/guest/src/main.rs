@@ -14,7 +14,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
-use slipway_protocol::{CONTROL_FD, End, FromGuest, Launch, PAGE_BYTES, Tier, Timeline, ToGuest};
+use slipway_protocol::{
+    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, PAGE_BYTES, Tier, Timeline, ToGuest,
+};
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
 enum Stop {
@@ -53,9 +55,11 @@ fn main() {
             sys::exit(i32::from(end.status))
         }
         Err(Stop::Tell(message)) => {
-            let _ = slipway_protocol::send(control, &message, &[]);
             // The host has the last word: it kills a guest that failed. This returns when the host itself is gone.
-            let _ = slipway_protocol::recv::<ToGuest>(control);
+            // A seccomp profile may forbid either; then the end itself is all that can be told.
+            if slipway_protocol::send(control, &message, &[]).is_ok() {
+                let _ = slipway_protocol::recv::<ToGuest>(control);
+            }
             sys::exit(1)
         }
         Err(Stop::Silent) => sys::exit(1),
@@ -104,7 +108,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         steps.mark("seccomp");
     }
     let loaded = engine.load(mounts::ARTEFACT).map_err(|e| {
-        let cause = seccomp::cause(&launch);
+        let cause = launch.seccomp.as_ref().map_or("", |_| LOADING_FILTERED);
         format!("{}: {e}{cause}", module.path)
     })?;
     check_minimum(&loaded, &module.path)?;

@@ -158,6 +158,9 @@ where
     if limits.iter().any(|l| l.0 == libc::RLIMIT_DATA as i32) {
         guest.keep_data_limit();
     }
+    if launch.seccomp.is_some() {
+        guest.note_filter();
+    }
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.
     let mut fds = vec![host.budget.as_fd(), body.as_fd()];

@@ -40,7 +40,7 @@ mod budget;
 mod seccomp;
 mod timeline;
 pub use budget::{Budget, BudgetPage, PAGE_BYTES, Usage};
-pub use seccomp::{FORBIDDEN_CALL, Instruction, Seccomp};
+pub use seccomp::{FORBIDDEN_CALL, Instruction, LOADING_FILTERED, Seccomp};
 pub use timeline::Timeline;
 
 /// The guest's end of the pair is this descriptor.
