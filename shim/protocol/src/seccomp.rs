@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// Why a process under a filter ended by SIGSYS, for people.
-pub const FORBIDDEN_CALL: &str = "linux.seccomp: the profile forbids a system call that the process made (SIGSYS)";
+pub const FORBIDDEN_CALL: &str =
+    "linux.seccomp: the profile forbids a system call that the process made (SIGSYS)";
 
 /// What a failure has for its probable cause where every module loads, and this one is the first thing under a filter.
 pub const LOADING_FILTERED: &str = "; perhaps linux.seccomp forbids what loading a module takes: brk, close, fstat, mmap, mprotect, munmap, openat, read, recvmsg, sendmsg";

@@ -5,15 +5,12 @@
 
 mod bpf;
 
-use std::collections::BTreeMap;
-
 use libc::{
     SECCOMP_FILTER_FLAG_LOG, SECCOMP_FILTER_FLAG_SPEC_ALLOW, SECCOMP_FILTER_FLAG_TSYNC,
     SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_KILL_THREAD,
     SECCOMP_RET_LOG, SECCOMP_RET_TRACE, SECCOMP_RET_TRAP,
 };
 use slipway_protocol::Seccomp;
-use syscalls::Sysno;
 
 use crate::{Error, oci, plan::refuse};
 use bpf::{Action, Condition, Operator, Verdict};
@@ -64,8 +61,7 @@ pub fn filter(profile: &oci::Seccomp) -> Result<Option<Seccomp>, Error> {
         ("linux.seccomp.defaultAction", &profile.default_action),
         ("linux.seccomp.defaultErrnoRet", profile.default_errno_ret),
     )?;
-    let mut calls = BTreeMap::new();
-    let mut last = 0;
+    let mut table: Vec<Verdict> = Vec::new();
     for (i, rule) in profile.syscalls.iter().enumerate() {
         let field = format!("linux.seccomp.syscalls[{i}]");
         let action = action(
@@ -73,24 +69,23 @@ pub fn filter(profile: &oci::Seccomp) -> Result<Option<Seccomp>, Error> {
             (&format!("{field}.errnoRet"), rule.errno_ret),
         )?;
         let conditions = conditions(&field, &rule.args)?;
-        // A name that this node's kernel cannot have either, or that of another architecture.
-        let known = |name: &String| name.parse().ok().map(|call: Sysno| call.id() as u32);
-        for number in rule.names.iter().filter_map(known) {
-            last = last.max(number);
-            if action != others {
-                add(&mut calls, number, &conditions, action, others);
+        for number in rule.names.iter().filter_map(|call| call.0) {
+            let index = number as usize;
+            if table.len() <= index {
+                table.resize(index + 1, others.into());
             }
+            add(&mut table[index], &conditions, action, others);
         }
     }
     // A call that is newer than the profile is one that the kernel does not have: a library tries another one then, and
     // would take the profile's error for the call's own.
     let missing = SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
-    let permissive = matches!(
-        profile.default_action.as_str(),
-        "SCMP_ACT_ALLOW" | "SCMP_ACT_LOG" | "SCMP_ACT_TRACE"
-    );
-    let beyond = (last > 0 && !permissive).then_some((last + 1, missing));
-    let program = bpf::program(calls, others, beyond);
+    let beyond = match profile.default_action.as_str() {
+        "SCMP_ACT_ALLOW" | "SCMP_ACT_LOG" | "SCMP_ACT_TRACE" => others,
+        _ if table.is_empty() => others,
+        _ => missing,
+    };
+    let program = bpf::program(table, beyond);
     if program.len() > MAX_INSTRUCTIONS {
         return Err(refuse(
             "linux.seccomp.syscalls",
@@ -106,17 +101,10 @@ pub fn filter(profile: &oci::Seccomp) -> Result<Option<Seccomp>, Error> {
     }))
 }
 
-/// A rule for a call. The first without conditions is for all cases, whatever others say; of those with conditions the
-/// first counts that fits.
-fn add(
-    calls: &mut BTreeMap<u32, Verdict>,
-    number: u32,
-    conditions: &[Vec<Condition>],
-    action: Action,
-    others: Action,
-) {
-    let verdict = calls.entry(number).or_insert_with(|| others.into());
-    if verdict.otherwise != others {
+/// Adds a rule to a call's verdict. The first without conditions is for all cases, whatever others say; of those with
+/// conditions the first counts that fits. One that does what is done anyway is none.
+fn add(verdict: &mut Verdict, conditions: &[Vec<Condition>], action: Action, others: Action) {
+    if action == others || verdict.otherwise != others {
         return;
     }
     if conditions.is_empty() {

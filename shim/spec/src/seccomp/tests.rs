@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 use slipway_protocol::{Instruction, Seccomp};
+use syscalls::Sysno;
 
 use super::*;
 
