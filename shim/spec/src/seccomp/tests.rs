@@ -158,7 +158,8 @@ fn operators_compare_all_64_bits() {
         6 << 32 | 6,
         u64::MAX,
     ];
-    let holds: [(&str, fn(u64) -> bool); 6] = [
+    type Holds = fn(u64) -> bool;
+    let holds: [(&str, Holds); 6] = [
         ("SCMP_CMP_EQ", |a| a == BIG),
         ("SCMP_CMP_NE", |a| a != BIG),
         ("SCMP_CMP_LT", |a| a < BIG),
