@@ -21,14 +21,22 @@ func TestRestrictedPod(t *testing.T) {
 	if err := s.try(one("refused", "hello", "")); err == nil || !strings.Contains(err.Error(), "violates PodSecurity") {
 		s.Errorf("a pod without a security context: %v", err)
 	}
-	// A safe sysctl: containerd before 2.0 does not set it for all pods.
+	// A safe sysctl: containerd before 2.0 does not set it for all pods. The container beside sees the module's process.
 	s.apply(one("server", "http-server", restricted+`
 ports: [{containerPort: 80}]
 env: [{name: PORT, value: "80"}]
 readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}`,
-		`securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "80"}]}`))
+		`shareProcessNamespace: true`,
+		`securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "80"}]}`) + `
+  - name: beside
+    image: BUSYBOX
+    imagePullPolicy: PULL
+    command: [sleep, "100000"]
+    ` + strings.ReplaceAll(strings.TrimSpace(restricted), "\n", "\n    "))
 	s.apply(one("writer", "envfiles", restricted+`args: [write, /file, x]`))
 	s.pod("server", ready)
+	s.contains(s.kubectl("exec", "server", "-c", "beside", "--", "sh", "-c",
+		"grep -l slipway-guest /proc/[0-9]*/status | xargs grep Seccomp:"), "Seccomp:\t2")
 	if end := s.ended("writer", "c"); end.ExitCode != 1 {
 		s.Errorf("the writer ended with %d", end.ExitCode)
 	}

@@ -6,6 +6,7 @@
 mod devices;
 mod mounts;
 mod resolve;
+mod seccomp;
 mod sys;
 
 use std::ffi::CString;
@@ -13,7 +14,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
-use slipway_protocol::{CONTROL_FD, End, FromGuest, Launch, PAGE_BYTES, Tier, Timeline, ToGuest};
+use slipway_protocol::{
+    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, PAGE_BYTES, Tier, Timeline, ToGuest,
+};
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
 enum Stop {
@@ -52,9 +55,11 @@ fn main() {
             sys::exit(i32::from(end.status))
         }
         Err(Stop::Tell(message)) => {
-            let _ = slipway_protocol::send(control, &message, &[]);
             // The host has the last word: it kills a guest that failed. This returns when the host itself is gone.
-            let _ = slipway_protocol::recv::<ToGuest>(control);
+            // A seccomp profile may forbid either; then the end itself is all that can be told.
+            if slipway_protocol::send(control, &message, &[]).is_ok() {
+                let _ = slipway_protocol::recv::<ToGuest>(control);
+            }
             sys::exit(1)
         }
         Err(Stop::Silent) => sys::exit(1),
@@ -106,9 +111,14 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("skeleton");
     drop_privileges(&launch)?;
     steps.mark("privileges");
-    let loaded = engine
-        .load(mounts::ARTEFACT)
-        .map_err(|e| format!("{path}: {e}"))?;
+    if let Some(filter) = &launch.seccomp {
+        seccomp::enter(filter)?;
+        steps.mark("seccomp");
+    }
+    let loaded = engine.load(mounts::ARTEFACT).map_err(|e| {
+        let cause = launch.seccomp.as_ref().map_or("", |_| LOADING_FILTERED);
+        format!("{path}: {e}{cause}")
+    })?;
     check_minimum(&loaded, &path)?;
     let call = entry_call(&loaded, &launch, entry)?;
     let wasi = wasi(&launch)?;

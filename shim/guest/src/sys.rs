@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use slipway_protocol::{BudgetPage, CONTROL_FD, End, FromGuest};
+use slipway_protocol::{BudgetPage, CONTROL_FD, End, FORBIDDEN_CALL, FromGuest};
 
 /// The budget shared with the host; null before the launch.
 static BUDGET: AtomicPtr<BudgetPage> = AtomicPtr::new(ptr::null_mut());
@@ -243,6 +243,11 @@ fn set_report(signal: c_int, reason: String) {
 pub fn report_cpu_time(seconds: u64) {
     let reason = format!("CPU-time budget used up: the program may compute for {seconds} s");
     set_report(libc::SIGXCPU, reason);
+}
+
+/// The end that a filter's SECCOMP_RET_TRAP brings gets a reason.
+pub fn report_trapped_calls() {
+    set_report(libc::SIGSYS, FORBIDDEN_CALL.to_string());
 }
 
 /// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit};
-use slipway_protocol::{End, Error, FromGuest, Timeline, ToGuest};
+use slipway_protocol::{
+    End, Error, FORBIDDEN_CALL, FromGuest, LOADING_FILTERED, Timeline, ToGuest,
+};
 use slipway_spec::Namespace;
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tokio::io::Interest;
@@ -25,6 +27,8 @@ pub struct Guest {
     loaded: watch::Sender<Option<Result<Timeline, String>>>,
     /// Data of the process when its module was loaded and had no memory yet, in bytes; `None`: the spec has set a limit.
     own_data: OnceLock<Option<u64>>,
+    /// It loads its module under a seccomp filter.
+    filtered: OnceLock<()>,
 }
 
 /// What the engine may take for itself while the module runs, beyond the module's budget, in bytes: stacks of the
@@ -85,6 +89,7 @@ impl Guest {
             control: slipway_sys::watch(control, Interest::READABLE)?,
             loaded: watch::Sender::new(None),
             own_data: OnceLock::new(),
+            filtered: OnceLock::new(),
         })
     }
 
@@ -148,6 +153,11 @@ impl Guest {
         let _ = self.own_data.set(None);
     }
 
+    /// Its launch has a seccomp filter: an end without a word may be the filter's work.
+    pub(crate) fn note_filter(&self) {
+        let _ = self.filtered.set(());
+    }
+
     /// Moves the fence behind the memory budget: RLIMIT_DATA, a little above it, for what the engine takes for itself.
     /// Moving another user's limit needs CAP_SYS_RESOURCE, which a nested host may not have: it is a wish then.
     pub fn limit_data(&self, budget: Option<u64>) {
@@ -209,7 +219,8 @@ impl Guest {
         self.loaded.send_if_modified(|told| {
             let unknown = told.is_none();
             if unknown {
-                *told = Some(Err(died(&end).to_string()));
+                let cause = self.filtered.get().map_or("", |()| LOADING_FILTERED);
+                *told = Some(Err(format!("{}{cause}", died(&end))));
             }
             unknown
         });
@@ -228,11 +239,14 @@ fn data(pid: i32) -> u64 {
 /// stack itself ran out.
 fn unreported(status: u32) -> End {
     const SIGSEGV: u32 = 128 + libc::SIGSEGV as u32;
+    const SIGSYS: u32 = 128 + libc::SIGSYS as u32;
     let (status, reason) = match status {
         SIGSEGV => (
             134,
             "trap: call stack exhausted, or a fault in the engine (SIGSEGV)".to_string(),
         ),
+        // A filter's kill; one that is trapped is reported.
+        SIGSYS => (159, FORBIDDEN_CALL.to_string()),
         other => (u8::try_from(other).unwrap_or(255), String::new()),
     };
     End {

@@ -105,6 +105,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         rlimits: plan.rlimits.clone(),
         cpu_time: plan.cpu_time,
         drain: plan.drain,
+        seccomp: plan.seccomp.clone(),
         with_parent: plan.with_parent,
         ca_certificates: plan.ca_certificates,
         skeleton: install.skeleton().display().to_string(),
@@ -159,6 +160,9 @@ where
     let limits = &launch.rlimits;
     if limits.iter().any(|l| l.0 == libc::RLIMIT_DATA as i32) {
         guest.keep_data_limit();
+    }
+    if launch.seccomp.is_some() {
+        guest.note_filter();
     }
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.

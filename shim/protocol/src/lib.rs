@@ -37,8 +37,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 mod budget;
+mod seccomp;
 mod timeline;
 pub use budget::{Budget, BudgetPage, PAGE_BYTES, Usage};
+pub use seccomp::{FORBIDDEN_CALL, Instruction, LOADING_FILTERED, Seccomp};
 pub use timeline::Timeline;
 
 /// The guest's end of the pair is this descriptor.
@@ -163,6 +165,8 @@ pub struct Launch {
     pub cpu_time: Option<u64>,
     /// SIGTERM closes the sockets that listen and leaves the rest to the program.
     pub drain: bool,
+    /// What the kernel lets the process call from the moment on that it loads the module; `None`: everything.
+    pub seccomp: Option<Seccomp>,
     /// The guest is killed when the thread that has started it ends.
     pub with_parent: bool,
     /// The node's CA certificates at [`CA_CERTIFICATES`], where neither image nor volumes have that file.

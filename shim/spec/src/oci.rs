@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use syscalls::Sysno;
 
 /// Go writes an empty list or map as `null`.
 fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
@@ -125,7 +126,58 @@ pub(crate) struct Device {
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Seccomp {
+    pub default_action: String,
+    pub default_errno_ret: Option<u32>,
+    #[serde(deserialize_with = "or_default")]
+    pub architectures: Vec<String>,
+    pub flags: Option<Vec<String>>,
     pub listener_path: String,
+    #[serde(deserialize_with = "or_default")]
+    pub syscalls: Vec<Syscall>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Syscall {
+    #[serde(deserialize_with = "or_default")]
+    pub names: Vec<Call>,
+    pub action: String,
+    pub errno_ret: Option<u32>,
+    #[serde(deserialize_with = "or_default")]
+    pub args: Vec<SyscallArg>,
+}
+
+/// A system call by its number; `None`: this architecture has none of that name. A profile names hundreds, and a shim
+/// shall not keep as many strings.
+#[derive(Clone, Copy)]
+pub(crate) struct Call(pub Option<u32>);
+
+impl<'de> Deserialize<'de> for Call {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl serde::de::Visitor<'_> for Name {
+            type Value = Call;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the name of a system call")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Call, E> {
+                let call = name.parse().ok();
+                Ok(Call(call.map(|call: Sysno| call.id() as u32)))
+            }
+        }
+        d.deserialize_str(Name)
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct SyscallArg {
+    pub index: u32,
+    pub value: u64,
+    pub value_two: u64,
+    pub op: String,
 }
 
 #[derive(Deserialize, Default)]

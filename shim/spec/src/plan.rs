@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use slipway_protocol::{CA_CERTIFICATES, Mount, Tier};
+use slipway_protocol::{CA_CERTIFICATES, Mount, Seccomp, Tier};
 
-use crate::{Error, mount, oci, parse_options, refused};
+use crate::{Error, mount, oci, parse_options, refused, seccomp};
 
 pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 pub(crate) const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
@@ -158,6 +158,8 @@ pub struct Plan {
     pub with_parent: bool,
     /// Annotation `slipway.dev/ca-certificates: node`: the node's CA certificates, where the image has none.
     pub ca_certificates: bool,
+    /// linux.seccomp, for each process of a container.
+    pub seccomp: Option<Seccomp>,
     /// For the guest's /proc/self/oom_score_adj.
     pub oom_score_adj: Option<i32>,
     /// root.path; relative to the bundle.
@@ -303,6 +305,13 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         drain: annotation(STOP).is_some_and(|text| unsupported.note(drain(&text)).is_some()),
         ca_certificates,
         with_parent: false,
+        // A sandbox's holder runs no program.
+        seccomp: match role {
+            Role::Sandbox => None,
+            Role::Container => unsupported
+                .note(seccomp::filter(&spec.linux.seccomp))
+                .flatten(),
+        },
         oom_score_adj: process.oom_score_adj,
         root_path: spec.root.path,
         root_readonly: spec.root.readonly,

@@ -362,7 +362,7 @@ fn samples() -> Vec<(&'static str, Value)> {
         ),
         (
             "linux.seccomp.defaultErrnoRet",
-            linux(json!({"seccomp": {"defaultErrnoRet": 1}})),
+            linux(json!({"seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 13}})),
         ),
         (
             "linux.seccomp.architectures",
@@ -370,7 +370,9 @@ fn samples() -> Vec<(&'static str, Value)> {
         ),
         (
             "linux.seccomp.flags",
-            linux(json!({"seccomp": {"flags": ["SECCOMP_FILTER_FLAG_LOG"]}})),
+            linux(
+                json!({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}}),
+            ),
         ),
         (
             "linux.seccomp.listenerPath",
@@ -383,7 +385,7 @@ fn samples() -> Vec<(&'static str, Value)> {
         (
             "linux.seccomp.syscalls[].*",
             linux(
-                json!({"seccomp": {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}]}}),
+                json!({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_LOG"}]}}),
             ),
         ),
         (

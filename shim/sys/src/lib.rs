@@ -362,6 +362,27 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), String> {
     rustix::thread::set_no_new_privs(true).map_err(|e| format!("no_new_privs: {e}"))
 }
 
+/// Lets a filter decide about each further system call of this thread, and of what it starts (seccomp(2)). Needs
+/// no_new_privs.
+///
+/// # Errors
+/// The system call's: EINVAL for a program or flags that the kernel does not take.
+pub fn set_seccomp_filter(flags: u64, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let filter = program.as_mut_ptr();
+    let program = libc::sock_fprog { len, filter };
+    // SAFETY: the kernel copies and checks the program, which lives during the call.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    check(r as i32)
+}
+
 /// Makes the current directory the root of this process and lets go of the old one. For a private mount namespace.
 ///
 /// # Errors

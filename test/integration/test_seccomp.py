@@ -1,0 +1,99 @@
+"""The seccomp profile of a pod: in the kernel, and as its module sees it."""
+import json
+import subprocess
+
+from harness import PATIENCE, ROOT, PodTest
+
+SHARED_PID = {"namespace_options": {"pid": 1}}
+RUNTIME_DEFAULT = {"profile_type": 0}
+UNCONFINED = {"profile_type": 1}
+O_CREAT = 0o100
+# What a write to a new file takes; loading a module makes no file.
+CREATE = {"names": ["openat"], "args": [{"index": 2, "value": O_CREAT, "valueTwo": O_CREAT, "op": "SCMP_CMP_MASKED_EQ"}]}
+
+# What docs/oci.md says that a profile has to allow, and what a program takes that writes a line.
+LOADING = [
+    "brk", "close", "dup2", "exit_group", "fstat", "mmap", "mprotect", "munmap", "newfstatat", "openat", "read", "recvfrom", "recvmsg",
+    "rt_sigaction", "sendmsg"]
+WRITING = ["writev"]
+
+
+def all_but(action, **rule):
+    """A profile with one rule: everything else is allowed."""
+    return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{**rule, "action": action}]}
+
+
+class Seccomp(PodTest):
+    def create(self, pod, image, args, profile, **fields):
+        return pod.create(image, args, linux={"security_context": {**SHARED_PID, "seccomp": profile}}, **fields)
+
+    def localhost(self, profile):
+        """A profile of one's own: a file of the node."""
+        path = f"{self.bed.root}/seccomp{self.bed.number()}.json"
+        with open(path, "w") as f:
+            json.dump(profile, f)
+        return {"profile_type": 2, "localhost_ref": path}
+
+    def modes(self, container):
+        """Of each process of a container: 2 is a filter, 0 none."""
+        pids = [line.split()[0] for line in self.bed.ctr("tasks", "ps", container.id).stdout.splitlines()[1:]]
+        read = self.bed.run("grep", "-h", "Seccomp:", *[f"/proc/{pid}/status" for pid in pids])
+        return [line.split()[1] for line in read.stdout.splitlines()]
+
+    def write(self, container):
+        return self.bed.crictl("exec", "-s", container.id, "/envfiles.wasm", "write", "/file", "x", check=False)
+
+    def test_the_runtimes_default_is_the_filter_of_a_guest_and_its_execs(self):
+        pod = self.pod()
+        server = self.create(pod, self.bed.example("tcp-echo"), [], RUNTIME_DEFAULT)
+        server.start()
+        server.until("listening")
+        self.assertEqual(self.modes(server), ["2"])
+        done = self.bed.run("python3", "-c", (
+            "import socket,sys; s=socket.create_connection((sys.argv[1],8080),5); s.sendall(b'ping'); print(s.recv(4))"), pod.ip())
+        self.assertIn("ping", done.stdout)
+
+        files = self.create(pod, self.bed.example("envfiles"), ["stdin"], RUNTIME_DEFAULT, stdin=True)
+        files.start()
+        self.assertEqual(self.write(files).returncode, 0)
+        self.assertEqual(self.bed.crictl("exec", "-s", files.id, "/envfiles.wasm", "cat", "/file").stdout.strip(), "x")
+        command = [f"{ROOT}/test/bed/bed", "run", self.bed.root, "crictl", "-c", f"{self.bed.root}/crictl.yaml"]
+        exec = subprocess.Popen([*command, "exec", "-i", files.id, "/envfiles.wasm", "stdin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        exec.stdin.write("here\n")
+        exec.stdin.flush()
+        self.assertEqual(exec.stdout.readline(), "here\n")
+        self.assertEqual(self.modes(files), ["2", "2"])
+        exec.communicate(timeout=PATIENCE)
+
+        plain = self.create(pod, self.bed.example("envfiles"), ["stdin"], UNCONFINED, stdin=True)
+        plain.start()
+        self.assertEqual(self.modes(plain), ["0"])
+
+    def test_a_profile_of_ones_own_decides_about_each_call(self):
+        pod, image = self.pod(), self.bed.example("envfiles")
+        container = self.create(pod, image, ["stdin"], self.localhost(all_but("SCMP_ACT_ERRNO", errnoRet=13, **CREATE)), stdin=True)
+        container.start()
+        self.assertIn("Permission denied", self.write(container).stderr)
+        self.assertEqual(self.bed.crictl("exec", "-s", container.id, "/envfiles.wasm", "cat", "/etc/hostname").returncode, 0)
+        for action, told in (("SCMP_ACT_TRAP", "slipway: linux.seccomp: the profile forbids a system call"), ("SCMP_ACT_KILL", "")):
+            with self.subTest(action):
+                container = self.create(pod, image, ["write", "/file", "x"], self.localhost(all_but(action, **CREATE)))
+                container.start()
+                self.assertEqual(container.ended()["exitCode"], 159)
+                self.assertEqual(container.text()[:len(told)] if told else container.text(), told)
+        little = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": [*LOADING, *WRITING], "action": "SCMP_ACT_ALLOW"}]}
+        container = self.create(pod, self.bed.example("hello"), [], self.localhost(little))
+        container.start()
+        self.assertEqual(container.ended()["exitCode"], 0)
+        self.assertIn("Hello", container.text())
+        cause = "perhaps linux.seccomp forbids"
+        for profile, told in (
+            ({"defaultAction": "SCMP_ACT_ERRNO"}, [cause]),
+            ({"defaultAction": "SCMP_ACT_KILL"}, ["status 159", cause]),
+            (all_but("SCMP_ACT_ERRNO", names=["sendmsg"]), [cause]),
+            (all_but("SCMP_ACT_DENY", names=["read"]), ['linux.seccomp.syscalls[0].action: "SCMP_ACT_DENY" is not']),
+        ):
+            with self.subTest(profile):
+                said = self.create(pod, image, [], self.localhost(profile)).start(check=False).stderr
+                for text in told:
+                    self.assertIn(text, said.replace("\\", ""))
