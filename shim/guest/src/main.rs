@@ -7,6 +7,7 @@ mod devices;
 mod mounts;
 mod resolve;
 mod sys;
+mod user;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -74,12 +75,13 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         },
     )
     .map_err(|e| e.to_string())?;
+    let user = user::User::open(&launch)?;
     mounts::enter_namespaces(&launch)?;
     steps.mark("namespaces");
     let shared = launch.exec_in.map(mounts::Shared::of).transpose()?;
     let rootfs = match &shared {
         Some(shared) => shared.rootfs()?,
-        None => mounts::mount_rootfs(&launch)?,
+        None => mounts::mount_rootfs(&launch, user.as_ref())?,
     };
     steps.mark("mounts");
     join_cgroup(control, &launch)?;
@@ -96,7 +98,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         None => mounts::enter_skeleton(&launch, &artefact)?,
     }
     steps.mark("skeleton");
-    drop_privileges(&launch)?;
+    drop_privileges(&launch, user)?;
     steps.mark("privileges");
     let loaded = engine
         .load(mounts::ARTEFACT)
@@ -224,7 +226,7 @@ fn find_artefact(
 }
 
 /// Limits, then the user: after this call the process is what the spec's user may be, without any capability.
-fn drop_privileges(launch: &Launch) -> Result<(), String> {
+fn drop_privileges(launch: &Launch, user: Option<user::User<'_>>) -> Result<(), String> {
     for &(resource, soft, hard) in &launch.rlimits {
         slipway_sys::set_rlimit(resource, soft, hard).map_err(|e| {
             format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}")
@@ -238,6 +240,9 @@ fn drop_privileges(launch: &Launch) -> Result<(), String> {
     }
     if let Some(mask) = launch.umask {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+    }
+    if let Some(user) = user {
+        user.enter()?;
     }
     slipway_sys::become_user(launch.uid, launch.gid, &launch.groups)
         .map_err(|e| format!("process.user: {e}"))?;

@@ -9,6 +9,7 @@ mod container;
 mod delegate;
 mod error;
 mod events;
+mod features;
 mod log;
 mod pod;
 mod process;

@@ -2,15 +2,17 @@
 //!
 //! `oci` has the fields as the JSON names them, only those that Slipway acts on; `plan` checks them and gives them
 //! their meaning; `mount` knows the mount options, `refused` what a Wasm container cannot have: an error that names the
-//! field. docs/oci.md says for every field of the spec what becomes of it.
+//! field; `user` the ids of a pod's user namespace. docs/oci.md says for every field of the spec what becomes of it.
 
 mod mount;
 mod oci;
 mod plan;
 mod refused;
+mod user;
 
 pub use mount::parse_options;
 pub use plan::{CgroupPath, Namespace, Plan, Resources, Role, Throttle};
+pub use user::{UserNamespace, parse_root};
 
 use std::io::Read;
 use std::path::Path;
