@@ -113,7 +113,6 @@ func TestDescribeTellsWhatIsWrong(t *testing.T) {
 	bad(s, "small", one("small", "hello", `resources: {limits: {memory: 64Ki}}`), "memory")
 	bad(s, "annotation", strings.Replace(one("annotation", "hello", ""), "name: annotation", `name: annotation, annotations: {slipway.dev/cpu-time: soon}`, 1), "slipway.dev/cpu-time")
 	bad(s, "privileged", one("privileged", "hello", `securityContext: {privileged: true}`), "privileged")
-	bad(s, "users", one("users", "hello", "", "hostUsers: false"), "user namespaces")
 	bad(s, "absent", one("absent", "no-such-image", ""), "ErrImageNeverPull")
 	bad(s, "class", strings.Replace(one("class", "hello", ""), "CLASS", "no-such-class", 1), `RuntimeClass "no-such-class" not found`)
 	s.apply(`
@@ -124,6 +123,24 @@ handler: no-such-handler
 `)
 	bad(s, "handler", strings.Replace(one("handler", "hello", ""), "CLASS", s.name, 1), `no runtime for "no-such-handler" is configured`)
 	bad(s, "arguments", one("arguments", "hello", `args: [alloc, many]`), "hello")
+}
+
+// Root of such a pod is nobody on its node.
+func TestUserNamespace(t *testing.T) {
+	s := space(t)
+	pod := strings.Replace(one("p", "hello", "args: [sleep]"), "restartPolicy", "hostUsers: false\n  restartPolicy", 1)
+	handler := s.kubectl("get", "runtimeclass", class, "-o", "jsonpath={.handler}")
+	supported := s.kubectl("get", "nodes", "-o", `jsonpath={.items[*].status.runtimeHandlers[?(@.name=="`+handler+`")].features.userNamespaces}`)
+	if !strings.Contains(supported, "true") {
+		bad(s, "p", pod, "user namespaces")
+		return
+	}
+	s.apply(pod)
+	id := strings.TrimPrefix(s.pod("p", ready).Status.ContainerStatuses[0].ContainerID, "containerd://")
+	pid := strings.TrimSpace(node(t, "crictl", "inspect", "-o", "go-template", "--template", "{{.info.pid}}", id))
+	if ids := strings.Fields(node(t, "cat", "/proc/"+pid+"/uid_map")); len(ids) != 3 || ids[0] != "0" || ids[1] == "0" || ids[2] != "65536" {
+		t.Errorf("the module's user ids inside, outside, their number: %v", ids)
+	}
 }
 
 // What modules there are is told to those who look for a shell.

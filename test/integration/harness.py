@@ -151,6 +151,9 @@ class Container:
     def status(self):
         return json.loads(self.bed.crictl("inspect", self.id).stdout)["status"]
 
+    def info(self):
+        return json.loads(self.bed.crictl("inspect", self.id).stdout)["info"]
+
     def ended(self):
         """Status once it has ended."""
         for _ in range(PATIENCE * 10):

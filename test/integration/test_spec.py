@@ -148,12 +148,6 @@ class Kubelet(PodTest):
         container = self.pod(linux=privileged).create(self.bed.example("hello"), linux=privileged)
         self.assertIn("linux.devices: /dev/", container.start(check=False).stderr)
 
-    def test_a_pod_with_a_user_namespace_is_refused_by_name(self):
-        ids = [{"host_id": 100000, "container_id": 0, "length": 65536}]
-        options = {**SHARED_PID["namespace_options"], "userns_options": {"mode": 0, "uids": ids, "gids": ids}}
-        with self.assertRaisesRegex(AssertionError, "linux.uidMappings: .* hostUsers: true"):
-            self.pod(linux={"security_context": {"namespace_options": options}})
-
     def test_a_volume_gets_the_nodes_later_mounts_where_it_asks_for_them(self):
         pod = self.pod()
         for propagation, seen in ((0, 1), (1, 0), (2, 0)):

@@ -8,6 +8,7 @@ mod mounts;
 mod resolve;
 mod seccomp;
 mod sys;
+mod user;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -81,6 +82,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         },
     )
     .map_err(|e| e.to_string())?;
+    let user = user::User::open(&launch)?;
     mounts::enter_namespaces(&launch)?;
     steps.mark("namespaces");
     let mut files = match (launch.exec_in, skeleton) {
@@ -89,7 +91,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     };
     let rootfs = match &mut files {
         Files::Shared(shared) => shared.rootfs()?,
-        Files::Own(skeleton) => skeleton.mount_rootfs(&launch)?,
+        Files::Own(skeleton) => skeleton.mount_rootfs(&launch, user.as_ref())?,
     };
     steps.mark("mounts");
     join_cgroup(control, &launch)?;
@@ -109,7 +111,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         Files::Own(skeleton) => skeleton.enter(&launch, &artefact)?,
     }
     steps.mark("skeleton");
-    drop_privileges(&launch)?;
+    drop_privileges(&launch, user)?;
     steps.mark("privileges");
     if let Some(filter) = &launch.seccomp {
         seccomp::enter(filter)?;
@@ -257,7 +259,7 @@ fn find_artefact(
 }
 
 /// Limits, then the user: after this call the process is what the spec's user may be, without any capability.
-fn drop_privileges(launch: &Launch) -> Result<(), String> {
+fn drop_privileges(launch: &Launch, user: Option<user::User<'_>>) -> Result<(), String> {
     for &(resource, soft, hard) in &launch.rlimits {
         slipway_sys::set_rlimit(resource, soft, hard).map_err(|e| {
             format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}")
@@ -271,6 +273,9 @@ fn drop_privileges(launch: &Launch) -> Result<(), String> {
     }
     if let Some(mask) = launch.umask {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+    }
+    if let Some(user) = user {
+        user.enter()?;
     }
     slipway_sys::become_user(launch.uid, launch.gid, &launch.groups)
         .map_err(|e| format!("process.user: {e}"))?;

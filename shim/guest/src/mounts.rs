@@ -26,6 +26,7 @@ use slipway_cache::Artefact;
 use slipway_protocol::{CA_CERTIFICATES, Launch, Mount, RESOLVER_FILES};
 use slipway_sys::{MountAttributes, set_mount_attributes};
 
+use crate::user::User;
 use crate::{devices, path};
 
 /// The artefact as the guest sees it after [`Skeleton::enter`].
@@ -104,7 +105,11 @@ impl Skeleton {
     }
 
     /// Mounts the root file system and the volumes; returns the root.
-    pub fn mount_rootfs(&mut self, launch: &Launch) -> Result<OwnedFd, String> {
+    pub fn mount_rootfs(
+        &mut self,
+        launch: &Launch,
+        user: Option<&User<'_>>,
+    ) -> Result<OwnedFd, String> {
         // What lies in the host's tree is opened before the skeleton is a part of it.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let given = match launch.root_mounts.is_empty() {
@@ -133,7 +138,10 @@ impl Skeleton {
                 .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
             None => {
                 for m in &launch.root_mounts {
-                    mount_root(m, &rootfs, &launch.mount_points)?;
+                    match user.filter(|_| m.idmapped) {
+                        Some(user) => user.mount_root(m, &rootfs, skeleton)?,
+                        None => mount_root(m, &rootfs, &launch.mount_points)?,
+                    }
                 }
             }
         }
@@ -150,8 +158,22 @@ impl Skeleton {
         };
         set_mount_attributes(root.as_fd(), attributes, true)
             .map_err(|e| format!("rootfs: nodev and propagation: {e}"))?;
+        let _owner = match user {
+            Some(user) => {
+                // The one that is there is the host's.
+                self.dev = None;
+                Some(user.own_files()?)
+            }
+            None => None,
+        };
         self.mount_dev(root.as_fd())?;
         for (m, source) in launch.mounts.iter().zip(volumes) {
+            if let (Some(user), Some(source), true) = (user, &source, m.idmapped) {
+                user.map(
+                    source,
+                    &format!("mounts: {} at {}", m.source, m.destination),
+                )?;
+            }
             mount_volume(root.as_fd(), m, source)?;
             if m.destination
                 .split('/')
@@ -316,7 +338,7 @@ fn unshare(namespaces: i32) -> Result<(), String> {
 }
 
 /// One of the snapshotter's mounts, as containerd's mount package does it.
-fn mount_root(m: &Mount, rootfs: &str, mount_points: &str) -> Result<(), String> {
+pub fn mount_root(m: &Mount, rootfs: &str, mount_points: &str) -> Result<(), String> {
     let error = |e: rustix::io::Errno| {
         format!(
             "rootfs: mount {} from {:?} ({}): {e}",
@@ -448,7 +470,7 @@ fn mount_certificates(
 }
 
 /// A volume's own attributes, and those of everything below it.
-fn set_attributes(mounted: &OwnedFd, m: &Mount) -> Result<(), String> {
+pub fn set_attributes(mounted: &OwnedFd, m: &Mount) -> Result<(), String> {
     let error = |e: std::io::Error| format!("mounts: options of {}: {e}", m.destination);
     let mut own = attributes(m.flags);
     let mut all = MountAttributes {

@@ -243,7 +243,7 @@ fn check(options: &Options, layout: &Layout, journal: Option<&Journal>) -> Resul
         shim.ends_with("/containerd-shim-slipway-v1") || shim == "io.containerd.slipway.v1"
     };
     for name in &handlers.names {
-        if let Some(other) = effective.runtime_type(name).filter(|shim| !known(shim)) {
+        if let Some(other) = effective.program(name).filter(|shim| !known(shim)) {
             problems.push(format!(
                 "handler {name} is {other}'s already: leave out --alias {name}"
             ));
@@ -377,7 +377,7 @@ fn validate(
     if let Some(name) = handlers
         .names
         .iter()
-        .find(|name| after.runtime_type(name).is_none())
+        .find(|name| after.program(name).is_none())
     {
         return Err(Error::Containerd(format!(
             "containerd would not take the handler {name} from {}",

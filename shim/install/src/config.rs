@@ -17,6 +17,8 @@ const END: &str = "# slipway: end";
 const BASE_TEMPLATE: &str = "{{ template \"base\" . }}\n";
 /// Options of runc's handler that Slipway's takes over for the pods' Linux containers.
 const OPTIONS: [&str; 3] = ["BinaryName", "Root", "SystemdCgroup"];
+/// The type of runc's handlers.
+const RUNC: &str = "io.containerd.runc.v2";
 /// Names of the CRI plugin in `disabled_plugins`.
 const CRI_PLUGINS: [&str; 3] = [
     "cri",
@@ -71,8 +73,8 @@ impl Handlers {
         for name in &self.names {
             let table = format!("plugins.\"{}\".containerd.runtimes.{name}", schema.plugin());
             text += &format!(
-                "[{table}]\n  runtime_type = {}\n  pod_annotations = {annotations}\n  container_annotations = {annotations}\n",
-                Value::from(self.shim.as_str())
+                "[{table}]\n{}  pod_annotations = {annotations}\n  container_annotations = {annotations}\n",
+                self.program()
             );
             if !self.options.is_empty() {
                 text += &format!("  [{table}.options]\n");
@@ -82,6 +84,17 @@ impl Handlers {
             }
         }
         text
+    }
+
+    /// The keys that name the shim. containerd asks no handlers but those of runc's type what they can do; without an answer
+    /// the kubelet refuses user namespaces and recursive read-only mounts. But it drops options that runc does not have.
+    fn program(&self) -> String {
+        let shim = Value::from(self.shim.as_str());
+        let runcs = |(key, _): &(String, Value)| OPTIONS.contains(&key.as_str());
+        match self.options.iter().all(runcs) {
+            true => format!("  runtime_type = \"{RUNC}\"\n  runtime_path = {shim}\n"),
+            false => format!("  runtime_type = {shim}\n"),
+        }
     }
 
     /// A file of its own that containerd imports.
@@ -126,7 +139,7 @@ pub fn remove(text: &str, shim: &str, names: &[String], import: &Path) -> Result
         let path = runtimes_path(schema);
         if let Some(runtimes) = descend_mut(document.as_table_mut(), &path) {
             for name in names {
-                if runtime_type(runtimes.get(name)) == Some(shim) {
+                if program(runtimes.get(name)) == Some(shim) {
                     runtimes.remove(name);
                 }
             }
@@ -339,10 +352,10 @@ impl Effective {
     }
 
     /// The program of a handler.
-    pub fn runtime_type(&self, name: &str) -> Option<&str> {
+    pub fn program(&self, name: &str) -> Option<&str> {
         self.all_runtimes().find_map(|(n, table)| {
             if n == name {
-                runtime_type(Some(table))
+                program(Some(table))
             } else {
                 None
             }
@@ -351,7 +364,7 @@ impl Effective {
 
     /// The options of runc's handler that Slipway's takes over: of the default one where that is runc's.
     pub fn runc_options(&self) -> Vec<(String, Value)> {
-        let is_runc = |name: &str| self.runtime_type(name) == Some("io.containerd.runc.v2");
+        let is_runc = |name: &str| self.program(name) == Some(RUNC);
         let default = [Schema(2), Schema(3)].into_iter().find_map(|schema| {
             let [path @ .., _] = runtimes_path(schema);
             descend(self.0.as_table(), &path)?
@@ -404,7 +417,10 @@ impl Effective {
                 let runtimes = format!("/{}", runtimes_path(schema).join("/"));
                 if let Some(Json::Object(runtimes)) = json.pointer_mut(&runtimes) {
                     runtimes.retain(|name, runtime| {
-                        !handlers.names.contains(name) && runtime["runtime_type"] != *handlers.shim
+                        let ours = ["runtime_path", "runtime_type"]
+                            .iter()
+                            .any(|key| runtime[*key] == *handlers.shim);
+                        !handlers.names.contains(name) && !ours
                     });
                 }
             }
@@ -495,8 +511,11 @@ fn prune(table: &mut dyn TableLike, path: &[&str]) {
     }
 }
 
-fn runtime_type(table: Option<&Item>) -> Option<&str> {
-    table?.as_table_like()?.get("runtime_type")?.as_str()
+/// What containerd starts for a handler: the path, where it has one, else what it finds by the type.
+fn program(table: Option<&Item>) -> Option<&str> {
+    let table = table?.as_table_like()?;
+    let text = |key| table.get(key)?.as_str().filter(|text| !text.is_empty());
+    text("runtime_path").or_else(|| text("runtime_type"))
 }
 
 /// A table of a dump without the defaults.
@@ -590,8 +609,8 @@ mod tests {
             let added = handlers.add(found, &nothing()).unwrap();
             assert_eq!(handlers.add(&added, &nothing()).unwrap(), added);
             let effective = Effective::parse(&added).unwrap();
-            assert_eq!(effective.runtime_type("slipway"), Some(SHIM), "{added}");
-            assert_eq!(effective.runtime_type("wasmedge"), Some(SHIM), "{added}");
+            assert_eq!(effective.program("slipway"), Some(SHIM), "{added}");
+            assert_eq!(effective.program("wasmedge"), Some(SHIM), "{added}");
             for line in found.lines() {
                 assert!(added.contains(line), "{line:?} is not in {added}");
             }
@@ -669,7 +688,7 @@ address = "hush-8"
             .add("version = 2\n", &effective)
             .unwrap();
         let after = Effective::parse(&added).unwrap();
-        assert_eq!(after.runtime_type("runc"), Some("io.containerd.runc.v2"));
+        assert_eq!(after.program("runc"), Some("io.containerd.runc.v2"));
         assert!(!added.contains("IoGid"), "{added}");
     }
 
@@ -701,6 +720,22 @@ address = "hush-8"
             (options[0].0.as_str(), options[0].1.as_str()),
             ("BinaryName", Some("/bin/runc"))
         );
+    }
+
+    #[test]
+    fn a_handler_is_of_runcs_type_unless_it_has_options_that_runc_has_not() {
+        let mut handlers = handlers(&["slipway"]);
+        for (kind, path) in [(Some(RUNC), Some(SHIM)), (Some(SHIM), None)] {
+            let added = handlers.add("version = 3\n", &nothing()).unwrap();
+            let effective = Effective::parse(&added).unwrap();
+            assert_eq!(effective.program("slipway"), Some(SHIM));
+            let (_, table) = effective.all_runtimes().next().unwrap();
+            assert_eq!(table["runtime_type"].as_str(), kind);
+            assert_eq!(table.get("runtime_path").and_then(Item::as_str), path);
+            let text = remove(&added, SHIM, &handlers.names, Path::new("/x")).unwrap();
+            assert_eq!(text, "version = 3\n");
+            handlers.options.push(("CacheBytes".into(), 7.into()));
+        }
     }
 
     #[test]

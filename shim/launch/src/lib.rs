@@ -19,7 +19,7 @@ use slipway_counters::Counter;
 use slipway_protocol::{
     Budget, End, Error as ProtocolError, FromGuest, Launch, Mount, Tier, Timeline, ToGuest,
 };
-use slipway_spec::{Namespace, Plan};
+use slipway_spec::{Namespace, Plan, UserNamespace};
 
 /// Why a container was not created.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         join: join.collect(),
         unshare: unshare.fold(0, |all, flag| all | flag),
         hostname: plan.hostname.clone(),
+        user_namespace: plan.user.as_ref().map(UserNamespace::joined),
         uid: plan.uid,
         gid: plan.gid,
         groups: plan.groups.clone(),
@@ -124,7 +125,8 @@ const MOUNT_POINTS: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.con
 fn mount_points(install: &Install, plan: &Plan) -> String {
     let covered = |at: &&str| plan.mounts.iter().any(|m| m.destination == **at);
     let directory = install.mount_points();
-    match MOUNT_POINTS.iter().all(covered) && directory.exists() {
+    // In a user namespace they would belong to nobody.
+    match plan.user.is_none() && MOUNT_POINTS.iter().all(covered) && directory.exists() {
         true => directory.display().to_string(),
         false => String::new(),
     }

@@ -151,6 +151,8 @@ pub struct Launch {
     pub unshare: i32,
     /// Host name for a new uts namespace; empty keeps the name.
     pub hostname: String,
+    /// The user namespace that the program runs in: its ids are those inside.
+    pub user_namespace: Option<UserNamespace>,
     /// User and groups.
     pub uid: u32,
     /// Primary group.
@@ -233,6 +235,19 @@ pub struct Mount {
     pub recursive_readonly: bool,
     /// File system options, comma-separated.
     pub data: String,
+    /// Its files' ids are those inside the pod's user namespace.
+    pub idmapped: bool,
+}
+
+/// A user namespace to join.
+#[derive(Debug, Clone, Serialize, Deserialize, Default, PartialEq, Eq)]
+pub struct UserNamespace {
+    /// Where it is found.
+    pub path: String,
+    /// The host's id of the user who is 0 inside.
+    pub root_uid: u32,
+    /// The host's id of the group that is 0 inside.
+    pub root_gid: u32,
 }
 
 /// A failure of the handshake itself.

@@ -7,7 +7,7 @@ use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 
-use crate::{RUNTIME, delegate, log, pod, socket};
+use crate::{RUNTIME, delegate, features, log, pod, socket};
 
 /// What containerd may write to `start`: bootstrap parameters or runtime options. containerd's own bound.
 const MAX_INPUT: u64 = 10 << 20;
@@ -278,12 +278,13 @@ fn raise_oom_score() {
     }
 }
 
-/// `-info`: what the runtime can do. Linux containers go to the node's runc shim, so its features are the handler's:
-/// without them the kubelet would think that the handler knows no recursive read-only mounts.
+/// `-info`: what the runtime can do. The kubelet decides by it whether a pod may have a user namespace or recursive
+/// read-only mounts.
 pub fn info() -> Result<(), String> {
     let input = read_stdin()?;
     let mut info = delegate::info(&input).unwrap_or_default();
     info.name = RUNTIME.into();
+    info.features = Some(features::handlers(info.features.as_ref())).into();
     info.version = Some(
         containerd_shim_protos::types::introspection::RuntimeVersion {
             version: env!("CARGO_PKG_VERSION").into(),

@@ -28,6 +28,7 @@ use tokio::io::Interest;
 use crate::boot::Flags;
 use crate::error::{self, Result};
 use crate::events::{Events, now};
+use crate::features;
 use crate::log::Log;
 use crate::pod::Settings;
 use crate::process::Exit;
@@ -531,9 +532,10 @@ fn config_body(message: &[u8]) -> Option<String> {
     None
 }
 
-/// The features of the node's runc, asked of its shim.
-pub fn info(input: &[u8]) -> Option<RuntimeInfo> {
+/// The features of the node's runc, asked of its shim with the handler's options.
+pub fn info(options: &[u8]) -> Option<RuntimeInfo> {
     use std::io::Write;
+    let options = translate_options(Any::parse_from_bytes(options).ok()?);
     let mut child = std::process::Command::new(find_program(PROGRAM)?)
         .arg("-info")
         .stdin(Stdio::piped())
@@ -541,9 +543,17 @@ pub fn info(input: &[u8]) -> Option<RuntimeInfo> {
         .stderr(Stdio::null())
         .spawn()
         .ok()?;
-    child.stdin.take()?.write_all(input).ok()?;
+    let options = options.write_to_bytes().ok()?;
+    child.stdin.take()?.write_all(&options).ok()?;
     let output = child.wait_with_output().ok()?;
     RuntimeInfo::parse_from_bytes(&output.stdout).ok()
+}
+
+/// Whether the runc of these options maps the ids of mounts. Takes as long as two programs' start.
+pub fn maps_ids(options: Option<&Any>) -> bool {
+    let options = options.and_then(|any| any.write_to_bytes().ok());
+    let info = info(&options.unwrap_or_default());
+    info.is_some_and(|info| info.features.as_ref().is_some_and(features::map_ids))
 }
 
 /// The delegate's own `delete`: kills what is left of a container and removes it.

@@ -10,6 +10,7 @@ mod count;
 mod delegate;
 mod error;
 mod events;
+mod features;
 mod log;
 mod pod;
 mod process;

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::container::{self, Container, Exec, Parts};
 use crate::count::{self, Begun};
-use crate::delegate::Delegate;
+use crate::delegate::{self, Delegate};
 use crate::error::{self, Result};
 use crate::events::Events;
 use crate::log::Log;
@@ -239,6 +239,17 @@ impl Pod {
             Role::Container => match self.create_wasm(request, &plan, steps, asked).await {
                 // Only a pod has a delegate.
                 Err(e @ StartError::NotWasm(_)) if plan.sandbox_id.is_none() => Err(refused(&e)),
+                Err(StartError::NotWasm(what)) if plan.user.is_some() => {
+                    let options = request.options.clone().into_option();
+                    let asked =
+                        tokio::task::spawn_blocking(move || delegate::maps_ids(options.as_ref()));
+                    match asked.await {
+                        Ok(true) => Err(StartError::NotWasm(what)),
+                        _ => Err(StartError::Refused(format!(
+                            "{what}: the node's runc cannot map the ids of mounts for a user namespace: install runc 1.2 or later or crun, and name it by the handler's option BinaryName; or set hostUsers: true"
+                        ))),
+                    }
+                }
                 created => created,
             },
         }
@@ -333,7 +344,7 @@ impl Pod {
         let budget = Arc::new(Budget::new(plan.resources.memory_budget())?);
         let around = Surroundings {
             bundle: Path::new(&request.bundle),
-            root_mounts: root_mounts(request),
+            root_mounts: root_mounts(request, plan)?,
             cache_dir: &self.cache_dir,
             cache_bytes: self.cache_bytes,
             exec_in: None,
@@ -349,7 +360,7 @@ impl Pod {
         if let Some(job) = resolved.unoptimised {
             tokio::task::spawn_blocking(move || compiler.improve(&job));
         }
-        let streams = stdio::open(&paths(request), request.terminal, plan.uid)
+        let streams = stdio::open(&paths(request), request.terminal, host_uid(plan))
             .map_err(StartError::Refused)?;
         steps.mark("streams");
         self.log_steps(request, &steps);
@@ -513,7 +524,7 @@ impl Pod {
             )),
             other => other,
         })?;
-        let streams = stdio::open(&exec.process.paths, exec.process.terminal, plan.uid)
+        let streams = stdio::open(&exec.process.paths, exec.process.terminal, host_uid(plan))
             .map_err(StartError::Refused)?;
         exec.process
             .embody(Body::Guest(guest), Some(budget), streams);
@@ -628,12 +639,21 @@ fn paths(request: &api::CreateTaskRequest) -> Paths {
     }
 }
 
-fn root_mounts(request: &api::CreateTaskRequest) -> Vec<Mount> {
-    request
-        .rootfs
-        .iter()
-        .map(|m| slipway_spec::parse_options(&m.type_, &m.source, "", &m.options))
-        .collect()
+fn root_mounts(
+    request: &api::CreateTaskRequest,
+    plan: &Plan,
+) -> std::result::Result<Vec<Mount>, StartError> {
+    let mounts = request.rootfs.iter();
+    mounts
+        .map(|m| slipway_spec::parse_root(&m.type_, &m.source, &m.options, plan.user.as_ref()))
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|e| StartError::Refused(e.to_string()))
+}
+
+/// The host's id of the program's user, who gets the terminal.
+fn host_uid(plan: &Plan) -> u32 {
+    let mapped = plan.user.as_ref().and_then(|user| user.host_uid(plan.uid));
+    mapped.unwrap_or(plan.uid)
 }
 
 fn set_oom_score(plan: &Plan, pid: i32) {

@@ -56,8 +56,15 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
         .map_err(|e| format!("pipe: {e}"))?;
     let ready = write.as_raw_fd();
     let body = |in_cgroup| slipway_sys::hold(in_cgroup, new, &joins, &hostname, &sysctls, ready);
-    let child = slipway_sys::fork_holder(new, cgroup, body)
-        .map_err(|e| format!("start the holder: {e}"))?;
+    let child = match &plan.user {
+        None => slipway_sys::fork_holder(new, cgroup, body),
+        Some(user) => {
+            let path = &user.path;
+            let user = File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
+            slipway_sys::fork_holder_as_user(user.as_fd(), new, cgroup, body)
+        }
+    };
+    let child = child.map_err(|e| format!("start the holder: {e}"))?;
     drop(write);
     let mut code = [u8::MAX];
     // End of file without a byte: the holder was killed.

@@ -1,17 +1,20 @@
 //! The OCI runtime spec (config.json), read once and turned into a typed plan. Pure: no system calls but the read.
 //!
 //! `oci` has the fields as the JSON names them, only those that Slipway acts on; `plan` checks them and gives them
-//! their meaning; `mount` knows the mount options, `seccomp` makes a filter of its profile, `refused` what a Wasm container cannot have: an error that names the
-//! field. docs/oci.md says for every field of the spec what becomes of it.
+//! their meaning; `mount` knows the mount options, `seccomp` makes a filter of its profile, `user` has the ids of a pod's
+//! user namespace, `refused` what a Wasm container cannot have: an error that names the field. docs/oci.md says for every
+//! field of the spec what becomes of it.
 
 mod mount;
 mod oci;
 mod plan;
 mod refused;
 mod seccomp;
+mod user;
 
 pub use mount::parse_options;
 pub use plan::{CgroupPath, Namespace, Plan, Resources, Role, Throttle};
+pub use user::{UserNamespace, parse_root};
 
 use std::io::Read;
 use std::path::Path;

@@ -87,8 +87,20 @@ pub(crate) struct Mount {
     pub source: String,
     #[serde(deserialize_with = "or_default")]
     pub options: Vec<String>,
-    pub uid_mappings: Value,
-    pub gid_mappings: Value,
+    #[serde(deserialize_with = "or_default")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(deserialize_with = "or_default")]
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IdMapping {
+    #[serde(rename = "containerID", default)]
+    pub inside: u32,
+    #[serde(rename = "hostID", default)]
+    pub outside: u32,
+    #[serde(default)]
+    pub size: u32,
 }
 
 #[derive(Deserialize, Default)]
@@ -101,8 +113,10 @@ pub(crate) struct Linux {
     pub sysctl: BTreeMap<String, String>,
     #[serde(deserialize_with = "or_default")]
     pub resources: Resources,
-    pub uid_mappings: Value,
-    pub gid_mappings: Value,
+    #[serde(deserialize_with = "or_default")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(deserialize_with = "or_default")]
+    pub gid_mappings: Vec<IdMapping>,
     #[serde(deserialize_with = "or_default")]
     pub devices: Vec<Device>,
     pub net_devices: Value,

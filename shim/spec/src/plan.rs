@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use slipway_protocol::{CA_CERTIFICATES, Mount, Seccomp, Tier};
 
+use crate::user::{self, UserNamespace};
 use crate::{Error, mount, oci, parse_options, refused, seccomp};
 
 pub(crate) const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
@@ -180,6 +181,8 @@ pub struct Plan {
     pub uts: Namespace,
     /// cgroup root.
     pub cgroup_ns: Namespace,
+    /// The pod's user namespace; `None`: the host's.
+    pub user: Option<UserNamespace>,
     /// linux.sysctl as (file below /proc/sys, value).
     pub sysctls: Vec<(String, String)>,
     /// Where the cgroup is; `None`: the caller's own.
@@ -220,6 +223,10 @@ impl Plan {
             Namespace::Host => Namespace::Host,
             _ => Namespace::Path(format!("/proc/{pid}/ns/{name}")),
         };
+        let user = match &self.user {
+            Some(user) => Some(user.of_exec(pid, &process.user)?),
+            None => None,
+        };
         Ok(Self {
             rlimits: rlimits
                 .map(|(i, l)| rlimit(i, l))
@@ -244,6 +251,7 @@ impl Plan {
             ipc: join(&self.ipc, "ipc"),
             uts: join(&self.uts, "uts"),
             cgroup_ns: join(&self.cgroup_ns, "cgroup"),
+            user,
             ..self.clone()
         })
     }
@@ -259,20 +267,26 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
     if role == Role::Container {
         check_process(&process)?;
     }
-    let mut unsupported = Unsupported(unsupported(&spec.hooks, &spec.linux));
+    let mut unsupported = Unsupported(unsupported(&spec.hooks));
     unsupported.note(refused::in_process(&process));
     unsupported.note(refused::in_spec(&spec));
     if role == Role::Container {
         unsupported.note(no_sysctls(&spec.linux.sysctl));
     }
     let namespaces = namespaces(&spec.linux.namespaces, &mut unsupported);
-    let [pid, network, ipc, uts, cgroup_ns] = namespaces;
+    let [pid, network, ipc, uts, cgroup_ns, user] = namespaces;
+    let user = unsupported
+        .note(UserNamespace::of(user, &spec.linux))
+        .flatten();
+    if let Some(user) = &user {
+        unsupported.note(user.check_ids(&process.user));
+    }
     let mounts: Vec<Mount> = spec
         .mounts
         .iter()
         .enumerate()
         .filter(|(_, m)| !is_kernel_mount(m))
-        .filter_map(|(i, m)| unsupported.note(volume(i, m)))
+        .filter_map(|(i, m)| unsupported.note(volume(i, m, user.as_ref())))
         .collect();
     let termination_message = mounts
         .iter()
@@ -322,6 +336,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         ipc,
         uts,
         cgroup_ns,
+        user,
         sysctls: sysctls(spec.linux.sysctl)?,
         cgroup: cgroup(&spec.linux.cgroups_path)?,
         resources: unsupported
@@ -352,7 +367,7 @@ impl Unsupported {
     }
 }
 
-fn unsupported(hooks: &Option<serde_json::Value>, linux: &oci::Linux) -> Option<Error> {
+fn unsupported(hooks: &Option<serde_json::Value>) -> Option<Error> {
     if hooks
         .as_ref()
         .and_then(|h| h.as_object())
@@ -361,12 +376,6 @@ fn unsupported(hooks: &Option<serde_json::Value>, linux: &oci::Linux) -> Option<
         return Some(refuse(
             "hooks",
             "hooks run programs of the node inside the container; a Wasm container has no place for them. Remove them (device plugins and CDI devices add them)",
-        ));
-    }
-    if refused::given(&linux.uid_mappings) {
-        return Some(refuse(
-            "linux.uidMappings",
-            "user namespaces are not supported yet; set hostUsers: true",
         ));
     }
     None
@@ -471,7 +480,7 @@ fn is_kernel_mount(mount: &oci::Mount) -> bool {
     ) || mount.destination == "/dev"
 }
 
-fn volume(index: usize, mount: &oci::Mount) -> Result<Mount, Error> {
+fn volume(index: usize, mount: &oci::Mount, user: Option<&UserNamespace>) -> Result<Mount, Error> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     if !mount.destination.starts_with('/') {
         return Err(refuse(
@@ -487,8 +496,7 @@ fn volume(index: usize, mount: &oci::Mount) -> Result<Mount, Error> {
             return Err(refuse(&field(name), "contains a NUL byte"));
         }
     }
-    refused::in_mount(index, mount)?;
-    let parsed = parse_options(
+    let mut parsed = parse_options(
         &mount.kind,
         &mount.source,
         &mount.destination,
@@ -509,11 +517,12 @@ fn volume(index: usize, mount: &oci::Mount) -> Result<Mount, Error> {
             format!("{option:?} at {} is not supported", mount.destination),
         ));
     }
+    parsed.idmapped = user::is_mapped(index, mount, user)?;
     Ok(parsed)
 }
 
-fn namespaces(list: &[oci::Namespace], unsupported: &mut Unsupported) -> [Namespace; 5] {
-    let mut found = [const { Namespace::Host }; 5];
+fn namespaces(list: &[oci::Namespace], unsupported: &mut Unsupported) -> [Namespace; 6] {
+    let mut found = [const { Namespace::Host }; 6];
     for (i, ns) in list.iter().enumerate() {
         let slot = match ns.kind.as_str() {
             "pid" => 0,
@@ -521,6 +530,7 @@ fn namespaces(list: &[oci::Namespace], unsupported: &mut Unsupported) -> [Namesp
             "ipc" => 2,
             "uts" => 3,
             "cgroup" => 4,
+            "user" => 5,
             // A guest always has a mount namespace of its own.
             "mount" if ns.path.is_empty() => continue,
             other => {

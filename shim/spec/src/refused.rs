@@ -60,11 +60,6 @@ pub(crate) fn in_spec(spec: &oci::Spec) -> Result<(), Error> {
     let linux = &spec.linux;
     none_given(&[
         (
-            &linux.gid_mappings,
-            "linux.gidMappings",
-            "user namespaces are not supported yet; set hostUsers: true",
-        ),
-        (
             &linux.net_devices,
             "linux.netDevices",
             "not supported; the pod's network plugin moves devices",
@@ -126,23 +121,6 @@ pub(crate) fn in_spec(spec: &oci::Spec) -> Result<(), Error> {
 fn below(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Of a volume.
-pub(crate) fn in_mount(index: usize, mount: &oci::Mount) -> Result<(), Error> {
-    let reason = "mounts with mapped ids are not supported; set hostUsers: true";
-    none_given(&[
-        (
-            &mount.uid_mappings,
-            &format!("mounts[{index}].uidMappings"),
-            reason,
-        ),
-        (
-            &mount.gid_mappings,
-            &format!("mounts[{index}].gidMappings"),
-            reason,
-        ),
-    ])
 }
 
 /// Of linux.resources.

@@ -158,6 +158,13 @@ fn samples() -> Vec<(&'static str, Value)> {
         json!({"mounts": [mount]})
     };
     let ids = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+    // One is of no use without the other.
+    let user = linux(json!({
+        "namespaces": [{"type": "user", "path": "/proc/1/ns/user"}], "uidMappings": ids, "gidMappings": ids
+    }));
+    let mut mapped = mount("uidMappings", ids.clone());
+    mapped["mounts"][0]["gidMappings"] = ids;
+    put(&mut mapped, &user);
     let throttle = json!([{"major": 8, "minor": 0, "rate": 1}]);
     let rlimit = json!({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]});
     let weights = json!({"weightDevice": [{"major": 8, "minor": 1, "weight": 10}]});
@@ -218,21 +225,15 @@ fn samples() -> Vec<(&'static str, Value)> {
         ("mounts[].type", mount("type", json!("bind"))),
         ("mounts[].source", mount("source", json!("/t"))),
         ("mounts[].options", mount("options", json!(["ro"]))),
-        (
-            "mounts[].uidMappings[].*",
-            mount("uidMappings", ids.clone()),
-        ),
-        (
-            "mounts[].gidMappings[].*",
-            mount("gidMappings", ids.clone()),
-        ),
+        ("mounts[].uidMappings[].*", mapped.clone()),
+        ("mounts[].gidMappings[].*", mapped.clone()),
         ("hooks.*", json!({"hooks": {"poststop": [{"path": "/h"}]}})),
         (
             "annotations",
             json!({"annotations": {"slipway.dev/compile": "full"}}),
         ),
-        ("linux.uidMappings[].*", linux(json!({"uidMappings": ids}))),
-        ("linux.gidMappings[].*", linux(json!({"gidMappings": ids}))),
+        ("linux.uidMappings[].*", user.clone()),
+        ("linux.gidMappings[].*", user),
         ("linux.sysctl", linux(json!({"sysctl": {"net.a": "1"}}))),
         (
             "linux.resources.devices[].*",

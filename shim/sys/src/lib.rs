@@ -228,6 +228,124 @@ pub fn fork_holder(
     }
 }
 
+/// Like [`fork_holder`], in a user namespace to which the new ones belong: as its root, whom the host does not know.
+///
+/// # Errors
+/// clone3's, or setns's of the user namespace.
+pub fn fork_holder_as_user(
+    user: BorrowedFd<'_>,
+    namespaces: i32,
+    cgroup: &CgroupEntry,
+    body: impl FnOnce(bool) -> i32,
+) -> io::Result<Child> {
+    use std::io::Read;
+    let tasks = cgroup.tasks();
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // A namespace belongs to the user namespace of who makes it, and a new pid namespace begins with a child: one process
+    // joins the first, and its own child, which the kernel gives to its parent, is the holder.
+    // SAFETY: both branches make system calls only, on memory that was allocated before; `body` is required to.
+    let between = match unsafe { clone3(0, cgroup.v2.as_ref().map(AsFd::as_fd)) }? {
+        Cloned::Parent(child) => child,
+        Cloned::Child => {
+            reset_signals();
+            let in_cgroup = enter_tasks(&tasks);
+            let args = CloneArgs {
+                flags: (namespaces | libc::CLONE_PARENT) as u64,
+                ..CloneArgs::default()
+            };
+            // SAFETY: see above; without CLONE_VM the child runs on a copy of this stack.
+            unsafe {
+                let joined = become_root_of(user);
+                let pid = match joined {
+                    Ok(()) => {
+                        libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>())
+                    }
+                    Err(_) => -1,
+                };
+                if pid == 0 {
+                    libc::_exit(body(in_cgroup));
+                }
+                let told = match pid {
+                    -1 => -io::Error::last_os_error()
+                        .raw_os_error()
+                        .unwrap_or(libc::EIO),
+                    pid => pid as i32,
+                };
+                libc::write(
+                    write.as_raw_fd(),
+                    (&raw const told).cast(),
+                    size_of::<i32>(),
+                );
+                libc::_exit(0)
+            }
+        }
+    };
+    drop(write);
+    let mut told = [0; size_of::<i32>()];
+    let heard = std::fs::File::from(read).read_exact(&mut told);
+    // SAFETY: takes integers; the child has said all it had to, and ends.
+    unsafe { libc::waitpid(between.pid, std::ptr::null_mut(), 0) };
+    heard?;
+    match i32::from_ne_bytes(told) {
+        error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
+        // A child of this process from here on: its number is not another's before it is reaped.
+        pid => Ok(Child {
+            pid,
+            // SAFETY: takes integers.
+            pidfd: match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {
+                -1 => return Err(io::Error::last_os_error()),
+                // SAFETY: a new descriptor, which nothing else owns.
+                fd => unsafe { OwnedFd::from_raw_fd(fd as RawFd) },
+            },
+        }),
+    }
+}
+
+/// Enters a user namespace as its root, without groups. Async-signal-safe; of a process with one thread.
+fn become_root_of(user: BorrowedFd<'_>) -> io::Result<()> {
+    setns(user, libc::CLONE_NEWUSER)?;
+    // SAFETY: integers and an empty list. The system calls themselves: the C library's functions speak to other threads.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) as i32)?;
+        check(libc::syscall(libc::SYS_setresgid, 0, 0, 0) as i32)?;
+        check(libc::syscall(libc::SYS_setresuid, 0, 0, 0) as i32)
+    }
+}
+
+/// While it lives, files that this process makes are another user's; what it may do stays the same.
+#[derive(Debug)]
+pub struct FileOwner(());
+
+impl FileOwner {
+    /// For a process with one thread that is root.
+    ///
+    /// # Errors
+    /// prctl's.
+    pub fn set(uid: u32, gid: u32) -> io::Result<Self> {
+        // Without it, the next call would take away the capabilities over files.
+        // SAFETY: integers only.
+        check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, libc::SECBIT_NO_SETUID_FIXUP) })?;
+        set_file_ids(uid, gid);
+        Ok(Self(()))
+    }
+}
+
+impl Drop for FileOwner {
+    fn drop(&mut self) {
+        set_file_ids(0, 0);
+        // SAFETY: integers only.
+        unsafe { libc::prctl(libc::PR_SET_SECUREBITS, 0) };
+    }
+}
+
+fn set_file_ids(uid: u32, gid: u32) {
+    // SAFETY: integers only; they cannot fail for who has CAP_SETUID and CAP_SETGID.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+    }
+}
+
 /// Forks; `Ok(true)` in the child. Only for single-threaded callers (a shim's `start`).
 ///
 /// # Errors
@@ -433,6 +551,29 @@ pub fn set_mount_attributes(
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    mount_setattr(mount, &attributes, recursive)
+}
+
+/// Maps the ids of a mount's files by a user namespace: 0 inside is 0 in the file system. Only of a mount that was cloned
+/// and is attached nowhere yet (Linux 5.12, of an overlay's layers 5.19).
+///
+/// # Errors
+/// The system call's; EINVAL where the file system has no such mounts.
+pub fn map_ids(mount: BorrowedFd<'_>, user: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user.as_raw_fd() as u64,
+    };
+    mount_setattr(mount, &attributes, false)
+}
+
+fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    attributes: &libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let below = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: path and attributes live during the call, and the size is the structure's.
     let r = unsafe {
@@ -441,7 +582,7 @@ pub fn set_mount_attributes(
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | below,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };
