@@ -8,6 +8,7 @@ use std::path::PathBuf;
 /// The bundle's own loader, below the root: named as the architecture's programs want it.
 #[cfg(target_arch = "x86_64")]
 pub const LOADER: &str = "lib/runtime/ld-linux-x86-64.so.2";
+/// The bundle's own loader, below the root: named as the architecture's programs want it.
 #[cfg(target_arch = "aarch64")]
 pub const LOADER: &str = "lib/runtime/ld-linux-aarch64.so.1";
 
