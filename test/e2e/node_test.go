@@ -272,6 +272,7 @@ func TestImageThatIsRemoved(t *testing.T) {
 // Who writes more than the volume may hold has to go, Wasm or not.
 func TestEvictionForStorage(t *testing.T) {
 	s := space(t)
+	// It writes before all else: the kubelet looks at a new pod's volumes within a minute, and then after one or two more.
 	s.apply(`
 apiVersion: v1
 kind: Pod
@@ -280,13 +281,15 @@ spec:
   runtimeClassName: CLASS
   terminationGracePeriodSeconds: 0
   volumes: [{name: v, emptyDir: {sizeLimit: 16Ki}}]
+  initContainers:
+  - {name: write, image: IMAGE(files), imagePullPolicy: PULL, command: [/envfiles.wasm, write, /v/file, ` + strings.Repeat("more", 8<<10) + `],
+     volumeMounts: [{name: v, mountPath: /v}]}
   containers:
   - {name: c, image: IMAGE(files), imagePullPolicy: PULL, args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}
 `)
-	s.pod("p", ready)
-	s.kubectl("exec", "p", "--", "/envfiles.wasm", "write", "/v/file", strings.Repeat("more", 8<<10))
-	pod := s.pod("p", phase(v1.PodFailed))
+	pod := s.podWithin(2*patience, "p", phase(v1.PodFailed))
 	if pod.Status.Reason != "Evicted" {
 		s.Errorf("%s: %s", pod.Status.Reason, pod.Status.Message)
 	}
+	s.contains(pod.Status.Message, `exceeds the limit "16Ki"`)
 }
