@@ -287,7 +287,7 @@ fn config(path: &Path) -> Finding {
             "config",
             Level::Error,
             format!("{shim}: no runtime slipway"),
-            "run `slipway install`; or by hand: add [plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.slipway] with runtime_type = \"/opt/slipway/bin/containerd-shim-slipway-v1\" (containerd 1.7: plugins.\"io.containerd.grpc.v1.cri\"), and restart containerd",
+            "run `slipway install`; or by hand: add [plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.slipway] with runtime_type = \"io.containerd.runc.v2\" and runtime_path = \"/opt/slipway/bin/containerd-shim-slipway-v1\" (containerd 1.7: plugins.\"io.containerd.grpc.v1.cri\"), and restart containerd",
         );
     }
     if !text.contains("slipway.dev/") {
