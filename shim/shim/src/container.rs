@@ -362,6 +362,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
     for exec in lock(&container.execs).values() {
         let _ = exec.process.kill(libc::SIGKILL.unsigned_abs());
     }
+    container.main.output_taken().await;
     ended(&container, &container.main, &end, &events);
 }
 
@@ -377,6 +378,7 @@ pub async fn watch_exec(container: Arc<Container>, exec: Arc<Exec>, events: Even
             exec.process.id, container.id, end.status, end.reason
         ));
     }
+    exec.process.output_taken().await;
     ended(&container, &exec.process, &end, &events);
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::error::{self, Result};
 use crate::events::now;
-use crate::stdio::{Kept, Paths, Streams};
+use crate::stdio::{Kept, LOOK, Paths, Streams};
 
 /// The operating system's process behind a container's.
 pub enum Body {
@@ -77,7 +77,7 @@ impl Body {
     }
 }
 
-/// How long Delete waits for a reader of output that nobody has read.
+/// How long an end, and Delete, wait for a reader of output that nobody has read.
 const HANDOVER: Duration = Duration::from_secs(2);
 
 /// How and when a process ended.
@@ -273,6 +273,17 @@ impl Process {
     /// Waits for the end of the body, and takes it off the kernel's table.
     pub async fn body_end(&self) -> Option<End> {
         Some(self.body.get()?.wait().await)
+    }
+
+    /// Waits, for a bounded time, until somebody has taken the output of a program that has ended. A client that hears of
+    /// the end gives up ends that it has not opened yet (`io.Cancel` of containerd's `task.Delete`), with all that is in them.
+    pub async fn output_taken(&self) {
+        let taken = async {
+            while self.life().kept.is_unread() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(HANDOVER, taken).await;
     }
 
     /// Moves to Stopped. Those who wait are told by [`Process::tell`], after the events.

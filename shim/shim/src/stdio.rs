@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 const LINGER: Duration = Duration::from_secs(10);
 
 /// How often it is looked at: a pipe tells its writers of a read only where it was full before (`pipe_read`, fs/pipe.c).
-const LOOK: Duration = Duration::from_millis(2);
+pub const LOOK: Duration = Duration::from_millis(2);
 
 /// Paths as containerd gives them; empty for none.
 #[derive(Debug, Clone, Default)]
@@ -252,6 +252,12 @@ impl Kept {
         self.terminal.as_ref()
     }
 
+    /// There is output that no reader has taken yet, of a program that has ended.
+    pub fn is_unread(&self) -> bool {
+        let copy = self.terminal.as_ref().and_then(|t| t.output.as_ref());
+        copy.is_some_and(|copy| !copy.is_finished()) || self.output.iter().any(|f| unread(f) > 0)
+    }
+
     /// After the program's end: lets a reader see the end of file once it has read everything.
     pub fn finish(&mut self) {
         self.stdin = None;
@@ -313,6 +319,7 @@ mod tests {
         if let Some([_, stdout, _]) = program {
             File::from(stdout).write_all(b"late")?;
         }
+        assert!(kept.is_unread());
         kept.finish();
         // It waits for the reader by now.
         tokio::time::sleep(LOOK * 5).await;
