@@ -329,7 +329,7 @@ class Kills(KillTest):
         self.assertEqual(sandbox, "SANDBOX_NOTREADY")
         self.works()
         # As the kubelet does: stop, see the end, remove.
-        self.bed.crictl("stopp", pod.sandbox)
+        self.bed.stop_pod(pod.sandbox)
         container.ended()
 
     def test_the_compiler(self):

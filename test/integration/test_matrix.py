@@ -73,8 +73,8 @@ class Matrix(KillTest):
         if not self.pids("containerd"):
             self.restart()
         for sandbox in self.bed.crictl("pods", "-q").stdout.split():
-            self.bed.crictl("stopp", sandbox)
-            self.bed.crictl("rmp", "-f", sandbox)
+            self.bed.stop_pod(sandbox)
+            self.bed.remove_pod(sandbox)
         self.pods.clear()
         if restart:
             self.restart()
