@@ -61,7 +61,7 @@ cluster: bed
 	@test/setup systemd dbus nftables openssl
 	@test/cluster/fetch
 
-cluster-up: cluster ## Start a one-node Kubernetes with containerd 2.1; VERSION=1.7 for the other
+cluster-up: cluster ## Start a one-node Kubernetes with containerd 2.1; VERSION=2.4 or 1.7 for the others
 	@test/cluster/cluster up $(VERSION)
 
 cluster-down: ## Take it down again

@@ -3,7 +3,8 @@
 //! | schema | the plugin with the runtimes | containerd |
 //! |---|---|---|
 //! | `version = 2` | `io.containerd.grpc.v1.cri` | 1.7, and 2 reads it |
-//! | `version = 3` and later | `io.containerd.cri.v1.runtime` | 2 |
+//! | `version = 3` | `io.containerd.cri.v1.runtime` | 2 |
+//! | `version = 4` | the same | 2.3 |
 
 use std::path::Path;
 
@@ -195,7 +196,7 @@ pub fn imports(text: &str, directory: &Path) -> Vec<std::path::PathBuf> {
 /// What a value is replaced by that nobody has declared harmless.
 const LEFT_OUT: &str = "(left out)";
 /// Keys of containerd's own tables, and of its plugins', whose values tell how pods are run and cannot be secret.
-const HARMLESS: [&str; 37] = [
+const HARMLESS: [&str; 40] = [
     "version",
     "root",
     "state",
@@ -209,6 +210,9 @@ const HARMLESS: [&str; 37] = [
     "grpc.gid",
     "grpc.max_recv_message_size",
     "grpc.max_send_message_size",
+    "*.v1.grpc\".address",
+    "*.v1.ttrpc\".address",
+    "*.v1.debug\".address",
     "ttrpc.address",
     "debug.address",
     "debug.level",
@@ -388,13 +392,12 @@ impl Effective {
             .collect()
     }
 
-    /// containerd's socket.
+    /// containerd's socket. With version 4 it is a plugin's.
     pub fn address(&self) -> Option<&str> {
-        self.0
-            .get("grpc")?
-            .as_table_like()?
-            .get("address")?
-            .as_str()
+        let tables: [&[&str]; 2] = [&["plugins", "io.containerd.server.v1.grpc"], &["grpc"]];
+        tables
+            .into_iter()
+            .find_map(|path| descend(self.0.as_table(), path)?.get("address")?.as_str())
     }
 
     /// The name under which the CRI plugin is switched off.
@@ -783,5 +786,19 @@ address = "hush-8"
         let text = "a = 1\n[plugins.x]\nb = 2\nc = ''\nd = { e = false }\n";
         let defaults = Effective::parse(text).unwrap();
         assert_eq!(defaults.difference(&before, &handlers(&[])), None);
+    }
+
+    #[test]
+    fn the_socket_is_found_in_each_version() {
+        for (dump, address) in [
+            ("[grpc]\naddress = '/a'\n", Some("/a")),
+            (
+                "[grpc]\nuid = 0\n[plugins.'io.containerd.server.v1.grpc']\naddress = '/b'\n",
+                Some("/b"),
+            ),
+            ("version = 3\n", None),
+        ] {
+            assert_eq!(Effective::parse(dump).unwrap().address(), address);
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 
 use crate::{RUNTIME, delegate, features, log, pod, socket};
@@ -127,50 +128,56 @@ enum Answer {
     Json(i32),
 }
 
-/// containerd's ttrpc address and the form of the answer.
-fn bootstrap(
-    flags: &Flags,
-    input: &[u8],
-    by_containerd_2: bool,
-) -> Result<(String, String, Answer), String> {
+/// What containerd tells a shim that it starts.
+#[derive(Debug, PartialEq)]
+struct Bootstrap {
+    /// containerd's ttrpc address.
+    ttrpc: String,
+    /// containerd's gRPC address.
+    grpc: String,
+    /// The options of the handler.
+    options: Option<Any>,
+    /// How it wants to be answered.
+    answer: Answer,
+}
+
+/// From bootstrap parameters, or where there are none from flags and environment, with the options as all of the input.
+fn bootstrap(flags: &Flags, input: &[u8], by_containerd_2: bool) -> Result<Bootstrap, String> {
     // Runtime options (a protobuf Any) decode as bootstrap parameters too; the id tells them apart.
     let params = BootstrapParams::parse_from_bytes(input)
         .ok()
         .filter(|p| !input.is_empty() && p.instance_id == flags.id);
-    let (ttrpc, grpc, answer) = match params {
-        Some(p) => (
-            p.containerd_ttrpc_address,
-            p.containerd_grpc_address,
-            Answer::Protobuf,
-        ),
-        None => {
-            let env = |name| std::env::var(name).unwrap_or_default();
-            (
-                env("TTRPC_ADDRESS"),
-                flags.address.clone(),
-                Answer::Json(if by_containerd_2 {
-                    TASK_API
-                } else {
-                    OLD_TASK_API
-                }),
-            )
-        }
+    let mut found = match params {
+        Some(p) => Bootstrap {
+            ttrpc: p.containerd_ttrpc_address,
+            grpc: p.containerd_grpc_address,
+            options: p
+                .extensions
+                .into_iter()
+                .filter_map(|e| e.value.into_option())
+                .find(delegate::is_options),
+            answer: Answer::Protobuf,
+        },
+        None => Bootstrap {
+            ttrpc: std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
+            grpc: String::new(),
+            options: Any::parse_from_bytes(input).ok(),
+            answer: Answer::Json(match by_containerd_2 {
+                true => TASK_API,
+                false => OLD_TASK_API,
+            }),
+        },
     };
-    if ttrpc.is_empty() {
+    if found.ttrpc.is_empty() {
         return Err(
             "containerd's ttrpc address is missing (TTRPC_ADDRESS): events could not be published"
                 .into(),
         );
     }
-    Ok((
-        ttrpc,
-        if grpc.is_empty() {
-            flags.address.clone()
-        } else {
-            grpc
-        },
-        answer,
-    ))
+    if found.grpc.is_empty() {
+        found.grpc = flags.address.clone();
+    }
+    Ok(found)
 }
 
 fn write_answer(answer: &Answer, address: &str) -> Result<(), String> {
@@ -199,7 +206,12 @@ fn write_answer(answer: &Answer, address: &str) -> Result<(), String> {
 pub fn start(flags: &Flags) -> Result<(), String> {
     let input = read_stdin()?;
     let preview = slipway_spec::preview(&flags.bundle);
-    let (ttrpc, grpc, answer) = bootstrap(flags, &input, preview.by_containerd_2)?;
+    let Bootstrap {
+        ttrpc,
+        grpc,
+        options,
+        answer,
+    } = bootstrap(flags, &input, preview.by_containerd_2)?;
     let group = preview.pod.unwrap_or_else(|| flags.id.clone());
     let path = socket::path(flags, &group);
     let address = format!("unix://{}", path.display());
@@ -217,7 +229,7 @@ pub fn start(flags: &Flags) -> Result<(), String> {
         group,
         ttrpc,
         grpc,
-        cache_bytes: delegate::cache_bytes(&input),
+        cache_bytes: options.as_ref().and_then(delegate::cache_bytes),
         bundle: std::env::current_dir().unwrap_or_else(|_| flags.bundle.clone()),
         log: logger.clone(),
         listener,
@@ -300,6 +312,9 @@ pub fn info() -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim_protos::bootstrap_api::Extension;
+    use containerd_shim_protos::protobuf::MessageField;
+
     use super::*;
 
     fn parse(args: &str) -> Result<Command, String> {
@@ -356,17 +371,27 @@ mod tests {
             namespace: "n".into(),
             ..Flags::default()
         };
+        let options = Any {
+            type_url: "runtimeoptions.v1.Options".into(),
+            value: b"o".to_vec(),
+            ..Any::default()
+        };
+        let extension = |value: Any| Extension {
+            value: MessageField::some(value),
+            ..Extension::default()
+        };
         let params = BootstrapParams {
             instance_id: "i".into(),
             namespace: "n".into(),
             containerd_ttrpc_address: "/t".into(),
             containerd_grpc_address: "/g".into(),
+            extensions: vec![extension(Any::default()), extension(options.clone())],
             ..BootstrapParams::default()
         };
         let bytes = params.write_to_bytes().unwrap();
-        assert_eq!(
-            bootstrap(&flags, &bytes, false),
-            Ok(("/t".into(), "/g".into(), Answer::Protobuf))
-        );
+        let found = bootstrap(&flags, &bytes, false).unwrap();
+        assert_eq!((found.ttrpc.as_str(), found.grpc.as_str()), ("/t", "/g"));
+        assert_eq!(found.answer, Answer::Protobuf);
+        assert_eq!(found.options, Some(options));
     }
 }

@@ -481,7 +481,7 @@ async fn call<Q: Message, R: Message>(
 
 /// A handler that is not runc's own gets its options as text; the delegate wants runc's message.
 fn translate_options(any: Any) -> Any {
-    if !any.type_url.ends_with("runtimeoptions.v1.Options") {
+    if !has_text(&any) {
         return any;
     }
     let toml = config_body(&any.value).unwrap_or_default();
@@ -510,10 +510,19 @@ fn value(toml: &str, key: &str) -> Option<String> {
         .map(|(_, v)| v.trim().trim_matches(['"', '\'']).to_string())
 }
 
-/// The bound of the artefact cache, from the options that containerd writes to `start`.
-pub fn cache_bytes(input: &[u8]) -> Option<u64> {
-    let any = Any::parse_from_bytes(input).ok()?;
-    if !any.type_url.ends_with("runtimeoptions.v1.Options") {
+/// Whether these are a handler's options, of runc's type or another.
+pub fn is_options(any: &Any) -> bool {
+    any.type_url.ends_with("containerd.runc.v1.Options") || has_text(any)
+}
+
+/// Whether these are options as text.
+fn has_text(any: &Any) -> bool {
+    any.type_url.ends_with("runtimeoptions.v1.Options")
+}
+
+/// The bound of the artefact cache, from the handler's options.
+pub fn cache_bytes(any: &Any) -> Option<u64> {
+    if !has_text(any) {
         return None;
     }
     value(&config_body(&any.value)?, "CacheBytes")?.parse().ok()
@@ -668,13 +677,11 @@ mod tests {
             value: value.clone(),
             ..Default::default()
         };
-        let input = |any: Any| any.write_to_bytes().unwrap();
         assert_eq!(
-            cache_bytes(&input(any("runtimeoptions.v1.Options"))),
+            cache_bytes(&any("runtimeoptions.v1.Options")),
             Some(1 << 20)
         );
-        assert_eq!(cache_bytes(&input(any("containerd.runc.v1.Options"))), None);
-        assert_eq!(cache_bytes(b"\xff"), None);
+        assert_eq!(cache_bytes(&any("containerd.runc.v1.Options")), None);
     }
 
     #[test]
