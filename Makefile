@@ -37,7 +37,7 @@ test: test-unit test-integration ## Run all tests
 test-unit: engine bed ## Run the tests of the crates and of the benchmark's client
 	@test/unit
 
-test-integration: dist bed examples guests ## Run the tests on private containerds, 2.1 and 1.7
+test-integration: dist bed examples guests ## Run the tests on private containerds: 2.1, 2.4 and 1.7
 	@test/integration/run
 
 test-examples: dist bed examples ## Build the heavy examples too, and run them as pods: half an hour, the first time

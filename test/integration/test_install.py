@@ -129,6 +129,17 @@ class Install(PodTest):
         self.slipway("uninstall", "--purge")
         self.assertEqual((self.node(), os.path.exists(self.opt)), (before, False))
 
+    def test_the_caches_bound_reaches_the_shims(self):
+        """As an option of the handler, which each containerd passes in its own way."""
+        self.slipway("install", "--cache-size", "1Ki", tree=TREE)
+        self.restart()
+        for name in ("hello", "tcp-echo"):
+            self.pod("slipway").start(self.bed.example(name), ["sleep"])
+            # What is in use stays, whatever the bound.
+            self.pods.pop().remove()
+        kept = json.loads(self.bed.run("slipway", "cache", "ls", "--json").stdout)
+        self.assertEqual(len(kept), 1, kept)
+
     def test_what_others_write_meanwhile_stays(self):
         before = self.node()
         self.slipway("install", tree=small_tree(f"{self.directory}/tree"))
