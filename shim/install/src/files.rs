@@ -37,6 +37,13 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
     sync_parent(path)
 }
 
+/// Gives the memory back that holds a file's content: it counts as that of the pod that has read or written it, which with a
+/// whole tree is the first to be evicted from a node without memory.
+pub fn forget(file: &File) {
+    // Advice: whoever reads the file next reads the disk, or finds it still there.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+}
+
 /// Removes a file, if it is there.
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {

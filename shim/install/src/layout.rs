@@ -69,6 +69,7 @@ impl Tree {
                 digest.update(metadata.len().to_le_bytes());
                 let mut file_ = File::open(&from).map_err(file(&from, "read"))?;
                 io::copy(&mut file_, &mut digest).map_err(file(&from, "read"))?;
+                files::forget(&file_);
             }
         }
         let digest = digest.finalize();
@@ -264,13 +265,17 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
                 symlink(fs::read_link(&from)?, &to)
             } else {
                 fs::copy(&from, &to)?;
+                files::forget(&File::open(&from)?);
                 let mode = if metadata.mode() & 0o111 == 0 {
                     0o644
                 } else {
                     0o755
                 };
                 fs::set_permissions(&to, fs::Permissions::from_mode(mode))?;
-                File::open(&to)?.sync_all()
+                let copy = File::open(&to)?;
+                copy.sync_all()?;
+                files::forget(&copy);
+                Ok(())
             }
         };
         copied().map_err(file(&to, "copy"))?;
