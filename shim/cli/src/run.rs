@@ -9,7 +9,7 @@ use std::task::Poll;
 use slipway_cgroup::Cgroup;
 use slipway_counters::Counters;
 use slipway_launch::{Compiler, Helpers, Install, Surroundings};
-use slipway_protocol::{Budget, End, RESOLVER_FILES};
+use slipway_protocol::{Budget, End, Program, RESOLVER_FILES};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
 use slipway_sys::CgroupEntry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -105,16 +105,20 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
     }
     let (uid, gid) = user(args.user.as_deref().unwrap_or(&source.user))?;
     Ok(Plan {
-        args: argv,
-        env,
-        cwd: args
-            .workdir
-            .clone()
-            .unwrap_or_else(|| source.workdir.clone()),
-        uid,
-        gid,
-        cpu_time: args.cpu_time,
-        with_parent: true,
+        program: Program {
+            args: argv,
+            env,
+            cwd: args
+                .workdir
+                .clone()
+                .unwrap_or_else(|| source.workdir.clone()),
+            uid,
+            gid,
+            cpu_time: args.cpu_time,
+            with_parent: true,
+            tier: tier(args.tier),
+            ..Program::default()
+        },
         root_path: source.root.path().display().to_string(),
         mounts: mounts(&args.dirs)?,
         pid: Namespace::New,
@@ -126,7 +130,6 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
             memory_limit: args.memory.map(|m| i64::try_from(m).unwrap_or(i64::MAX)),
             ..Resources::default()
         },
-        tier: tier(args.tier),
         ..Plan::default()
     })
 }

@@ -113,12 +113,16 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("skeleton");
     drop_privileges(&launch, user)?;
     steps.mark("privileges");
-    if let Some(filter) = &launch.seccomp {
+    if let Some(filter) = &launch.program.seccomp {
         seccomp::enter(filter)?;
         steps.mark("seccomp");
     }
     let loaded = engine.load(mounts::ARTEFACT).map_err(|e| {
-        let cause = launch.seccomp.as_ref().map_or("", |_| LOADING_FILTERED);
+        let cause = launch
+            .program
+            .seccomp
+            .as_ref()
+            .map_or("", |_| LOADING_FILTERED);
         format!("{path}: {e}{cause}")
     })?;
     check_minimum(&loaded, &path)?;
@@ -129,7 +133,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     match slipway_protocol::recv::<ToGuest>(control)? {
         (ToGuest::Start { terminal }, streams) => {
             take_streams(streams, terminal)?;
-            if launch.drain {
+            if launch.program.drain {
                 sys::drain::on_sigterm().map_err(|e| format!("slipway.dev/stop: drain: {e}"))?;
             }
             Ok(run(loaded, &wasi, &call))
@@ -220,11 +224,11 @@ fn find_artefact(
 ) -> Result<slipway_cache::Artefact, Stop> {
     let lookup = || {
         module
-            .lookup(store, launch.tier)
+            .lookup(store, launch.program.tier)
             .map_err(|e| format!("{}: {e}", module.path))
     };
     let found = |artefact, tier| {
-        if tier == slipway_cache::Tier::Quick && launch.tier == Tier::Auto {
+        if tier == slipway_cache::Tier::Quick && launch.program.tier == Tier::Auto {
             let message = FromGuest::Unoptimised(module.description());
             slipway_protocol::send(control, &message, &[module.file.as_fd()])?;
         }
@@ -260,26 +264,30 @@ fn find_artefact(
 
 /// Limits, then the user: after this call the process is what the spec's user may be, without any capability.
 fn drop_privileges(launch: &Launch, user: Option<user::User<'_>>) -> Result<(), String> {
-    for &(resource, soft, hard) in &launch.rlimits {
+    for &(resource, soft, hard) in &launch.program.rlimits {
         slipway_sys::set_rlimit(resource, soft, hard).map_err(|e| {
             format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}")
         })?;
     }
-    if let Some(seconds) = launch.cpu_time {
+    if let Some(seconds) = launch.program.cpu_time {
         sys::report_cpu_time(seconds);
         // SIGXCPU at the soft limit; the hard one is for a program that is in the kernel.
         slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, seconds, seconds.saturating_add(1))
             .map_err(|e| format!("CPU-time budget of {seconds} s: {e}"))?;
     }
-    if let Some(mask) = launch.umask {
+    if let Some(mask) = launch.program.umask {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
     }
     if let Some(user) = user {
         user.enter()?;
     }
-    slipway_sys::become_user(launch.uid, launch.gid, &launch.groups)
-        .map_err(|e| format!("process.user: {e}"))?;
-    if launch.with_parent {
+    slipway_sys::become_user(
+        launch.program.uid,
+        launch.program.gid,
+        &launch.program.groups,
+    )
+    .map_err(|e| format!("process.user: {e}"))?;
+    if launch.program.with_parent {
         // Another user's process loses it (prctl(2)), so not before.
         let kill = Some(rustix::process::Signal::KILL);
         rustix::process::set_parent_process_death_signal(kill)
@@ -304,29 +312,32 @@ fn check_minimum(loaded: &Loaded<'_>, path: &str) -> Result<(), String> {
 fn entry_call(loaded: &Loaded<'_>, launch: &Launch, entry: Option<String>) -> Result<Call, String> {
     let call = match entry {
         None => loaded.call("_start", &[]),
-        Some(function) => loaded.call(&function, launch.args.get(1..).unwrap_or_default()),
+        Some(function) => loaded.call(&function, launch.program.args.get(1..).unwrap_or_default()),
     };
     call.map_err(|e| {
         format!(
             "entrypoint {:?}: {e}",
-            launch.args.first().map_or("", String::as_str)
+            launch.program.args.first().map_or("", String::as_str)
         )
     })
 }
 
 fn wasi(launch: &Launch) -> Result<Wasi, String> {
-    let mut env = launch.env.clone();
+    let mut env = launch.program.env.clone();
     let mut preopens = Vec::new();
-    if launch.cwd != "/" {
+    if launch.program.cwd != "/" {
         // WASI has no working directory. Libraries that know one take it from PWD (Go) or a preopen named ".";
         // "/" comes last, for wasi-libc takes the last of equal length and ignores a leading slash.
-        preopens.push(format!(".:/rootfs/{}", launch.cwd.trim_start_matches('/')));
+        preopens.push(format!(
+            ".:/rootfs/{}",
+            launch.program.cwd.trim_start_matches('/')
+        ));
         if !env.iter().any(|e| e.starts_with("PWD=")) {
-            env.push(format!("PWD={}", launch.cwd));
+            env.push(format!("PWD={}", launch.program.cwd));
         }
     }
     preopens.push("/:/rootfs".to_string());
-    Wasi::new(&launch.args, &env, &preopens).map_err(|e| e.to_string())
+    Wasi::new(&launch.program.args, &env, &preopens).map_err(|e| e.to_string())
 }
 
 fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {

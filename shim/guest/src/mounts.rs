@@ -187,9 +187,9 @@ impl Skeleton {
         if let Some(source) = certificates {
             mount_certificates(root.as_fd(), &launch.mounts, source)?;
         }
-        if !launch.cwd.is_empty() && launch.cwd != "/" {
+        if !launch.program.cwd.is_empty() && launch.program.cwd != "/" {
             // Like runc: a working directory that the image lacks is made.
-            let _ = make_target(root.as_fd(), &launch.cwd, true);
+            let _ = make_target(root.as_fd(), &launch.program.cwd, true);
         }
         if launch.root_readonly {
             mount_remount(&rootfs, MountFlags::BIND | MountFlags::RDONLY, c"")

@@ -89,7 +89,7 @@ pub fn module(
     given: Option<OwnedFd>,
     root: BorrowedFd<'_>,
 ) -> Result<(Module, Option<String>), Refusal> {
-    let argv0 = launch.args.first().map_or("", String::as_str);
+    let argv0 = launch.program.args.first().map_or("", String::as_str);
     let (path, function) = match argv0.split_once('#') {
         Some((path, function)) => (path, Some(function.to_string()).filter(|f| !f.is_empty())),
         None => (argv0, None),
@@ -116,7 +116,7 @@ pub fn module(
 /// The candidates of a command, as execvp(3) would try them, and the working directory last: images of a single
 /// module are started by its bare name.
 fn candidates(launch: &Launch, path: &str) -> Vec<String> {
-    let cwd = launch.cwd.trim_end_matches('/');
+    let cwd = launch.program.cwd.trim_end_matches('/');
     if path.starts_with('/') {
         return vec![path.to_string()];
     }
@@ -124,6 +124,7 @@ fn candidates(launch: &Launch, path: &str) -> Vec<String> {
         return vec![format!("{cwd}/{path}")];
     }
     let search = launch
+        .program
         .env
         .iter()
         .find_map(|e| e.strip_prefix("PATH="))
@@ -174,7 +175,7 @@ fn open_entrypoint(
     }
     Err(Refusal::Missing(format!(
         "entrypoint {path:?}: no such file in the image (searched PATH and the working directory {:?}); name the module by its absolute path",
-        launch.cwd
+        launch.program.cwd
     )))
 }
 

@@ -87,9 +87,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         .filter(|(ns, _)| **ns == Namespace::New)
         .map(|(_, flag)| flag);
     Launch {
-        args: plan.args.clone(),
-        env: plan.env.clone(),
-        cwd: plan.cwd.clone(),
+        program: plan.program.clone(),
         mount_points: mount_points(install, plan),
         root_mounts: around.root_mounts,
         root_path: around.bundle.join(&plan.root_path).display().to_string(),
@@ -99,20 +97,10 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         unshare: unshare.fold(0, |all, flag| all | flag),
         hostname: plan.hostname.clone(),
         user_namespace: plan.user.as_ref().map(UserNamespace::joined),
-        uid: plan.uid,
-        gid: plan.gid,
-        groups: plan.groups.clone(),
-        umask: plan.umask,
-        rlimits: plan.rlimits.clone(),
-        cpu_time: plan.cpu_time,
-        drain: plan.drain,
-        seccomp: plan.seccomp.clone(),
-        with_parent: plan.with_parent,
         ca_certificates: plan.ca_certificates,
         skeleton: install.skeleton().display().to_string(),
         cache_dir: around.cache_dir.into(),
         cache_bytes: around.cache_bytes,
-        tier: plan.tier,
         exec_in: around.exec_in,
     }
 }
@@ -159,11 +147,11 @@ pub async fn resolve<Enter>(
 where
     Enter: FnOnce() -> Result<Vec<OwnedFd>, StartError>,
 {
-    let limits = &launch.rlimits;
+    let limits = &launch.program.rlimits;
     if limits.iter().any(|l| l.0 == libc::RLIMIT_DATA as i32) {
         guest.keep_data_limit();
     }
-    if launch.seccomp.is_some() {
+    if launch.program.seccomp.is_some() {
         guest.note_filter();
     }
     let body = slipway_protocol::write_launch(launch)?;
@@ -211,7 +199,7 @@ where
                     .into_iter()
                     .next()
                     .ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
-                let mut job = Job::new(file, module, launch.tier);
+                let mut job = Job::new(file, module, launch.program.tier);
                 job.damaged = damaged;
                 missed = true;
                 host.compiler.counters.count(Counter::CacheMisses);

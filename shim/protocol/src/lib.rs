@@ -125,15 +125,42 @@ pub struct End {
     pub out_of_memory: bool,
 }
 
-/// Everything a guest needs to become a container. Paths are of the host's mount namespace.
+/// What a guest runs, as whom, and within which bounds.
 #[derive(Debug, Clone, Serialize, Deserialize, Default)]
-pub struct Launch {
+pub struct Program {
     /// argv of the program; `argv[0]` is the entrypoint, `path#function` allowed.
     pub args: Vec<String>,
     /// Environment of the program as `NAME=value`.
     pub env: Vec<String>,
     /// Working directory inside the container.
     pub cwd: String,
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// File mode creation mask; `None`: that of the guest's parent.
+    pub umask: Option<u32>,
+    /// Soft and hard limits by resource number of setrlimit(2).
+    pub rlimits: Vec<(i32, u64, u64)>,
+    /// CPU time in seconds after which the process is ended.
+    pub cpu_time: Option<u64>,
+    /// SIGTERM closes the sockets that listen and leaves the rest to the program.
+    pub drain: bool,
+    /// What the kernel lets the process call from the moment on that it loads the module; `None`: everything.
+    pub seccomp: Option<Seccomp>,
+    /// The guest is killed when the thread that has started it ends.
+    pub with_parent: bool,
+    /// Wanted optimisation.
+    pub tier: Tier,
+}
+
+/// Everything a guest needs to become a container. Paths are of the host's mount namespace.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+pub struct Launch {
+    /// What runs in it.
+    pub program: Program,
     /// How the root file system is mounted, outermost last; empty: `root_path` is bound.
     pub root_mounts: Vec<Mount>,
     /// Directory with the mount points of this container that every pod's has: the lowest layer of an overlay root. Empty:
@@ -153,24 +180,6 @@ pub struct Launch {
     pub hostname: String,
     /// The user namespace that the program runs in: its ids are those inside.
     pub user_namespace: Option<UserNamespace>,
-    /// User and groups.
-    pub uid: u32,
-    /// Primary group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-    /// File mode creation mask; `None`: that of the guest's parent.
-    pub umask: Option<u32>,
-    /// Soft and hard limits by resource number of setrlimit(2).
-    pub rlimits: Vec<(i32, u64, u64)>,
-    /// CPU time in seconds after which the process is ended.
-    pub cpu_time: Option<u64>,
-    /// SIGTERM closes the sockets that listen and leaves the rest to the program.
-    pub drain: bool,
-    /// What the kernel lets the process call from the moment on that it loads the module; `None`: everything.
-    pub seccomp: Option<Seccomp>,
-    /// The guest is killed when the thread that has started it ends.
-    pub with_parent: bool,
     /// The node's CA certificates at [`CA_CERTIFICATES`], where neither image nor volumes have that file.
     pub ca_certificates: bool,
     /// An empty directory that is the guest's to mount on, in its own namespace.
@@ -179,8 +188,6 @@ pub struct Launch {
     pub cache_dir: String,
     /// Bound of the artefact cache in bytes.
     pub cache_bytes: u64,
-    /// Wanted optimisation.
-    pub tier: Tier,
     /// Host's pid of a guest whose file systems this one shares, for an exec; nothing is mounted then.
     pub exec_in: Option<i32>,
 }
@@ -406,14 +413,18 @@ mod tests {
     fn a_message_travels_with_its_descriptors() {
         let (host, guest) = pair().unwrap();
         let launch = Launch {
-            args: vec!["/a.wasm".into(); 20_000],
+            program: Program {
+                args: vec!["/a.wasm".into(); 20_000],
+                ..Program::default()
+            },
             ..Launch::default()
         };
         let body = write_launch(&launch).unwrap();
         send(host.as_fd(), &ToGuest::Launch, &[body.as_fd()]).unwrap();
         let (message, mut fds) = recv::<ToGuest>(guest.as_fd()).unwrap();
         assert!(matches!(message, ToGuest::Launch));
-        assert_eq!(read_launch(fds.pop().unwrap()).unwrap().args.len(), 20_000);
+        let launch = read_launch(fds.pop().unwrap()).unwrap();
+        assert_eq!(launch.program.args.len(), 20_000);
     }
 
     #[test]

@@ -214,7 +214,10 @@ impl Container {
     /// Processes of the container: all in its cgroup. An ended one that is not deleted yet still has its first: a
     /// containerd that comes back takes a task without processes for one that never began, and forgets its status.
     pub fn pids(&self) -> Vec<u32> {
-        let cgroup = self.cgroup.as_ref().filter(|_| !self.plan.args.is_empty());
+        let cgroup = self
+            .cgroup
+            .as_ref()
+            .filter(|_| !self.plan.program.args.is_empty());
         let mut pids: Vec<u32> = cgroup
             .map(|c| c.pids().into_iter().map(i32::unsigned_abs).collect())
             .unwrap_or_default();

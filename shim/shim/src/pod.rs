@@ -387,7 +387,7 @@ impl Pod {
             address: &self.grpc,
             namespace: &self.namespace,
             image,
-            entrypoint: plan.args.first().map_or("", String::as_str),
+            entrypoint: plan.program.args.first().map_or("", String::as_str),
         });
         let helpers = Helpers {
             budget,
@@ -652,8 +652,11 @@ fn root_mounts(
 
 /// The host's id of the program's user, who gets the terminal.
 fn host_uid(plan: &Plan) -> u32 {
-    let mapped = plan.user.as_ref().and_then(|user| user.host_uid(plan.uid));
-    mapped.unwrap_or(plan.uid)
+    let mapped = plan
+        .user
+        .as_ref()
+        .and_then(|user| user.host_uid(plan.program.uid));
+    mapped.unwrap_or(plan.program.uid)
 }
 
 fn set_oom_score(plan: &Plan, pid: i32) {

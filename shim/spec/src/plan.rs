@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use slipway_protocol::{CA_CERTIFICATES, Mount, Seccomp, Tier};
+use slipway_protocol::{CA_CERTIFICATES, Mount, Program, Tier};
 
 use crate::user::{self, UserNamespace};
 use crate::{Error, mount, oci, parse_options, refused, seccomp};
@@ -133,34 +133,13 @@ pub struct Plan {
     pub sandbox_id: Option<String>,
     /// The image's name, as CRI knows it.
     pub image: Option<String>,
-    /// argv.
-    pub args: Vec<String>,
-    /// Environment.
-    pub env: Vec<String>,
-    /// Working directory, absolute.
-    pub cwd: String,
+    /// What the container runs. Bounds of its annotations (`slipway.dev/cpu-time`, `slipway.dev/stop`, `slipway.dev/compile`) and
+    /// of linux.seccomp included.
+    pub program: Program,
     /// A terminal is asked for.
     pub terminal: bool,
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-    /// File mode creation mask; `None`: that of whoever starts the program.
-    pub umask: Option<u32>,
-    /// (resource of setrlimit(2), soft, hard)
-    pub rlimits: Vec<(i32, u64, u64)>,
-    /// Annotation `slipway.dev/cpu-time`: CPU time in seconds after which a process of the container is ended.
-    pub cpu_time: Option<u64>,
-    /// Annotation `slipway.dev/stop: drain`: SIGTERM closes the sockets that listen and leaves the rest to the program.
-    pub drain: bool,
-    /// It ends when the thread that has started it does: a command's program, not a container.
-    pub with_parent: bool,
     /// Annotation `slipway.dev/ca-certificates: node`: the node's CA certificates, where the image has none.
     pub ca_certificates: bool,
-    /// linux.seccomp, for each process of a container.
-    pub seccomp: Option<Seccomp>,
     /// For the guest's /proc/self/oom_score_adj.
     pub oom_score_adj: Option<i32>,
     /// root.path; relative to the bundle.
@@ -189,8 +168,6 @@ pub struct Plan {
     pub cgroup: Option<CgroupPath>,
     /// linux.resources.
     pub resources: Resources,
-    /// Annotation `slipway.dev/compile`.
-    pub tier: Tier,
     /// Host path of the termination message's file, where the container has one mounted.
     pub termination_message: Option<String>,
     /// The first thing in the spec that a Wasm container cannot have. Not an error yet: the entrypoint may turn out to
@@ -219,6 +196,9 @@ impl Plan {
         check_process(&process)?;
         refused::in_process(&process)?;
         let rlimits = process.rlimits.iter().enumerate();
+        let rlimits = rlimits
+            .map(|(i, l)| rlimit(i, l))
+            .collect::<Result<_, _>>()?;
         let join = |ns: &Namespace, name: &str| match ns {
             Namespace::Host => Namespace::Host,
             _ => Namespace::Path(format!("/proc/{pid}/ns/{name}")),
@@ -228,23 +208,16 @@ impl Plan {
             None => None,
         };
         Ok(Self {
-            rlimits: rlimits
-                .map(|(i, l)| rlimit(i, l))
-                .collect::<Result<_, _>>()?,
-            args: process.args,
-            env: environment(process.env, self.ca_certificates),
-            cwd: if process.cwd.is_empty() {
-                "/".into()
-            } else {
-                process.cwd
-            },
             terminal: process.terminal,
-            uid: process.user.uid,
-            gid: process.user.gid,
-            groups: process.user.additional_gids,
-            umask: Some(process.user.umask.unwrap_or(UMASK)),
-            // The container's stop is for its own program.
-            drain: false,
+            program: Program {
+                cpu_time: self.program.cpu_time,
+                seccomp: self.program.seccomp.clone(),
+                with_parent: self.program.with_parent,
+                tier: self.program.tier,
+                // The container's stop is for its own program.
+                drain: false,
+                ..program(process, rlimits, self.ca_certificates)
+            },
             mounts: Vec::new(),
             pid: join(&self.pid, "pid"),
             network: join(&self.network, "net"),
@@ -293,40 +266,31 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         .find(|m| m.destination == "/dev/termination-log")
         .map(|m| m.source.clone());
     let ca_certificates = ca_certificates(annotation(CA_ANNOTATION).as_deref())?;
+    let tier = tier(annotation(COMPILE).as_deref())?;
+    let rlimits = process.rlimits.iter().enumerate();
+    let rlimits = rlimits
+        .filter_map(|(i, l)| unsupported.note(rlimit(i, l)))
+        .collect();
     Ok(Plan {
         role,
         sandbox_id: annotation(SANDBOX_ID),
         image: annotation(IMAGE_NAME),
-        args: process.args,
-        env: environment(process.env, ca_certificates),
-        cwd: if process.cwd.is_empty() {
-            "/".into()
-        } else {
-            process.cwd
-        },
         terminal: process.terminal,
-        uid: process.user.uid,
-        gid: process.user.gid,
-        groups: process.user.additional_gids,
-        umask: Some(process.user.umask.unwrap_or(UMASK)),
-        rlimits: process
-            .rlimits
-            .iter()
-            .enumerate()
-            .filter_map(|(i, l)| unsupported.note(rlimit(i, l)))
-            .collect(),
-        cpu_time: annotation(CPU_TIME).and_then(|text| unsupported.note(cpu_time(&text))),
-        drain: annotation(STOP).is_some_and(|text| unsupported.note(drain(&text)).is_some()),
-        ca_certificates,
-        with_parent: false,
-        // A sandbox's holder runs no program.
-        seccomp: match role {
-            Role::Sandbox => None,
-            Role::Container => unsupported
-                .note(seccomp::filter(&spec.linux.seccomp))
-                .flatten(),
-        },
         oom_score_adj: process.oom_score_adj,
+        program: Program {
+            cpu_time: annotation(CPU_TIME).and_then(|text| unsupported.note(cpu_time(&text))),
+            drain: annotation(STOP).is_some_and(|text| unsupported.note(drain(&text)).is_some()),
+            // A sandbox's holder runs no program.
+            seccomp: match role {
+                Role::Sandbox => None,
+                Role::Container => unsupported
+                    .note(seccomp::filter(&spec.linux.seccomp))
+                    .flatten(),
+            },
+            tier,
+            ..program(process, rlimits, ca_certificates)
+        },
+        ca_certificates,
         root_path: spec.root.path,
         root_readonly: spec.root.readonly,
         hostname: spec.hostname,
@@ -342,20 +306,39 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         resources: unsupported
             .note(resources(spec.linux.resources))
             .unwrap_or_default(),
-        tier: match annotation(COMPILE).as_deref() {
-            None | Some("auto") => Tier::Auto,
-            Some("quick") => Tier::Quick,
-            Some("full") => Tier::Full,
-            Some(other) => {
-                return Err(refuse(
-                    &format!("annotations[{COMPILE}]"),
-                    format!("{other:?} is not one of auto, quick, full"),
-                ));
-            }
-        },
         termination_message,
         unsupported: unsupported.0.map(|e| e.to_string()),
     })
+}
+
+/// What a process's own fields say.
+fn program(process: oci::Process, rlimits: Vec<(i32, u64, u64)>, ca_certificates: bool) -> Program {
+    Program {
+        args: process.args,
+        env: environment(process.env, ca_certificates),
+        cwd: match process.cwd.is_empty() {
+            true => "/".into(),
+            false => process.cwd,
+        },
+        uid: process.user.uid,
+        gid: process.user.gid,
+        groups: process.user.additional_gids,
+        umask: Some(process.user.umask.unwrap_or(UMASK)),
+        rlimits,
+        ..Program::default()
+    }
+}
+
+fn tier(text: Option<&str>) -> Result<Tier, Error> {
+    match text {
+        None | Some("auto") => Ok(Tier::Auto),
+        Some("quick") => Ok(Tier::Quick),
+        Some("full") => Ok(Tier::Full),
+        Some(other) => Err(refuse(
+            &format!("annotations[{COMPILE}]"),
+            format!("{other:?} is not one of auto, quick, full"),
+        )),
+    }
 }
 
 /// Collects the first refusal.
@@ -724,7 +707,11 @@ mod tests {
             (Role::Container, Some("s"))
         );
         assert_eq!(
-            (plan.uid, plan.gid, plan.groups.as_slice()),
+            (
+                plan.program.uid,
+                plan.program.gid,
+                plan.program.groups.as_slice()
+            ),
             (1, 2, &[3][..])
         );
         assert_eq!(plan.mounts.len(), 2, "kernel file systems are left out");
@@ -743,7 +730,7 @@ mod tests {
             let mut spec = container();
             spec["annotations"]["slipway.dev/ca-certificates"] = json!(annotation);
             spec["process"]["env"] = json!(env);
-            parse(spec.to_string().as_bytes()).map(|plan| plan.env)
+            parse(spec.to_string().as_bytes()).map(|plan| plan.program.env)
         };
         let named = format!("SSL_CERT_FILE={}", slipway_protocol::CA_CERTIFICATES);
         assert_eq!(environment("node", &["A=b"]).unwrap(), ["A=b", &named]);
@@ -754,7 +741,7 @@ mod tests {
             ..crate::Plan::default()
         };
         let exec = plan.exec(br#"{"args": ["/app.wasm"]}"#, 1).unwrap();
-        assert_eq!(exec.env, [named]);
+        assert_eq!(exec.program.env, [named]);
         assert!(environment("other", &[]).is_err());
     }
 
@@ -823,11 +810,11 @@ mod tests {
             parse(spec.to_string().as_bytes()).unwrap()
         };
         let drained = stop("drain");
-        assert!(drained.drain);
+        assert!(drained.program.drain);
         let exec = drained.exec(br#"{"args": ["/a"], "cwd": "/"}"#, 7).unwrap();
-        assert!(!exec.drain);
+        assert!(!exec.program.drain);
         let refused = stop("later");
-        assert!(!refused.drain);
+        assert!(!refused.program.drain);
         assert!(refused.unsupported.unwrap().contains("slipway.dev/stop"));
     }
 
@@ -836,8 +823,8 @@ mod tests {
         let plan = parse(container().to_string().as_bytes()).unwrap();
         let exec = |process: serde_json::Value| plan.exec(process.to_string().as_bytes(), 7);
         let umask = |user: serde_json::Value| exec(json!({"args": ["/a"], "user": user})).unwrap();
-        assert_eq!(umask(json!({"umask": 63})).umask, Some(63));
-        assert_eq!(umask(json!({})).umask, Some(0o022));
+        assert_eq!(umask(json!({"umask": 63})).program.umask, Some(63));
+        assert_eq!(umask(json!({})).program.umask, Some(0o022));
         let refused = exec(json!({"args": ["/a"], "execCPUAffinity": {"initial": "0"}}));
         assert!(
             refused

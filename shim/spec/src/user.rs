@@ -208,7 +208,10 @@ mod tests {
         let plan = plan(|_| {});
         assert_eq!(plan.unsupported, None);
         let user = plan.user.as_ref().unwrap();
-        assert_eq!((plan.uid, user.host_uid(plan.uid)), (1, Some(100_001)));
+        assert_eq!(
+            (plan.program.uid, user.host_uid(plan.program.uid)),
+            (1, Some(100_001))
+        );
         assert_eq!(
             user.joined(),
             slipway_protocol::UserNamespace {
