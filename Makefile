@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e e2e-parts kind kind-up kind-down kind-e2e lint cross reproducible bench clean
+.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -72,6 +72,9 @@ e2e: $(if $(KUBECONFIG),,e2e-parts) ## Run the end-to-end tests on a cluster of 
 
 e2e-parts: cluster dist examples guests
 	@test/chart/fetch
+
+e2e-cgroup2: e2e-parts ## Run those that cgroups have a part in on cgroup v2, with systemd's driver
+	@test/cgroup2/e2e
 
 kind: cluster
 	@test/setup mmdebstrap

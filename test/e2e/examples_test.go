@@ -15,18 +15,18 @@ func TestExamples(t *testing.T) {
 	}
 	for name, check := range map[string]func(s *Space){
 		"job": func(s *Space) {
-			s.kubectl("wait", "--for=condition=Complete", "job/wordcount", "--timeout=120s")
+			s.kubectl("wait", "--for=condition=Complete", "job/wordcount", patiently)
 			s.contains(s.kubectl("logs", "job/wordcount"), "the")
 		},
 		"cronjob": func(s *Space) {
 			// When it is time for its own Job, its history has no place for another.
 			s.kubectl("patch", "cronjob/greeting", "--patch", `{"spec": {"suspend": true}}`)
 			s.kubectl("create", "job", "--from=cronjob/greeting", "now")
-			s.kubectl("wait", "--for=condition=Complete", "job/now", "--timeout=120s")
+			s.kubectl("wait", "--for=condition=Complete", "job/now", patiently)
 			s.contains(s.kubectl("logs", "job/now"), "arguments: from a CronJob")
 		},
 		"deployment": func(s *Space) {
-			s.kubectl("rollout", "status", "deployment/http-server", "--timeout=120s")
+			s.kubectl("rollout", "status", "deployment/http-server", patiently)
 			s.apply(caller)
 			s.pod("caller", ready)
 			s.contains(s.kubectl("exec", "caller", "--", "wget", "-q", "-O", "-", "http://http-server/"), "Hello from Slipway")

@@ -3,6 +3,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -131,6 +133,57 @@ func TestOverheadAndClasses(t *testing.T) {
 			s.Errorf("%s has no overhead", name)
 		}
 	}
+}
+
+// A module is in a cgroup of its container, below the one that the kubelet has made for its pod in its class; the kernel holds it to
+// its quota there; and nothing of it is left when the pod is.
+func TestCgroups(t *testing.T) {
+	node(t, "true")
+	s := space(t)
+	resources := map[string]string{
+		"guaranteed": "limits: {cpu: 100m, memory: 32Mi}",
+		"burstable":  "requests: {cpu: 10m}, limits: {cpu: 100m, memory: 32Mi}",
+		"besteffort": "",
+	}
+	for class, fields := range resources {
+		s.apply(one(class, "hello", "args: [spin]\nresources: {"+fields+"}"))
+	}
+	uids := map[string]string{}
+	for class, fields := range resources {
+		pod := s.pod(class, ready)
+		// systemd's slices have an underscore for each hyphen.
+		uids[class] = "pod" + strings.ReplaceAll(string(pod.UID), "-", "[-_]")
+		id := strings.TrimPrefix(pod.Status.ContainerStatuses[0].ContainerID, "containerd://")
+		directory := cgroup(t, strings.TrimSpace(node(t, "crictl", "inspect", "-o", "go-template", "--template", "{{.info.pid}}", id)))
+		if !regexp.MustCompile(`kubepods.*` + uids[class] + `.*/[^/]*` + id).MatchString(directory) {
+			t.Errorf("%s is in %s", class, directory)
+		}
+		for other := range resources {
+			if other != "guaranteed" && strings.Contains(directory, other) != (other == class) {
+				t.Errorf("%s is in %s", class, directory)
+			}
+		}
+		if fields != "" {
+			node(t, "timeout", fmt.Sprint(patience.Seconds()), "sh", "-c", `until grep -q "nr_throttled [1-9]" "$1/cpu.stat"; do sleep 0.1; done`, "-", directory)
+		}
+	}
+	s.kubectl("delete", "pod", "--all", patiently)
+	for _, uid := range uids {
+		node(t, "timeout", fmt.Sprint(patience.Seconds()), "sh", "-c", `while find /sys/fs/cgroup -type d | grep "$1"; do sleep 0.1; done`, "-", uid)
+	}
+}
+
+// cgroup is where a process of the node is held to its quota.
+func cgroup(t *testing.T, pid string) string {
+	t.Helper()
+	hierarchies := regexp.MustCompile(`(?m)^(\d+):(.*?):(.*)$`).FindAllStringSubmatch(node(t, "cat", "/proc/"+pid+"/cgroup"), -1)
+	for _, hierarchy := range hierarchies {
+		if slices.Contains(strings.Split(hierarchy[2], ","), "cpu") {
+			return "/sys/fs/cgroup/cpu" + hierarchy[3]
+		}
+	}
+	// Version 2 alone.
+	return "/sys/fs/cgroup" + hierarchies[0][3]
 }
 
 // What kubectl top and an autoscaler see: where the cluster has a metrics-server.

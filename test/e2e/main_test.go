@@ -22,9 +22,6 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// Bound of every wait for something that the cluster does.
-const patience = 2 * time.Minute
-
 var (
 	// The RuntimeClass under test.
 	class = variable("E2E_RUNTIME_CLASS", "slipway")
@@ -35,6 +32,9 @@ var (
 	pullPolicy = variable("E2E_PULL_POLICY", "Never")
 	// A command that runs its arguments as root on the node, for tests of what happens there.
 	onNode = strings.Fields(os.Getenv("E2E_NODE"))
+	// Bound of every wait for something that the cluster does, and the same for kubectl's.
+	patience  time.Duration
+	patiently string
 
 	config  *rest.Config
 	client  *kubernetes.Clientset
@@ -69,6 +69,10 @@ func connect() error {
 		return fmt.Errorf("KUBECONFIG is not set: name the cluster's kubeconfig, or use make e2e")
 	}
 	var err error
+	if patience, err = time.ParseDuration(variable("E2E_PATIENCE", "2m")); err != nil {
+		return fmt.Errorf("E2E_PATIENCE: %w", err)
+	}
+	patiently = "--timeout=" + patience.String()
 	if config, err = clientcmd.BuildConfigFromFlags("", path); err != nil {
 		return err
 	}

@@ -124,7 +124,7 @@ spec:
 	if end := s.ended("later", "c"); end.ExitCode != 0 {
 		s.Errorf("a pod of the new containerd ended with %d", end.ExitCode)
 	}
-	s.kubectl("delete", "pod", "--all", "--timeout=60s")
+	s.kubectl("delete", "pod", "--all", patiently)
 	if left := node(t, "crictl", "pods", "-q", "--state", "ready", "--namespace", s.name); left != "" {
 		s.Errorf("sandboxes are left: %s", left)
 	}
@@ -201,7 +201,7 @@ func TestFullDisk(t *testing.T) {
 		node(t, "mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", disk.directory)
 		t.Cleanup(func() {
 			// What began on it has to end on it.
-			s.kubectl("delete", "pod", "--all", "--timeout=60s")
+			s.kubectl("delete", "pod", "--all", patiently)
 			node(t, "umount", "-l", disk.directory)
 		})
 		node(t, "sh", "-c", `dd if=/dev/zero of="$1/filler" bs=4k 2>/dev/null || true`, "-", disk.directory)
@@ -229,12 +229,12 @@ func TestShimThatDies(t *testing.T) {
 func TestDrain(t *testing.T) {
 	s := alone(t)
 	s.apply(web)
-	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	s.kubectl("rollout", "status", "deployment/web", patiently)
 	name := s.kubectl("get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].spec.nodeName}")
 	t.Cleanup(func() { s.kubectl("uncordon", name) })
-	s.kubectl("drain", name, "--pod-selector=app=web", "--timeout=60s")
+	s.kubectl("drain", name, "--pod-selector=app=web", patiently)
 	s.kubectl("uncordon", name)
-	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	s.kubectl("rollout", "status", "deployment/web", patiently)
 }
 
 // As many pods as people try first, on one node.
@@ -243,7 +243,7 @@ func TestHundredPods(t *testing.T) {
 	s.apply(strings.Replace(web, "replicas: 2", "replicas: 100", 1))
 	s.replicas("deployments", "web", 100)
 	s.kubectl("delete", "deployment", "web")
-	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=120s")
+	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", patiently)
 }
 
 // The image of a running program may go, and come back: its pod goes on, and the compiled module is still there.

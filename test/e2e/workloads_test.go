@@ -114,7 +114,7 @@ func TestDeployment(t *testing.T) {
 	s := space(t)
 	s.apply(web)
 	s.apply(caller)
-	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	s.kubectl("rollout", "status", "deployment/web", patiently)
 	s.pod("caller", ready)
 	// By the Service's name, from an ordinary container.
 	get := func(address string) string {
@@ -124,7 +124,7 @@ func TestDeployment(t *testing.T) {
 
 	s.kubectl("set", "env", "deployment/web", "PORT=8081")
 	s.kubectl("rollout", "undo", "deployment/web")
-	s.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	s.kubectl("rollout", "status", "deployment/web", patiently)
 	s.contains(get("http://web/"), "Hello from Slipway")
 	s.contains(s.kubectl("rollout", "history", "deployment/web"), "3")
 
@@ -132,7 +132,7 @@ func TestDeployment(t *testing.T) {
 		s.kubectl("scale", "deployment/web", fmt.Sprintf("--replicas=%d", n))
 		s.replicas("deployments", "web", n)
 	}
-	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", "--timeout=120s")
+	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", patiently)
 }
 
 // What fails is tried again as often as the Job says, and its codes are seen.
@@ -155,8 +155,8 @@ spec:
 	s.apply(fmt.Sprintf(job, "refused", 5, `exit, "42"`, `
   podFailurePolicy:
     rules: [{action: FailJob, onExitCodes: {operator: In, values: [42]}}]`))
-	s.kubectl("wait", "--for=condition=Complete", "job/good", "--timeout=120s")
-	s.kubectl("wait", "--for=condition=Failed", "job/bad", "job/refused", "--timeout=120s")
+	s.kubectl("wait", "--for=condition=Complete", "job/good", patiently)
+	s.kubectl("wait", "--for=condition=Failed", "job/bad", "job/refused", patiently)
 	reason := func(job string) string {
 		return s.kubectl("get", "job", job, "-o", `jsonpath={.status.conditions[?(@.type=="Failed")].reason} {.status.failed}`)
 	}
@@ -185,7 +185,7 @@ spec:
           containers: [{name: c, image: IMAGE(hello), imagePullPolicy: PULL, args: [tick]}]
 `)
 	s.kubectl("create", "job", "--from=cronjob/minutely", "now")
-	s.kubectl("wait", "--for=condition=Complete", "job/now", "--timeout=120s")
+	s.kubectl("wait", "--for=condition=Complete", "job/now", patiently)
 	s.contains(s.kubectl("logs", "job/now"), "arguments: tick")
 	until(s, "cronjobs", "minutely", func(o *unstructured.Unstructured) bool {
 		_, done, _ := unstructured.NestedString(o.Object, "status", "lastSuccessfulTime")
@@ -208,7 +208,7 @@ spec:
       terminationGracePeriodSeconds: 5
       containers: [{name: c, image: IMAGE(hello), imagePullPolicy: PULL, args: [sleep]}]
 `)
-	s.kubectl("rollout", "status", "daemonset/d", "--timeout=120s")
+	s.kubectl("rollout", "status", "daemonset/d", patiently)
 }
 
 // A Wasm program keeps its file when its pod is made anew, under the same name.
@@ -247,9 +247,9 @@ spec:
         volumeMounts: [{name: data, mountPath: /data}]
       volumes: [{name: data, hostPath: {path: /var/tmp/e2e-` + s.name + `, type: DirectoryOrCreate}}]
 `)
-	s.kubectl("rollout", "status", "statefulset/db", "--timeout=120s")
+	s.kubectl("rollout", "status", "statefulset/db", patiently)
 	s.kubectl("delete", "pod", "db-0")
-	s.kubectl("rollout", "status", "statefulset/db", "--timeout=120s")
+	s.kubectl("rollout", "status", "statefulset/db", patiently)
 	s.pod("db-0", ready)
 	for _, pod := range []string{"db-0", "db-1"} {
 		if got := s.kubectl("exec", "db-0", "--", "/envfiles.wasm", "cat", "/data/"+pod); got != "of "+pod+"\n" {
