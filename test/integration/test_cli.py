@@ -81,11 +81,14 @@ class Cli(unittest.TestCase):
 
     def test_a_program_ends_with_its_run(self):
         for user in ("0", "1000"):
-            process = subprocess.Popen([f"{TREE}/bin/slipway", "run", "-u", user, f"{EXAMPLES}/hello.wasm", "sleep"], stdout=subprocess.PIPE)
-            process.stdout.readline()
-            process.kill()
-            # The guest has the pipe's other end: it is closed when the guest has ended, too.
-            process.communicate(timeout=20)
+            command = (f"{TREE}/bin/slipway", "run", "-u", user, f"{EXAMPLES}/hello.wasm", "sleep")
+            # Killed, it leaves its directory behind.
+            with tempfile.TemporaryDirectory() as d:
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": d})
+                process.stdout.readline()
+                process.kill()
+                # The guest has the pipe's other end: it is closed when the guest has ended, too.
+                process.communicate(timeout=20)
 
     def test_the_tree_runs_on_a_host_without_its_libc(self):
         # A root with nothing but a static busybox: neither glibc nor any library of the host is in sight.
