@@ -84,7 +84,7 @@ spec:
 	s.kubectl("delete", "pod", "p", "--wait=false")
 	text, _ := io.ReadAll(log)
 	s.contains(string(text), "yes\nstopping seen\n")
-	s.kubectl("wait", "--for=delete", "pod/p", patiently)
+	s.kubectl("wait", "--for=delete", "pod/p", promptly)
 }
 
 func TestLogs(t *testing.T) {

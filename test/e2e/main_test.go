@@ -32,9 +32,10 @@ var (
 	pullPolicy = variable("E2E_PULL_POLICY", "Never")
 	// A command that runs its arguments as root on the node, for tests of what happens there.
 	onNode = strings.Fields(os.Getenv("E2E_NODE"))
-	// Bound of every wait for something that the cluster does, and the same for kubectl's.
+	// Bound of every wait for something that the cluster does; the same for kubectl's, and half of it for what only has to end.
 	patience  time.Duration
 	patiently string
+	promptly  string
 
 	config  *rest.Config
 	client  *kubernetes.Clientset
@@ -73,6 +74,7 @@ func connect() error {
 		return fmt.Errorf("E2E_PATIENCE: %w", err)
 	}
 	patiently = "--timeout=" + patience.String()
+	promptly = "--timeout=" + (patience / 2).String()
 	if config, err = clientcmd.BuildConfigFromFlags("", path); err != nil {
 		return err
 	}

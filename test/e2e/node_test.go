@@ -124,7 +124,7 @@ spec:
 	if end := s.ended("later", "c"); end.ExitCode != 0 {
 		s.Errorf("a pod of the new containerd ended with %d", end.ExitCode)
 	}
-	s.kubectl("delete", "pod", "--all", patiently)
+	s.kubectl("delete", "pod", "--all", promptly)
 	if left := node(t, "crictl", "pods", "-q", "--state", "ready", "--namespace", s.name); left != "" {
 		s.Errorf("sandboxes are left: %s", left)
 	}
@@ -201,7 +201,7 @@ func TestFullDisk(t *testing.T) {
 		node(t, "mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", disk.directory)
 		t.Cleanup(func() {
 			// What began on it has to end on it.
-			s.kubectl("delete", "pod", "--all", patiently)
+			s.kubectl("delete", "pod", "--all", promptly)
 			node(t, "umount", "-l", disk.directory)
 		})
 		node(t, "sh", "-c", `dd if=/dev/zero of="$1/filler" bs=4k 2>/dev/null || true`, "-", disk.directory)
@@ -232,7 +232,7 @@ func TestDrain(t *testing.T) {
 	s.kubectl("rollout", "status", "deployment/web", patiently)
 	name := s.kubectl("get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].spec.nodeName}")
 	t.Cleanup(func() { s.kubectl("uncordon", name) })
-	s.kubectl("drain", name, "--pod-selector=app=web", patiently)
+	s.kubectl("drain", name, "--pod-selector=app=web", promptly)
 	s.kubectl("uncordon", name)
 	s.kubectl("rollout", "status", "deployment/web", patiently)
 }
