@@ -9,18 +9,21 @@
 //! ```
 //! Every path of the container is resolved below its root by openat2(2) with RESOLVE_IN_ROOT: a symlink of an image
 //! cannot lead a mount anywhere else.
+//!
+//! Attributes are only ever added to a mount, by mount_setattr(2). A remount by mount(2) would replace all that it has, and so
+//! take `nodev` off a root that is to be read-only. [`check_reachable`] compares the result with the kernel's list.
 
 use std::ffi::CStr;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_bind,
-    mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
+    move_mount, open_tree,
 };
 use slipway_cache::Artefact;
 use slipway_protocol::{CA_CERTIFICATES, Launch, Mount, RESOLVER_FILES};
@@ -51,7 +54,8 @@ const OWN_RESOLVER_FILES: [(&str, &str); 2] = [
     ),
 ];
 
-/// Joins and makes the namespaces of the plan; pid and mount came with the process.
+/// Joins and makes the namespaces of the plan. New ones of pids and mounts came with the process; one of pids that is joined
+/// is for its child.
 pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
     for (ns, kind) in &launch.join {
         let file = fs::File::open(ns).map_err(|e| format!("linux.namespaces: {ns}: {e}"))?;
@@ -114,7 +118,7 @@ impl Skeleton {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let given = match launch.root_mounts.is_empty() {
             true => Some(
-                rustix::fs::openat(CWD, launch.root_path.as_str(), flags, Mode::empty())
+                clone_tree(CWD, &launch.root_path, true)
                     .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
             ),
             false => None,
@@ -134,7 +138,7 @@ impl Skeleton {
         attach(&self.tree, &directory).map_err(error)?;
         let rootfs = rootfs(launch);
         match given {
-            Some(root) => mount_bind_recursive(magic(&root), &rootfs)
+            Some(root) => move_mount(&root, "", CWD, rootfs.as_str(), FROM_DESCRIPTOR)
                 .map_err(|e| format!("root.path {}: {e}", launch.root_path))?,
             None => {
                 for m in &launch.root_mounts {
@@ -192,7 +196,7 @@ impl Skeleton {
             let _ = make_target(root.as_fd(), &launch.program.cwd, true);
         }
         if launch.root_readonly {
-            mount_remount(&rootfs, MountFlags::BIND | MountFlags::RDONLY, c"")
+            add_attributes(&root, libc::MOUNT_ATTR_RDONLY)
                 .map_err(|e| format!("root.readonly: {e}"))?;
         }
         Ok(root)
@@ -213,25 +217,121 @@ impl Skeleton {
             let what = what.to_string();
             move |e: rustix::io::Errno| format!("skeleton: {what}: {e}")
         };
-        let read_only =
-            MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         let skeleton = launch.skeleton.as_str();
-        let bind = |source: &str, name: &str| {
+        let place = |tree: &OwnedFd, name: &str| {
             let target = format!("{skeleton}{name}");
-            mount_bind(source, &target).map_err(error(name))?;
-            mount_remount(&target, read_only, c"").map_err(error(name))
+            move_mount(tree, "", CWD, target, FROM_DESCRIPTOR).map_err(error(name))
         };
-        bind(&magic(artefact.file()), "/artefact.so")?;
+        place(&artefact_tree(artefact)?, "/artefact.so")?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, rootfs(launch), flags, Mode::empty())
+            .map_err(error("rootfs"))?;
         for file in RESOLVER_FILES {
             if launch.mounts.iter().any(|m| m.destination == file) {
-                // Its mount point was made below this very root, so no symlink is left in it.
-                bind(&format!("{}{file}", rootfs(launch)), file)?;
+                // Below the root by its descriptor: by path, an absolute symlink of the image would lead into the node's tree.
+                let found = resolve(root.as_fd(), file).map_err(error(file))?;
+                let tree = clone_tree(&found, "", false).map_err(error(file))?;
+                add_attributes(&tree, CLOSED | libc::MOUNT_ATTR_NOEXEC)
+                    .map_err(|e| format!("skeleton: {file}: {e}"))?;
+                place(&tree, file)?;
             }
         }
-        mount_remount(skeleton, read_only, c"").map_err(error("read-only"))?;
+        add_attributes(&self.tree, CLOSED | libc::MOUNT_ATTR_NOEXEC)
+            .map_err(|e| format!("skeleton: read-only: {e}"))?;
+        let node = Processes::open()?;
         std::env::set_current_dir(skeleton).map_err(|e| format!("skeleton: {e}"))?;
-        slipway_sys::pivot_to_current_dir().map_err(|e| format!("skeleton: {e}"))
+        slipway_sys::pivot_to_current_dir().map_err(|e| format!("skeleton: {e}"))?;
+        check_reachable(&node.mountinfo()?)
     }
+}
+
+/// What the guest's own mounts have: nothing can be written through them, and no device be opened.
+const CLOSED: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+/// A tree that was cloned or made goes where it is told to.
+const FROM_DESCRIPTOR: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+
+/// A mount of its own, attached nowhere yet, of what lies at a path; an empty one means the descriptor itself.
+pub fn clone_tree(at: impl AsFd, path: &str, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.is_empty());
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    open_tree(at, path, flags)
+}
+
+/// Adds `MOUNT_ATTR_…` to one mount; what it has stays.
+fn add_attributes(mount: &OwnedFd, set: u64) -> std::io::Result<()> {
+    let attributes = MountAttributes {
+        set,
+        ..MountAttributes::default()
+    };
+    set_mount_attributes(mount.as_fd(), attributes, false)
+}
+
+/// The artefact, to be mounted where the guest loads it from.
+fn artefact_tree(artefact: &Artefact) -> Result<OwnedFd, String> {
+    let tree = clone_tree(artefact.file(), "", false).map_err(|e| format!("artefact: {e}"))?;
+    add_attributes(&tree, CLOSED).map_err(|e| format!("artefact: {e}"))?;
+    Ok(tree)
+}
+
+/// The node's procfs, which the guest loses with its old root.
+struct Processes(OwnedFd);
+
+impl Processes {
+    fn open() -> Result<Self, String> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::openat(CWD, "/proc", flags, Mode::empty());
+        open.map(Self).map_err(|e| format!("/proc: {e}"))
+    }
+
+    /// The mounts below this process's root, as the kernel lists them (proc_pid_mountinfo(5)).
+    fn mountinfo(&self) -> Result<String, String> {
+        let error = |e: std::io::Error| format!("/proc/self/mountinfo: {e}");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.0, "self/mountinfo", flags, Mode::empty());
+        let mut text = String::new();
+        fs::File::from(file.map_err(|e| error(e.into()))?)
+            .read_to_string(&mut text)
+            .map_err(error)?;
+        Ok(text)
+    }
+}
+
+/// What holds for all that a program can reach, whatever the pod asked for and whatever lies below a volume on the node: no
+/// device but those of [`DEV`], and no procfs. Through `/proc/self/mem` a module would write to its own engine.
+fn check_reachable(mountinfo: &str) -> Result<(), String> {
+    for line in mountinfo.lines() {
+        // id, parent, device, root, mount point, options, optional fields, -, type, source, options
+        let fields = line.split_once(" - ");
+        let (Some(at), Some(options), Some(kind)) = (
+            line.split(' ').nth(4),
+            line.split(' ').nth(5),
+            fields.and_then(|(_, right)| right.split(' ').next()),
+        ) else {
+            return Err(format!(
+                "/proc/self/mountinfo: a line of another form: {line:?}"
+            ));
+        };
+        let inside = at.strip_prefix("/rootfs").unwrap_or(at);
+        if kind == "proc" {
+            return Err(no_procfs(inside));
+        }
+        if at != DEV && !options.split(',').any(|option| option == "nodev") {
+            return Err(format!(
+                "mounts: {inside}: devices could be opened there (nodev is missing)"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Where the guest's own devices are.
+const DEV: &str = "/rootfs/dev";
+
+fn no_procfs(at: &str) -> String {
+    format!(
+        "mounts: {at}: a procfs, by which a module could write to its own engine, and see the node's processes: leave the volume out, or choose a directory of the node that has none below it"
+    )
 }
 
 /// Where the container's root is before the skeleton becomes the guest's.
@@ -295,16 +395,7 @@ impl Shared {
             move |e: rustix::io::Errno| format!("the container's skeleton: {what}: {e}")
         };
         // Cloned while this process is where the file was opened: elsewhere its mount could not be.
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH;
-        let tree = open_tree(artefact.file(), "", flags).map_err(error("artefact"))?;
-        let read_only = MountAttributes {
-            set: libc::MOUNT_ATTR_RDONLY,
-            ..MountAttributes::default()
-        };
-        set_mount_attributes(tree.as_fd(), read_only, true)
-            .map_err(|e| format!("the container's skeleton: artefact: {e}"))?;
+        let tree = artefact_tree(artefact)?;
         slipway_sys::setns(self.mounts.as_fd(), libc::CLONE_NEWNS)
             .map_err(|e| format!("the container's mounts: {e}"))?;
         unshare(libc::CLONE_NEWNS)?;
@@ -313,14 +404,7 @@ impl Shared {
             MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
         )
         .map_err(error("propagation"))?;
-        move_mount(
-            &tree,
-            "",
-            CWD,
-            ARTEFACT,
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .map_err(error("artefact"))
+        move_mount(&tree, "", CWD, ARTEFACT, FROM_DESCRIPTOR).map_err(error("artefact"))
     }
 }
 
@@ -347,12 +431,10 @@ pub fn mount_root(m: &Mount, rootfs: &str, mount_points: &str) -> Result<(), Str
     };
     let flags = MountFlags::from_bits_retain(m.flags as u32);
     if m.flags & libc::MS_BIND != 0 {
-        mount_bind_recursive(m.source.as_str(), rootfs).map_err(error)?;
-        let attributes = flags - MountFlags::BIND;
-        if !attributes.is_empty() {
-            mount_remount(rootfs, flags | MountFlags::BIND, c"").map_err(error)?;
-        }
-        return Ok(());
+        let tree = clone_tree(CWD, &m.source, true).map_err(error)?;
+        set_mount_attributes(tree.as_fd(), attributes(m.flags), false)
+            .map_err(|e| format!("rootfs: options of {}: {e}", m.source))?;
+        return move_mount(&tree, "", CWD, rootfs, FROM_DESCRIPTOR).map_err(error);
     }
     let with = |data: &str| {
         let data = path(data, "rootfs options")?;
@@ -394,13 +476,13 @@ fn open_source(m: &Mount) -> Result<Option<OwnedFd>, String> {
     if m.flags & libc::MS_BIND == 0 {
         return Ok(None);
     }
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if m.flags & libc::MS_REC != 0 {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
+    let error = |e| format!("mounts: source {} of {}: {e}", m.source, m.destination);
+    let tree = clone_tree(CWD, &m.source, m.flags & libc::MS_REC != 0).map_err(error)?;
+    // Those below it are found by `check_reachable`, when they have a place.
+    match rustix::fs::fstatfs(&tree).map_err(error)?.f_type {
+        libc::PROC_SUPER_MAGIC => Err(no_procfs(&m.destination)),
+        _ => Ok(Some(tree)),
     }
-    open_tree(CWD, m.source.as_str(), flags)
-        .map(Some)
-        .map_err(|e| format!("mounts: source {} of {}: {e}", m.source, m.destination))
 }
 
 fn mount_volume(root: BorrowedFd<'_>, m: &Mount, source: Option<OwnedFd>) -> Result<(), String> {
@@ -438,10 +520,9 @@ const NODE_CERTIFICATES: [&str; 3] = [
 
 /// The first of them that the node has, cloned from its tree.
 fn open_node_certificates() -> Result<OwnedFd, String> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let found = NODE_CERTIFICATES
         .iter()
-        .find_map(|file| open_tree(CWD, *file, flags).ok());
+        .find_map(|file| clone_tree(CWD, file, false).ok());
     found.ok_or_else(|| {
         format!(
             "annotations[slipway.dev/ca-certificates]: this node has none of {}: install its ca-certificates, or bring them by a volume",

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 use slipway_protocol::{Launch, Mount, UserNamespace};
 use slipway_sys::FileOwner;
 
@@ -93,9 +93,8 @@ impl<'a> User<'a> {
 
     /// A mount of its own of what a path leads to, with mapped ids.
     fn cloned(&self, source: &str) -> Result<OwnedFd, String> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree =
-            open_tree(CWD, source, flags).map_err(|e| format!("rootfs: layer {source}: {e}"))?;
+        let tree = mounts::clone_tree(CWD, source, false)
+            .map_err(|e| format!("rootfs: layer {source}: {e}"))?;
         self.map(&tree, &format!("rootfs: {source}"))?;
         Ok(tree)
     }

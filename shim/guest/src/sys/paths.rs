@@ -6,6 +6,7 @@
 //! container's root, and walks on from there by its own rules.
 
 use std::ffi::{CStr, c_char, c_int, c_long};
+use std::sync::OnceLock;
 
 /// 256 bytes: one more than a name may have.
 const ROOT_NAME: &[u8; 256] = &[b'='; 256];
@@ -103,15 +104,43 @@ pub unsafe extern "C" fn openat(directory: c_int, name: *const c_char, flags: c_
         let (directory, name) = place(directory, name);
         libc::syscall(libc::SYS_openat, directory, name, c_long::from(flags), MODE) as c_int
     };
-    let opened = open(flags);
+    let mut opened = open(flags);
     let both = flags & (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) == libc::O_RDWR;
-    if opened >= 0 || !both {
-        return opened;
+    if opened < 0 && both {
+        // SAFETY: errno's location is valid for the calling thread.
+        if let libc::EROFS | libc::EACCES = unsafe { *libc::__errno_location() } {
+            opened = open(flags & !libc::O_ACCMODE | libc::O_RDONLY);
+        }
     }
-    // SAFETY: errno's location is valid for the calling thread.
-    match unsafe { *libc::__errno_location() } {
-        libc::EROFS | libc::EACCES => open(flags & !libc::O_ACCMODE | libc::O_RDONLY),
-        _ => opened,
+    if opened >= 0 && !is_reachable(opened) {
+        // SAFETY: opened a moment ago, unknown to anyone; errno's location is valid for the calling thread.
+        unsafe {
+            libc::syscall(libc::SYS_close, opened);
+            *libc::__errno_location() = libc::EACCES;
+        }
+        return -1;
+    }
+    opened
+}
+
+/// What `mounts::check_reachable` states, for what the node has mounted below a volume since (mountPropagation
+/// HostToContainer): no procfs, and no device but those of the guest's own /dev.
+fn is_reachable(fd: c_int) -> bool {
+    static DEV: OnceLock<Option<libc::dev_t>> = OnceLock::new();
+    // SAFETY: structures of integers, for which zero is a value; the calls fill them in.
+    unsafe {
+        let mut file_system: libc::statfs = std::mem::zeroed();
+        let mut file: libc::stat = std::mem::zeroed();
+        if libc::fstatfs(fd, &raw mut file_system) != 0 || libc::fstat(fd, &raw mut file) != 0 {
+            return false;
+        }
+        let own = || {
+            let mut dev: libc::stat = std::mem::zeroed();
+            (libc::stat(c"/rootfs/dev".as_ptr(), &raw mut dev) == 0).then_some(dev.st_dev)
+        };
+        let device = matches!(file.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
+        file_system.f_type != libc::PROC_SUPER_MAGIC
+            && (!device || *DEV.get_or_init(own) == Some(file.st_dev))
     }
 }
 
