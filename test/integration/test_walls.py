@@ -1,12 +1,15 @@
 """Ways out of a container, tried. docs/security.md names these tests."""
+import contextlib
+import hashlib
 import os
 import subprocess
 import tempfile
 
-from harness import PodTest
+from harness import KillTest, PodTest, slow_module
 from test_spec import RUNTIME, Spec
 from test_users import HANDLER as USERS_HANDLER, IDS, USERS
 
+HERE = os.path.dirname(os.path.realpath(__file__))
 # Attributes that a mount can have, of mountinfo's sixth field.
 ATTRIBUTES = {"ro", "nosuid", "nodev", "noexec"}
 CLOSED = {"ro", "nosuid", "nodev", "noexec"}
@@ -115,3 +118,111 @@ class Mounts(PodTest):
             finally:
                 self.bed.run("umount", f"{d}/processes", f"{d}/devices")
                 self.bed.crictl("rm", "-f", container.id)
+
+
+# What the kubelet says of a pod with shareProcessNamespace.
+SHARED = {"security_context": {"namespace_options": {"pid": 0}}}
+
+
+class Neighbours(KillTest):
+    """A pod whose processes see each other (shareProcessNamespace), with a sidecar that may trace them."""
+
+    def sidecar(self, pod, linux):
+        with tempfile.TemporaryDirectory() as d:
+            subprocess.run(["gcc", "-static", "-O2", "-o", f"{d}/neighbour", f"{HERE}/neighbour.c"], check=True)
+            image = self.bed.file_image("neighbour", [f"{d}/neighbour=/neighbour"], ["/neighbour"])
+        # In the bed's own root alone.
+        options = {**linux["security_context"], "capabilities": {"add_capabilities": ["SYS_PTRACE"]}}
+        sidecar = pod.start(image, [f"{self.bed.root}/config.toml"], linux={"security_context": options})
+        sidecar.until("looking")
+        return sidecar
+
+    def test_a_sidecar_that_may_trace_finds_no_power_and_no_root_but_its_own_at_any_moment(self):
+        self.neighbours("slipway", SHARED)
+
+    def test_nor_in_a_pod_of_its_own_user_namespace(self):
+        if self.bed.version == "1.7":
+            self.skipTest("containerd 2.0 and later make user namespaces for pods")
+        self.neighbours(USERS_HANDLER, USERS)
+
+    def neighbours(self, handler, linux):
+        pod = self.pod(handler, linux=linux)
+        sidecar = self.sidecar(pod, linux)
+        sidecar.until("seen of slipway-holder")
+        name = f"seen{os.getpid()}-{self.bed.number()}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            image = self.bed.image(slow_module(d, name), name)
+        # The slow one is seen, or not, for as long as its module is compiled.
+        slow = pod.create(image, annotations={"slipway.dev/compile": "full"}, linux=linux)
+        self.bed.crictl("--timeout", "300s", "start", slow.id)
+        self.assertEqual(slow.ended()["exitCode"], 0)
+        container = pod.start(self.bed.example("envfiles"), ["stdin"], stdin=True, linux=linux)
+        sidecar.until("seen of slipway-guest")
+        for _ in range(5):
+            self.bed.crictl("exec", "-s", container.id, "/envfiles.wasm", "cat", "/etc/hosts")
+        self.assertEqual({line for line in sidecar.text().splitlines() if not line.startswith("seen of ")}, {"looking"})
+        self.assertEqual({line for line in sidecar.text().splitlines() if line.startswith("seen of ")}, {"seen of slipway-holder", "seen of slipway-guest"})
+
+    def test_a_guest_among_others_is_killed_paused_and_told_of_as_any(self):
+        pod = self.pod(linux=SHARED)
+        container = pod.start(self.bed.example("hello"), ["sleep"], linux=SHARED)
+        container.until("Hello")
+        self.bed.crictl("stop", "-t", "10", container.id)
+        self.assertEqual(container.status()["exitCode"], 143)
+        self.assertEqual(pod.start(self.bed.example("hello"), ["exit", "7"], linux=SHARED).ended()["exitCode"], 7)
+        refused = pod.create(self.bed.example("hello"), command=["/hello.wasm#no_such_function"], linux=SHARED).start(check=False)
+        self.assertIn("no_such_function", refused.stderr)
+
+
+class BadGuest(PodTest):
+    """A guest whose module got out of the engine: native code in the place of an artefact, which runs where the engine loads it."""
+
+    @contextlib.contextmanager
+    def bad(self, body):
+        """A container of an image whose artefact is C code: `body` runs in the guest while it loads it."""
+        name = f"bad{os.getpid()}-{self.bed.number()}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/{name}.wat", "w") as f:
+                f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start")))')
+            image = self.bed.image(f"{d}/{name}.wat", name)
+            before = set(self.artefacts())
+            pod = self.pod()
+            self.assertEqual(pod.start(image).ended()["exitCode"], 0)
+            (entry,) = set(self.artefacts()) - before
+            with open(f"{d}/bad.c", "w") as f:
+                f.write("#include <string.h>\n#include <stdio.h>\n#include <unistd.h>\n#include <sys/socket.h>\n"
+                        f"__attribute__((constructor)) static void run(void) {{ {body} }}\n")
+            subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", f"{d}/bad.so", f"{d}/bad.c"], check=True)
+            with open(f"{d}/bad.so", "rb") as f:
+                self.replace(f"{self.bed.root}/cache/{entry}", f.read())
+            yield pod.create(image)
+
+    def artefacts(self):
+        return [name for name in os.listdir(f"{self.bed.root}/cache") if name.endswith(".so")]
+
+    def replace(self, path, payload):
+        """Puts another payload into a cache entry: payload, description, SHA-256 of both, length of the description, magic."""
+        with open(path, "rb") as f:
+            entry = f.read()
+        size = int.from_bytes(entry[-12:-8], "little")
+        description = entry[-44 - size:-44]
+        covered = payload + description
+        with open(path, "wb") as f:
+            f.write(covered + hashlib.sha256(covered).digest() + entry[-12:])
+
+    def test_what_is_no_message_ends_the_guest_and_start_says_why(self):
+        with self.bad('send(3, "\\xff\\xff\\xff\\xff\\xff\\xff\\xff", 7, 0); pause();') as container:
+            said = container.start(check=False).stderr
+            self.assertIn("broke the protocol between guest and shim", said)
+
+    def test_a_flood_of_messages_ends_the_guest(self):
+        # The first byte is a message's number: Waiting, which may not come now.
+        with self.bad('for (;;) send(3, "\\0", 1, 0);') as container:
+            said = container.start(check=False).stderr
+            self.assertIn("Waiting at the wrong time", said)
+
+    def test_an_end_that_is_told_and_does_not_come_is_none(self):
+        # Ended, status 0, no reason.
+        with self.bad('send(3, "\\x09\\0\\0\\0", 4, 0); pause();') as container:
+            done = container.start(check=False)
+            self.assertNotEqual(done.returncode, 0)

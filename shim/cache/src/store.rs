@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{FileType, FlockOperation, Stat, flock, fstat};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat};
 use rustix::io::Errno;
 
 use crate::dir::{ARTEFACT, Dir, REFUSED, same_file, touch};
@@ -68,6 +68,27 @@ impl Artefact {
     /// What it is.
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// The same artefact, held through another path to its file: of a mount where nobody can open it for writing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be opened and marked there, or where another file lies.
+    pub fn through(self, path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let failed = |e| Error::io("open", path)(e);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?);
+        // The old mark is shared, too, so nothing is in the way of this one.
+        flock(&file, FlockOperation::NonBlockingLockShared).map_err(failed)?;
+        let (old, new) = (
+            fstat(&self.file).map_err(failed)?,
+            fstat(&file).map_err(failed)?,
+        );
+        match same_file(&old, &new) {
+            true => Ok(Self { file, ..self }),
+            false => Err(failed(Errno::STALE)),
+        }
     }
 
     pub(crate) fn new(path: PathBuf, file: File, meta: Meta) -> Self {

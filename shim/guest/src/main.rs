@@ -10,8 +10,10 @@ mod seccomp;
 mod sys;
 mod user;
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
@@ -100,19 +102,37 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("module");
     let artefact = find_artefact(control, &store, &launch, &module)?;
     steps.mark("artefact");
-    slipway_protocol::send(control, &FromGuest::Resolved(steps), &[])?;
-    drop(store);
+    let joins_pids = launch
+        .join
+        .iter()
+        .any(|(_, kind)| *kind == libc::CLONE_NEWPID);
+    if !joins_pids {
+        slipway_protocol::send(control, &FromGuest::Resolved(steps.hand_over()), &[])?;
+    }
+    drop((store, rootfs));
     // A layer's file is memory of the pod.
     let path = std::mem::take(&mut module.path);
     drop(module);
-    let mut steps = Timeline::begin();
     match files {
         Files::Shared(shared) => shared.enter(&artefact)?,
         Files::Own(skeleton) => skeleton.enter(&launch, &artefact)?,
     }
+    // Its descriptor leads to the node's cache; what is mounted cannot be written.
+    let _in_use = artefact
+        .through(Path::new(OsStr::from_bytes(mounts::ARTEFACT.to_bytes())))
+        .map_err(|e| e.to_string())?;
     steps.mark("skeleton");
     drop_privileges(&launch, user)?;
     steps.mark("privileges");
+    if joins_pids {
+        go_on_among_others(control, steps.hand_over())?;
+    }
+    if launch.program.with_parent {
+        // Another user's process loses it (prctl(2)), and a new one does not have it, so not before.
+        let kill = Some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(kill)
+            .map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
+    }
     if let Some(filter) = &launch.program.seccomp {
         seccomp::enter(filter)?;
         steps.mark("seccomp");
@@ -286,14 +306,25 @@ fn drop_privileges(launch: &Launch, user: Option<user::User<'_>>) -> Result<(), 
         launch.program.gid,
         &launch.program.groups,
     )
-    .map_err(|e| format!("process.user: {e}"))?;
-    if launch.program.with_parent {
-        // Another user's process loses it (prctl(2)), so not before.
-        let kill = Some(rustix::process::Signal::KILL);
-        rustix::process::set_parent_process_death_signal(kill)
-            .map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
+    .map_err(|e| format!("process.user: {e}"))
+}
+
+/// Goes on in the pid namespace that the launch names, where others are: a sidecar's, a debugging container's processes. They
+/// see this one, and trace it if they may, so it comes among them when it has nothing left to take: as a new process, for
+/// none can change its own pid namespace.
+fn go_on_among_others(control: BorrowedFd<'_>, steps: Timeline) -> Result<(), Stop> {
+    let place = slipway_sys::go_on_in_child().map_err(|e| {
+        format!("linux.namespaces: a process in the pod's pid namespace: {e}; a limit of processes must have room for two")
+    })?;
+    match place {
+        slipway_sys::Place::Child => Ok(()),
+        slipway_sys::Place::Parent(child) => {
+            let pid = child.pid;
+            let message = FromGuest::Replaced { pid, steps };
+            slipway_protocol::send(control, &message, &[child.pidfd.as_fd()])?;
+            sys::exit(0)
+        }
     }
-    Ok(())
 }
 
 /// A module that can never start under its budget is refused before it starts.

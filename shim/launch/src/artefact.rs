@@ -241,6 +241,7 @@ impl Compiler {
                 clone(&out)?,
             ],
             directory: Some(c_path(std::path::Path::new("/")).map_err(failed)?),
+            in_pod: false,
             with_parent: true,
         };
         let namespaces = libc::CLONE_NEWNS
@@ -257,7 +258,7 @@ impl Compiler {
         let cgroup = cgroup
             .map_err(|e| CompileError::Failed(e.to_string()))?
             .unwrap_or_default();
-        let child = slipway_sys::spawn(exec, namespaces, None, &cgroup).map_err(failed)?;
+        let child = slipway_sys::spawn(exec, namespaces, &cgroup).map_err(failed)?;
         if priority == Priority::Low {
             // Fails only for a process that has ended.
             let _ = rustix::process::Pid::from_raw(child.pid)

@@ -20,8 +20,10 @@ use crate::{Install, StartError, died};
 /// A running guest. Dropping it kills it.
 #[derive(Debug)]
 pub struct Guest {
-    pid: i32,
-    pidfd: AsyncFd<OwnedFd>,
+    /// The process that was spawned.
+    spawned: Process,
+    /// The one that has taken its place ([`FromGuest::Replaced`]).
+    successor: OnceLock<Process>,
     control: AsyncFd<OwnedFd>,
     /// Told by [`Guest::wait`]: the steps of loading, or why it failed.
     loaded: watch::Sender<Option<Result<Timeline, String>>>,
@@ -31,14 +33,36 @@ pub struct Guest {
     filtered: OnceLock<()>,
 }
 
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    fn new(child: Child) -> io::Result<Self> {
+        Ok(Self {
+            pid: child.pid,
+            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
+        })
+    }
+
+    /// Waits for its end, and takes it off the kernel's table; the status, where it was not reaped before.
+    async fn end(&self) -> Option<u32> {
+        let _ = self.pidfd.readable().await;
+        slipway_sys::reap(self.pid).ok().flatten()
+    }
+}
+
 /// What the engine may take for itself while the module runs, beyond the module's budget, in bytes: stacks of the
 /// language, tables, open files. A request for more than that is refused before it is touched.
 const ENGINE_DATA: u64 = 32 << 20;
 
-/// Starts a guest that waits for its launch, in a new mount namespace and the given pid namespace. Must be called within
-/// a tokio runtime.
+/// Starts a guest that waits for its launch, in a new mount namespace and in a new pid namespace where the container is to
+/// have one. Must be called within a tokio runtime.
 ///
-/// This is the one place that knows how a guest is made.
+/// Into a pid namespace that others are in, it comes by itself ([`FromGuest::Replaced`]). This is the one place that knows
+/// how a guest is made.
 ///
 /// # Errors
 /// A missing file of the installation, or clone3's.
@@ -60,23 +84,14 @@ pub fn spawn(install: &Install, pid: &Namespace, cgroup: &CgroupEntry) -> io::Re
         envp: Vec::new(),
         fds: vec![null()?, null()?, null()?, guest],
         directory: None,
+        in_pod: true,
         with_parent: false,
     };
-    let (new, join) = match pid {
-        Namespace::Host => (0, None),
-        Namespace::New => (libc::CLONE_NEWPID, None),
-        Namespace::Path(path) => {
-            let ns = File::open(path)
-                .map_err(|e| io::Error::new(e.kind(), format!("linux.namespaces: {path}: {e}")))?;
-            (0, Some(ns))
-        }
+    let new = match pid {
+        Namespace::New => libc::CLONE_NEWPID,
+        Namespace::Host | Namespace::Path(_) => 0,
     };
-    let child = slipway_sys::spawn(
-        exec,
-        libc::CLONE_NEWNS | new,
-        join.as_ref().map(AsFd::as_fd),
-        cgroup,
-    )?;
+    let child = slipway_sys::spawn(exec, libc::CLONE_NEWNS | new, cgroup)?;
     Guest::new(child, host)
 }
 
@@ -84,8 +99,8 @@ impl Guest {
     fn new(child: Child, control: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&control, true)?;
         Ok(Self {
-            pid: child.pid,
-            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
+            spawned: Process::new(child)?,
+            successor: OnceLock::new(),
             control: slipway_sys::watch(control, Interest::READABLE)?,
             loaded: watch::Sender::new(None),
             own_data: OnceLock::new(),
@@ -93,9 +108,20 @@ impl Guest {
         })
     }
 
-    /// The process id as the host sees it.
+    fn process(&self) -> &Process {
+        self.successor.get().unwrap_or(&self.spawned)
+    }
+
+    /// The process id as the host sees it. Not the last one before [`crate::resolve`] is done.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.process().pid
+    }
+
+    /// Another child of this process has taken the guest's place; waits until the first one is gone.
+    pub(crate) async fn replaced(&self, by: Child) -> io::Result<()> {
+        let _ = self.successor.set(Process::new(by)?);
+        self.spawned.end().await;
+        Ok(())
     }
 
     /// Sends a message; never blocks (the few messages of a life fit the socket's buffer).
@@ -145,7 +171,7 @@ impl Guest {
     /// # Errors
     /// ESRCH once the guest has ended.
     pub fn kill(&self, signal: i32) -> io::Result<()> {
-        slipway_sys::pidfd_kill(self.pidfd.get_ref().as_fd(), signal)
+        slipway_sys::pidfd_kill(self.process().pidfd.get_ref().as_fd(), signal)
     }
 
     /// The spec limits the process's data itself: [`Guest::limit_data`] changes nothing.
@@ -161,8 +187,8 @@ impl Guest {
     /// Moves the fence behind the memory budget: RLIMIT_DATA, a little above it, for what the engine takes for itself.
     /// Moving another user's limit needs CAP_SYS_RESOURCE, which a nested host may not have: it is a wish then.
     pub fn limit_data(&self, budget: Option<u64>) {
-        let own = *self.own_data.get_or_init(|| Some(data(self.pid)));
-        let (Some(own), Some(pid)) = (own, rustix::process::Pid::from_raw(self.pid)) else {
+        let own = *self.own_data.get_or_init(|| Some(data(self.pid())));
+        let (Some(own), Some(pid)) = (own, rustix::process::Pid::from_raw(self.pid())) else {
             return;
         };
         let limit = budget.map(|bytes| bytes.saturating_add(own + ENGINE_DATA));
@@ -199,32 +225,82 @@ impl Guest {
 
     /// Reads what the guest says to its end, and takes the process off the kernel's table then. What the guest reported
     /// counts; the kernel's status is for ends that could not be reported.
+    ///
+    /// The guest is hostile from the moment it loads its artefact. What comes at the wrong time ends it, so nobody waits for
+    /// a guest that says nothing sensible, and no flood of messages keeps this process busy.
     pub async fn wait(&self) -> End {
-        let mut reported = None;
-        while let Ok((message, _)) = self.recv().await {
-            match message {
-                FromGuest::Ready(steps) => drop(self.loaded.send_replace(Some(Ok(steps)))),
-                FromGuest::Failed(why) => drop(self.loaded.send_replace(Some(Err(why)))),
-                FromGuest::Ended(end) => reported = Some(end),
-                _ => {}
+        let mut heard = Heard::default();
+        let rubbish = loop {
+            match self.recv().await {
+                Ok((message, _)) => match heard.take(message) {
+                    Ok(Some(loaded)) => drop(self.loaded.send_replace(Some(loaded))),
+                    Ok(None) => {}
+                    Err(why) => break Some(why),
+                },
+                Err(Error::Closed) => break None,
+                Err(e) => break Some(e.to_string()),
             }
-        }
-        let _ = self.pidfd.readable().await;
-        let status = match slipway_sys::reap(self.pid) {
-            Ok(Some(status)) => status,
-            // Not a child of this process, or reaped before: without a report it was killed.
-            _ => 137,
+            if heard.end.is_some() {
+                break None;
+            }
         };
-        let end = reported.unwrap_or_else(|| unreported(status));
+        if rubbish.is_some() {
+            // ESRCH: it has ended.
+            let _ = self.kill(libc::SIGKILL);
+        }
+        // Without a status it is not a child of this process, or was reaped before: without a report it was killed.
+        let status = self.process().end().await.unwrap_or(137);
+        let end = match (heard.end, rubbish) {
+            (Some(end), _) => end,
+            (None, Some(why)) => End {
+                status: 137,
+                reason: format!(
+                    "killed, for its process broke the protocol between guest and shim: {why}"
+                ),
+                out_of_memory: false,
+            },
+            (None, None) => unreported(status),
+        };
         self.loaded.send_if_modified(|told| {
             let unknown = told.is_none();
             if unknown {
                 let cause = self.filtered.get().map_or("", |()| LOADING_FILTERED);
-                *told = Some(Err(format!("{}{cause}", died(&end))));
+                let why = match end.reason.as_str() {
+                    "" => died(&end).to_string(),
+                    reason => format!("the guest ended before the module was loaded: {reason}"),
+                };
+                *told = Some(Err(format!("{why}{cause}")));
             }
             unknown
         });
         end
+    }
+}
+
+/// What a guest has said since it was led to its module: whether it has loaded it, once, and how it ended, once.
+#[derive(Debug, Default)]
+struct Heard {
+    loaded: bool,
+    end: Option<End>,
+}
+
+impl Heard {
+    /// Takes a message; the result of loading, where it is one.
+    ///
+    /// # Errors
+    /// It may not come now.
+    fn take(&mut self, message: FromGuest) -> Result<Option<Result<Timeline, String>>, String> {
+        let loaded = match message {
+            FromGuest::Ended(end) => {
+                self.end = Some(end);
+                return Ok(None);
+            }
+            FromGuest::Ready(steps) if !self.loaded => Ok(steps),
+            FromGuest::Failed(why) if !self.loaded => Err(why),
+            other => return Err(format!("{} at the wrong time", other.name())),
+        };
+        self.loaded = true;
+        Ok(Some(loaded))
     }
 }
 
@@ -262,7 +338,7 @@ impl Drop for Guest {
             // A moment later it is a zombie of ours; its namespaces and mounts go with it.
             let _ = rustix::event::poll(
                 &mut [rustix::event::PollFd::new(
-                    self.pidfd.get_ref(),
+                    self.process().pidfd.get_ref(),
                     rustix::event::PollFlags::IN,
                 )],
                 Some(&rustix::event::Timespec {
@@ -270,7 +346,67 @@ impl Drop for Guest {
                     tv_nsec: 0,
                 }),
             );
-            let _ = slipway_sys::reap(self.pid);
+            let _ = slipway_sys::reap(self.pid());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(status: u8) -> End {
+        End {
+            status,
+            reason: String::new(),
+            out_of_memory: false,
+        }
+    }
+
+    fn hear(messages: impl IntoIterator<Item = FromGuest>) -> (Heard, Vec<Result<(), String>>) {
+        let mut heard = Heard::default();
+        let taken = messages.into_iter().map(|m| heard.take(m).map(drop));
+        let taken = taken.collect();
+        (heard, taken)
+    }
+
+    #[test]
+    fn a_guest_is_loaded_once_and_ends_once() {
+        let ready = || FromGuest::Ready(Timeline::default());
+        let (heard, taken) = hear([ready(), FromGuest::Ended(end(3))]);
+        assert_eq!(heard.end, Some(end(3)));
+        assert_eq!(taken, [Ok(()), Ok(())]);
+        let failed = || FromGuest::Failed("no".into());
+        for second in [
+            ready(),
+            failed(),
+            FromGuest::Waiting,
+            FromGuest::NotWasm("x".into()),
+        ] {
+            for first in [ready(), failed()] {
+                let name = second.name();
+                let (_, taken) = hear([first]);
+                assert_eq!(taken, [Ok(())]);
+                let mut heard = Heard {
+                    loaded: true,
+                    end: None,
+                };
+                let again = heard.take(match name {
+                    "Ready" => ready(),
+                    "Failed" => failed(),
+                    "Waiting" => FromGuest::Waiting,
+                    _ => FromGuest::NotWasm("x".into()),
+                });
+                assert_eq!(again.unwrap_err(), format!("{name} at the wrong time"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_resolving_may_not_come_while_loading() {
+        for message in [FromGuest::Waiting, FromGuest::Resolved(Timeline::default())] {
+            let (_, taken) = hear([message]);
+            assert!(taken[0].is_err());
         }
     }
 }

@@ -80,9 +80,10 @@ impl LayerSource<'_> {
                 module.try_clone()?,
             ],
             directory: None,
+            in_pod: false,
             with_parent: true,
         };
-        let child = slipway_sys::spawn(exec, 0, None, &CgroupEntry::default())?;
+        let child = slipway_sys::spawn(exec, 0, &CgroupEntry::default())?;
         let pidfd = slipway_sys::watch(child.pidfd, Interest::READABLE)?;
         let _ = pidfd.readable().await?;
         match slipway_sys::reap(child.pid)? {

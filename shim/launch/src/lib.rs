@@ -78,7 +78,10 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         (&plan.uts, libc::CLONE_NEWUTS),
         (&plan.cgroup_ns, libc::CLONE_NEWCGROUP),
     ];
-    let join = kinds.iter().filter_map(|(ns, flag)| match ns {
+    // A new pid namespace is made with the process.
+    let pids = (&plan.pid, libc::CLONE_NEWPID);
+    let joined = kinds.iter().chain([&pids]);
+    let join = joined.filter_map(|(ns, flag)| match ns {
         Namespace::Path(path) => Some((path.clone(), *flag)),
         _ => None,
     });
@@ -162,17 +165,15 @@ where
     let tasks = (host.enter)()?;
     let _ = guest.send(&ToGuest::Cgroup, &slipway_protocol::borrow(&tasks));
     let (mut unoptimised, mut missed) = (None, false);
-    loop {
+    let steps = loop {
         match guest.recv().await {
-            Ok((FromGuest::Resolved(steps), _)) => {
-                if !missed {
-                    host.compiler.counters.count(Counter::CacheHits);
-                }
-                return Ok(Resolved {
-                    steps,
-                    unoptimised,
-                    missed,
-                });
+            Ok((FromGuest::Resolved(steps), _)) => break steps,
+            Ok((FromGuest::Replaced { pid, steps }, fds)) => {
+                let pidfd = fds.into_iter().next();
+                let pidfd =
+                    pidfd.ok_or_else(|| StartError::Refused("the guest sent no process".into()))?;
+                guest.replaced(slipway_sys::Child { pid, pidfd }).await?;
+                break steps;
             }
             Ok((FromGuest::Waiting, _)) => {}
             Ok((FromGuest::Unoptimised(module), fds)) => {
@@ -189,10 +190,9 @@ where
             }
             Ok((FromGuest::Failed(why), _)) => return Err(StartError::Refused(why)),
             Ok((FromGuest::Ended(end), _)) => return Err(died(&end)),
-            Ok((FromGuest::Ready(_), _)) => {
-                return Err(StartError::Refused(
-                    "the guest sent Ready before Resolved".into(),
-                ));
+            Ok((message @ FromGuest::Ready(_), _)) => {
+                let why = format!("the guest sent {} at the wrong time", message.name());
+                return Err(StartError::Refused(why));
             }
             Ok((FromGuest::NeedArtefact { module, damaged }, fds)) => {
                 let file = fds
@@ -214,7 +214,15 @@ where
             }
             Err(e) => return Err(e.into()),
         }
+    };
+    if !missed {
+        host.compiler.counters.count(Counter::CacheHits);
     }
+    Ok(Resolved {
+        steps,
+        unoptimised,
+        missed,
+    })
 }
 
 /// A guest that ended before its module was loaded.

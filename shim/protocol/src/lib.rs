@@ -14,6 +14,8 @@
 //!   Artefact ─────────────────────────────▶│  look again
 //!   ◀─ Unoptimised + [module]             │  only where a quick artefact is used in place of a full one
 //!   ◀─ Resolved                            │  Create answers; the guest pivots, drops privileges, loads the artefact
+//!   ◀─ Replaced + [pidfd]                  │  in place of Resolved, where the guest joins a pid namespace: it has pivoted and
+//!                                          │  dropped its privileges, and goes on as a new process that was born there
 //!   ◀─ Ready                               │
 //!   Start + [stdin, stdout, stderr] ──────▶│  runs the entrypoint
 //!   ◀─ Ended                               │  then exits
@@ -93,12 +95,38 @@ pub enum FromGuest {
     NoEntrypoint(String),
     /// The entrypoint is a module that this node can run, and its artefact is there. With the steps that led there.
     Resolved(Timeline),
+    /// As `Resolved`, and another process goes on: born in the pid namespace that the guest was to join. Whoever is in there
+    /// may trace the guest, so it comes without any power. The packet's descriptor is its pidfd.
+    Replaced {
+        /// Its id in the host's pid namespace; a child of the host.
+        pid: i32,
+        /// The steps so far.
+        steps: Timeline,
+    },
     /// The module is loaded, nothing of it has run. With the steps since `Resolved`.
     Ready(Timeline),
     /// Create failed; the text names file, offset or field, and the remedy.
     Failed(String),
     /// The program ended.
     Ended(End),
+}
+
+impl FromGuest {
+    /// The message's name, for errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Waiting => "Waiting",
+            Self::NeedArtefact { .. } => "NeedArtefact",
+            Self::Unoptimised(_) => "Unoptimised",
+            Self::NotWasm(_) => "NotWasm",
+            Self::NoEntrypoint(_) => "NoEntrypoint",
+            Self::Resolved(_) => "Resolved",
+            Self::Replaced { .. } => "Replaced",
+            Self::Ready(_) => "Ready",
+            Self::Failed(_) => "Failed",
+            Self::Ended(_) => "Ended",
+        }
+    }
 }
 
 /// A module as the cache knows it.
@@ -172,7 +200,7 @@ pub struct Launch {
     pub root_readonly: bool,
     /// Volumes, in the spec's order.
     pub mounts: Vec<Mount>,
-    /// Namespaces to join: path and CLONE_NEW… flag.
+    /// Namespaces to join: path and CLONE_NEW… flag. One of pids is joined last, by a new process.
     pub join: Vec<(String, i32)>,
     /// Namespaces to make: CLONE_NEW… flags (not pid, which needs a new process).
     pub unshare: i32,

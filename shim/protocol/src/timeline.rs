@@ -26,6 +26,11 @@ impl Timeline {
         self.0.push((step.into(), now()));
     }
 
+    /// The steps so far, for the other process; this timeline begins anew.
+    pub fn hand_over(&mut self) -> Self {
+        std::mem::replace(self, Self::begin())
+    }
+
     /// The other process's steps, which happened since the last mark of this one.
     pub fn append(&mut self, other: Self) {
         self.0.extend(other.0);

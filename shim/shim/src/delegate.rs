@@ -385,9 +385,10 @@ impl Delegate {
                 .collect::<std::io::Result<_>>()?,
             fds: vec![null()?, null()?, null()?, listener.into()],
             directory: Some(text(&directory.display().to_string())?),
+            in_pod: false,
             with_parent: false,
         };
-        let child = slipway_sys::spawn(exec, 0, None, &slipway_sys::CgroupEntry::default())?;
+        let child = slipway_sys::spawn(exec, 0, &slipway_sys::CgroupEntry::default())?;
         std::fs::write(
             directory.join(PID_FILE),
             format!(

@@ -3,12 +3,13 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::AsFd;
 
 use slipway_spec::{Namespace, Plan};
-use slipway_sys::{CgroupEntry, Child};
+use slipway_sys::{CgroupEntry, Child, Holding};
 
-/// Starts the holder and waits until its namespaces are as the plan says.
+/// Starts the holder and waits until its namespaces are as the plan says, and it has given up all power: what comes into
+/// the pod later may see and trace it.
 ///
 /// The holder is a fork of the shim without an exec: it shares all its memory, and costs 10 KiB.
 ///
@@ -21,8 +22,8 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
         (&plan.ipc, libc::CLONE_NEWIPC),
         (&plan.uts, libc::CLONE_NEWUTS),
     ];
-    let mut new = 0;
-    let mut joined: Vec<(OwnedFd, i32)> = Vec::new();
+    let mut new = libc::CLONE_NEWNS;
+    let mut joins = Vec::new();
     for (ns, flag) in kinds {
         match ns {
             Namespace::Host => {}
@@ -30,14 +31,10 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
             Namespace::Path(path) => {
                 let file =
                     File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
-                joined.push((file.into(), flag));
+                joins.push((file.into(), flag));
             }
         }
     }
-    let joins: Vec<(RawFd, i32)> = joined
-        .iter()
-        .map(|(fd, flag)| (fd.as_raw_fd(), *flag))
-        .collect();
     let text = |s: String, field: &str| {
         CString::new(s).map_err(|_| format!("{field} contains a NUL byte"))
     };
@@ -45,17 +42,23 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
         Namespace::New => text(plan.hostname.clone(), "hostname")?,
         _ => CString::default(),
     };
-    let mut sysctls = Vec::new();
+    let mut writes = Vec::new();
     for (name, value) in &plan.sysctls {
-        sysctls.push((
+        writes.push((
             text(format!("/proc/sys/{name}"), "linux.sysctl")?,
             text(value.clone(), "linux.sysctl")?,
         ));
     }
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+    let (read, ready) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| format!("pipe: {e}"))?;
-    let ready = write.as_raw_fd();
-    let body = |in_cgroup| slipway_sys::hold(in_cgroup, new, &joins, &hostname, &sysctls, ready);
+    let holding = Holding {
+        new,
+        joins,
+        hostname,
+        writes,
+        ready,
+    };
+    let body = |in_cgroup| slipway_sys::hold(in_cgroup, &holding);
     let child = match &plan.user {
         None => slipway_sys::fork_holder(new, cgroup, body),
         Some(user) => {
@@ -65,7 +68,7 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
         }
     };
     let child = child.map_err(|e| format!("start the holder: {e}"))?;
-    drop(write);
+    drop(holding);
     let mut code = [u8::MAX];
     // End of file without a byte: the holder was killed.
     let _ = File::from(read).read(&mut code);
@@ -91,6 +94,7 @@ fn explain(code: u8, plan: &Plan) -> String {
         2 => format!("hostname {:?} cannot be set", plan.hostname),
         3 => "linux.cgroupsPath: the kernel did not let the holder in".into(),
         4 => "linux.namespaces: the loopback interface of the new network cannot be set up".into(),
+        5 => "the holder of the pod's namespaces could not give up its root, user and capabilities: mounting a tmpfs, pivot_root(2) and setresuid(2) must be allowed to the shim".into(),
         16.. if usize::from(code - 16) < plan.sysctls.len() => {
             let (name, value) = &plan.sysctls[usize::from(code - 16)];
             format!(

@@ -43,6 +43,8 @@ pub struct Exec {
     pub fds: Vec<OwnedFd>,
     /// Working directory; the caller's where there is none.
     pub directory: Option<CString>,
+    /// Processes of a pod may see it: it is started from a mount of its own where its program cannot be opened for writing.
+    pub in_pod: bool,
     /// It is killed when the thread that starts it ends, until it changes its user (prctl(2), PR_SET_PDEATHSIG).
     pub with_parent: bool,
 }
@@ -143,21 +145,14 @@ fn reset_signals() {
 /// Starts a program in new namespaces (`CLONE_NEW…` flags) and in a cgroup.
 ///
 /// # Errors
-/// clone3's. That the cgroup could not be entered is seen as the child's end with status 126, a failed exec with 127.
-pub fn spawn(
-    exec: Exec,
-    namespaces: i32,
-    pid_namespace: Option<BorrowedFd<'_>>,
-    cgroup: &CgroupEntry,
-) -> io::Result<Child> {
+/// clone3's, or that there is no such program. That the cgroup could not be entered is seen as the child's end with
+/// status 126, a failed exec with 127.
+pub fn spawn(exec: Exec, namespaces: i32, cgroup: &CgroupEntry) -> io::Result<Child> {
+    let program = exec.in_pod.then(|| unwritable(&exec.program)).transpose()?;
     let tasks = cgroup.tasks();
     let argv = pointers(&exec.argv);
     let envp = pointers(&exec.envp);
     let mut fds: Vec<RawFd> = exec.fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let restore = match pid_namespace {
-        Some(ns) => Some(ChildrenPidNamespace::enter(ns)?),
-        None => None,
-    };
     // SAFETY: the child branch below only makes system calls on memory that was allocated before.
     let cloned = unsafe { clone3(namespaces, cgroup.v2.as_ref().map(AsFd::as_fd)) };
     if let Ok(Cloned::Child) = cloned {
@@ -175,15 +170,20 @@ pub fn spawn(
             libc::setsid();
             // First out of the way of the targets, then onto them.
             let above = fds.len() as RawFd;
+            let mut program = program.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+            program = libc::fcntl(program, libc::F_DUPFD_CLOEXEC, above + 1);
             for fd in &mut fds {
-                *fd = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above);
+                *fd = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above + 1);
             }
             for (target, fd) in fds.iter().enumerate() {
                 if libc::dup2(*fd, target as RawFd) < 0 {
                     libc::_exit(127);
                 }
             }
-            libc::syscall(libc::SYS_close_range, above as u32, u32::MAX, 0u32);
+            // The program goes behind them, until it runs.
+            libc::close(above);
+            libc::dup3(program, above, libc::O_CLOEXEC);
+            libc::syscall(libc::SYS_close_range, above as u32 + 1, u32::MAX, 0u32);
             if exec
                 .directory
                 .as_ref()
@@ -191,14 +191,105 @@ pub fn spawn(
             {
                 libc::_exit(127);
             }
-            libc::execve(exec.program.as_ptr(), argv.as_ptr(), envp.as_ptr());
+            match exec.in_pod {
+                true => exec_descriptor(above, &argv, &envp),
+                false => drop(libc::execve(
+                    exec.program.as_ptr(),
+                    argv.as_ptr(),
+                    envp.as_ptr(),
+                )),
+            }
             libc::_exit(127)
         }
     }
-    drop(restore);
     match cloned? {
         Cloned::Parent(child) => Ok(child),
         Cloned::Child => unreachable!("the child has left through exec or _exit"),
+    }
+}
+
+/// A program on a read-only mount of its own, attached nowhere. `/proc/PID/exe` of a process leads to the mount that it was
+/// started from: from the node's, a neighbour in the same pid namespace could open the program's file for writing as soon as
+/// nobody runs it.
+fn unwritable(program: &CStr) -> io::Result<OwnedFd> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let named =
+        |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", program.to_string_lossy()));
+    let file = open_tree(rustix::fs::CWD, program, flags).map_err(|e| named(e.into()))?;
+    let attributes = MountAttributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        ..MountAttributes::default()
+    };
+    set_mount_attributes(file.as_fd(), attributes, false).map_err(named)?;
+    Ok(file)
+}
+
+/// execveat(2) of an open program; returns where it fails. Async-signal-safe.
+///
+/// # Safety
+/// Both lists end with a null pointer, and their strings are alive.
+unsafe fn exec_descriptor(
+    program: RawFd,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program,
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+}
+
+/// What [`go_on_in_child`] returned in.
+#[derive(Debug)]
+pub enum Place {
+    /// The old process, which is to end: the new one waits for that.
+    Parent(Child),
+    /// The new process.
+    Child,
+}
+
+/// Lets a child of this process's parent go on where this one is, born in the pid namespace that was chosen by setns(2)
+/// before: a process cannot change its own. The child leads a session of its own, and runs when the old process has ended.
+///
+/// # Errors
+/// clone3's: EAGAIN where a limit of processes has no room for two.
+pub fn go_on_in_child() -> io::Result<Place> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let mut pidfd: RawFd = -1;
+    let args = CloneArgs {
+        // The signal at its end is that of its parent's other children.
+        flags: (libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64,
+        pidfd: &raw mut pidfd as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: `args` and `pidfd` outlive the call; the process has one thread, so its copy is whole.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            drop(write);
+            rustix::process::setsid()?;
+            // The end of file is the old process's end, which holds the only other end of the pipe.
+            let _ = rustix::io::retry_on_intr(|| rustix::io::read(&read, &mut [0u8; 1]));
+            Ok(Place::Child)
+        }
+        pid => {
+            // Ends with the process.
+            std::mem::forget(write);
+            Ok(Place::Parent(Child {
+                pid: pid as i32,
+                // SAFETY: the kernel has just stored a new descriptor there, which nothing else owns.
+                pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+            }))
+        }
     }
 }
 
@@ -358,26 +449,6 @@ pub fn fork() -> io::Result<bool> {
     }
 }
 
-/// While it lives, children of this thread are born in another pid namespace.
-struct ChildrenPidNamespace {
-    own: OwnedFd,
-}
-
-impl ChildrenPidNamespace {
-    fn enter(ns: BorrowedFd<'_>) -> io::Result<Self> {
-        let own = std::fs::File::open("/proc/self/ns/pid")?.into();
-        setns(ns, libc::CLONE_NEWPID)?;
-        Ok(Self { own })
-    }
-}
-
-impl Drop for ChildrenPidNamespace {
-    fn drop(&mut self) {
-        // Going back to one's own namespace is always allowed to who could leave it.
-        let _ = setns(self.own.as_fd(), libc::CLONE_NEWPID);
-    }
-}
-
 /// A descriptor that whoever started this process has left open for it, for the process's whole life.
 pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: the number is part of the contract between the two programs, and nothing in this process closes it.
@@ -456,14 +527,7 @@ pub fn set_loopback_up() -> io::Result<()> {
 /// The first call that fails, named.
 pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), String> {
     use rustix::process::{Gid, Uid};
-    use rustix::thread::{CapabilitySet, CapabilitySets};
-    for capability in 0..u64::BITS {
-        // Fails past the last one that the kernel knows.
-        let bit = CapabilitySet::from_bits_retain(1 << capability);
-        if rustix::thread::remove_capability_from_bounding_set(bit).is_err() {
-            break;
-        }
-    }
+    clear_bounding_set();
     let all: Vec<Gid> = groups.iter().map(|g| Gid::from_raw(*g)).collect();
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::thread::set_thread_groups(&all)
@@ -471,13 +535,83 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), String> {
     rustix::thread::set_thread_res_gid(group, group, group)
         .map_err(|e| format!("group {gid}: {e}"))?;
     rustix::thread::set_thread_res_uid(user, user, user).map_err(|e| format!("user {uid}: {e}"))?;
+    drop_capabilities().map_err(|e| format!("capabilities: {e}"))?;
+    rustix::thread::set_no_new_privs(true).map_err(|e| format!("no_new_privs: {e}"))
+}
+
+fn clear_bounding_set() {
+    for capability in 0..u64::BITS {
+        // Fails past the last one that the kernel knows.
+        let bit = rustix::thread::CapabilitySet::from_bits_retain(1 << capability);
+        if rustix::thread::remove_capability_from_bounding_set(bit).is_err() {
+            break;
+        }
+    }
+}
+
+fn drop_capabilities() -> rustix::io::Result<()> {
+    use rustix::thread::{CapabilitySet, CapabilitySets};
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
         inheritable: CapabilitySet::empty(),
     };
-    rustix::thread::set_capabilities(None, none).map_err(|e| format!("capabilities: {e}"))?;
-    rustix::thread::set_no_new_privs(true).map_err(|e| format!("no_new_privs: {e}"))
+    rustix::thread::set_capabilities(None, none)
+}
+
+/// Makes an empty file system the root of this process, which has a mount namespace of its own. No path is needed for it: the
+/// root of a user namespace may enter few of the node's directories.
+fn enter_empty_root() -> rustix::io::Result<()> {
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+        UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change,
+        move_mount, unmount,
+    };
+    mount_change(
+        c"/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    let tmpfs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (option, value) in [(c"size", c"4k"), (c"nr_inodes", c"2"), (c"mode", c"555")] {
+        fsconfig_set_string(&tmpfs, option, value)?;
+    }
+    fsconfig_create(&tmpfs)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let root = fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let over = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&root, c"", rustix::fs::CWD, c"/", over)?;
+    rustix::process::fchdir(&root)?;
+    rustix::process::pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")
+}
+
+/// Nobody's number, of most systems and of user namespaces as Kubernetes makes them.
+const NOBODY: u32 = 65534;
+
+/// Gives up all that a holder was made with: its root becomes an empty file system, its user nobody, its capabilities none.
+/// Its neighbours in a shared pid namespace may trace it. Async-signal-safe: neither allocates nor locks.
+fn give_up_everything() -> rustix::io::Result<()> {
+    use rustix::process::{Gid, Uid};
+    enter_empty_root()?;
+    clear_bounding_set();
+    rustix::thread::set_thread_groups(&[])?;
+    for number in [NOBODY, 0] {
+        let (user, group) = (Uid::from_raw(number), Gid::from_raw(number));
+        let set = rustix::thread::set_thread_res_gid(group, group, group)
+            .and_then(|()| rustix::thread::set_thread_res_uid(user, user, user));
+        match set {
+            Ok(()) => break,
+            // A user namespace that has no such number: its root, who is nobody outside.
+            Err(rustix::io::Errno::INVAL) if number == NOBODY => {}
+            Err(e) => return Err(e),
+        }
+    }
+    drop_capabilities()?;
+    rustix::thread::set_no_new_privs(true)
 }
 
 /// Lets a filter decide about each further system call of this thread, and of what it starts (seccomp(2)). Needs
@@ -631,40 +765,47 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) })
 }
 
-/// Body of a pod's holder, born in `new` namespaces (`CLONE_NEW…` flags): writes files (sysctls) and then sleeps and reaps until it is killed. One byte to `ready`
-/// says how it went: 0 well, 1 a namespace, 2 the host name, 3 the cgroup, 4 the loopback interface, 16 + i the i-th
-/// write.
+/// What a pod's holder makes of the namespaces that it is born in.
+#[derive(Debug)]
+pub struct Holding {
+    /// The new namespaces (`CLONE_NEW…` flags), one of mounts among them.
+    pub new: i32,
+    /// Namespaces to join, and their kinds.
+    pub joins: Vec<(OwnedFd, i32)>,
+    /// Host name; empty keeps what there is.
+    pub hostname: CString,
+    /// Files to write (sysctls): path and text.
+    pub writes: Vec<(CString, CString)>,
+    /// Where one byte says how it went: 0 well, 1 a namespace, 2 the host name, 3 the cgroup, 4 the loopback interface,
+    /// 5 its own root and user, 16 + i the i-th write.
+    pub ready: OwnedFd,
+}
+
+/// Body of a pod's holder: makes its namespaces what they are to be, gives up all power, and then sleeps and reaps until it
+/// is killed.
 ///
 /// It is pid 1 of a shared pid namespace, so it must reap; SIGTERM ends it as it ends a pause container.
-pub fn hold(
-    in_cgroup: bool,
-    new: i32,
-    joins: &[(RawFd, i32)],
-    hostname: &CStr,
-    writes: &[(CString, CString)],
-    ready: RawFd,
-) -> i32 {
+pub fn hold(in_cgroup: bool, holding: &Holding) -> i32 {
+    let ready = holding.ready.as_raw_fd();
     // SAFETY: system calls on memory that the caller allocated before the clone; runs in its own process.
     unsafe {
         libc::setsid();
-        // Of a shim that was killed before containerd had spoken to it, nobody would end what it has left.
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         if !in_cgroup {
             return report(ready, 3);
         }
-        for &(fd, kind) in joins {
-            if libc::setns(fd, kind) != 0 {
+        for (fd, kind) in &holding.joins {
+            if libc::setns(fd.as_raw_fd(), *kind) != 0 {
                 return report(ready, 1);
             }
         }
-        if !hostname.is_empty() && libc::sethostname(hostname.as_ptr(), hostname.count_bytes()) != 0
-        {
+        let name = &holding.hostname;
+        if !name.is_empty() && libc::sethostname(name.as_ptr(), name.count_bytes()) != 0 {
             return report(ready, 2);
         }
-        if new & libc::CLONE_NEWNET != 0 && set_loopback_up().is_err() {
+        if holding.new & libc::CLONE_NEWNET != 0 && set_loopback_up().is_err() {
             return report(ready, 4);
         }
-        for (i, (path, value)) in writes.iter().enumerate() {
+        for (i, (path, value)) in holding.writes.iter().enumerate() {
             let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             let n = value.count_bytes();
             if fd < 0 || libc::write(fd, value.as_ptr().cast(), n) != n as isize {
@@ -675,6 +816,12 @@ pub fn hold(
             }
             libc::close(fd);
         }
+        if give_up_everything().is_err() {
+            return report(ready, 5);
+        }
+        // Of a shim that was killed before containerd had spoken to it, nobody would end what it has left. A change of user
+        // takes this away, so not before.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         libc::signal(libc::SIGTERM, exit_now as *const () as libc::sighandler_t);
         libc::signal(libc::SIGINT, exit_now as *const () as libc::sighandler_t);
         report(ready, 0);
