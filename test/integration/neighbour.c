@@ -2,7 +2,7 @@
    "WHAT of NAME". MARK is a file of the node's that no container has.
    caps   it has a capability           root   its root is the node's, or another that holds MARK
    exe    its program's file            fd     a file behind one of its descriptors: both can be opened for writing, or could
-                                               be if nobody ran them */
+                                               be if nobody ran them (on a read-only mount they could not) */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 static char told[256][96];
@@ -29,8 +30,9 @@ static void tell(const char *what, const char *name) {
 static int writable(const char *path) {
   struct stat s;
   if (stat(path, &s) || !S_ISREG(s.st_mode)) return 0;
+  struct statvfs v;
   int fd = open(path, O_WRONLY);
-  if (fd < 0) return errno == ETXTBSY;
+  if (fd < 0) return errno == ETXTBSY && !statvfs(path, &v) && !(v.f_flag & ST_RDONLY);
   close(fd);
   return 1;
 }
