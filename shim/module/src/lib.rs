@@ -39,7 +39,7 @@ pub const MAX_EXPORTS: usize = 100_000;
 /// The most custom sections a module may have.
 pub const MAX_CUSTOM_SECTIONS: usize = 10_000;
 /// Values (parameters, results and locals, and those of blocks, branches and calls) that any module may have. They take
-/// the compiler 20 to 40 MB of memory.
+/// the compiler up to 100 MB of memory, whatever they are.
 pub const FREE_VALUES: u64 = 1 << 16;
 /// Values that a module may have besides those for each byte of its code. Compilers emit 0.06 (Go) to 0.13 (C++, LLVM
 /// itself, 75 MB), optimised or not; the most that code can use is one, in instructions of a single byte.
