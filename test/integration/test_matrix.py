@@ -197,6 +197,28 @@ class Matrix(KillTest):
             "shim": [NOT_READY, EXITED, 128], "guest": [READY, EXITED, 128], "holder": [NOT_READY, EXITED, 128],
             "containerd": [READY, CREATED, 0], "compiler": [READY, EXITED, 128]})
 
+    def test_a_module_on_a_volume_is_rewritten_before_the_compiler_reads_it(self):
+        """Nothing is stored under the digest of what it was: whoever has that module gets his own."""
+        program = """(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) (memory (export "memory") 1)
+            (func (export "_start") (call $exit (i32.const {}))))"""
+        for content in (program.format(66), "#!/bin/sh"):
+            self.before = self.bed.state()
+            with self.subTest(content), tempfile.TemporaryDirectory() as volume:
+                victims = program.format(7) + f";; {self.bed.number()}"
+                fields = {"command": ["/volume/app.wat"], "mounts": [{"container_path": "/volume", "host_path": volume}]}
+                self.write(volume, victims)
+                container = self.pod().create(self.bed.example("hello"), **fields)
+                with self.held_after("pivot_root", *self.pids(PROGRAMS["shim"]), "start", container.id):
+                    self.write(volume, content)
+                self.assertIn("/volume/app.wat: compile: the file changed while it was compiled", container.status()["message"])
+                self.write(volume, victims)
+                self.assertEqual(self.pod().start(self.bed.example("hello"), **fields).ended()["exitCode"], 7)
+            self.clear(restart=False)
+
+    def write(self, volume, content):
+        with open(f"{volume}/app.wat", "w") as f:
+            f.write(content)
+
     @contextlib.contextmanager
     def module_being_loaded(self):
         """Create has answered; Start waits."""

@@ -1,28 +1,37 @@
-//! `slipway-aot quick|full`: compiles one hostile module into one artefact, and ends.
+//! `slipway-aot quick|full DIGEST MEMORY`: compiles one hostile module into one artefact, and ends.
 //!
 //! Descriptor 3 is the module, descriptor 4 the artefact to write. Whoever starts it gives it namespaces of its own;
-//! before it reads a byte of the module it has no root file system, no network, no user and no capability.
+//! before it reads a byte of the module it has no root file system, no network, no user and no capability, and MEMORY
+//! bytes at most. It reads the module once, and compiles it only if its sha256 is DIGEST: the file may be on a volume that
+//! others write to.
 //! Exit status 0: compiled; 3: the module is refused, the text on stdout says why; 4: the artefact cannot be written, the
-//! text is the system's reason; anything else: the text is the compiler's failure.
+//! text is the system's reason; 6: the file is not the module of that digest; anything else: the text is the compiler's
+//! failure.
 
+use std::ffi::CString;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use slipway_engine::Optimisation;
+use slipway_module::{Digest, MAX_MODULE_BYTES};
 
 /// The module in, the artefact out.
 const MODULE_FD: i32 = 3;
 const ARTEFACT_FD: i32 = 4;
 /// Nobody, by Debian's and most other numbers.
 const NOBODY: u32 = 65534;
-/// Where LLVM works: memory, charged to the pod. A 36 MB module takes 200 MB for object file and artefact.
+/// Where LLVM works, and its size in bytes: memory, a quarter of MEMORY at most. A 36 MB module takes 200 MB for object file
+/// and artefact.
 const WORK: &str = "/tmp";
-const WORK_OPTIONS: &std::ffi::CStr = c"size=2g,mode=1777";
-/// Address space in bytes. The largest module tried (36 MB at O2) took 3.3 GB.
-const ADDRESS_SPACE: u64 = 16 << 30;
+const WORK_BYTES: u64 = 2 << 30;
+/// The largest file in bytes: the most that the cache takes.
+const FILE_BYTES: u64 = 1 << 30;
+/// The kernel's highest: killed first when the node runs out of memory (proc_pid_oom_score_adj(5)).
+const OOM_SCORE_ADJ: &str = "1000";
 /// CPU time in seconds, all threads together.
 const CPU_SECONDS: u64 = 3600;
 
@@ -30,6 +39,8 @@ const CPU_SECONDS: u64 = 3600;
 const REFUSED: u8 = 3;
 /// Status where the artefact cannot be written.
 const UNWRITTEN: u8 = 4;
+/// Status where the file is not the module that was asked for.
+const CHANGED: u8 = 6;
 
 fn main() -> ExitCode {
     // Through the bundle's loader the process would be named after it.
@@ -37,7 +48,8 @@ fn main() -> ExitCode {
     match compile() {
         Ok(()) => ExitCode::SUCCESS,
         Err((status, message)) => {
-            println!("{message}");
+            // The status says it without the text.
+            let _ = writeln!(std::io::stdout(), "{message}");
             ExitCode::from(status)
         }
     }
@@ -45,43 +57,70 @@ fn main() -> ExitCode {
 
 fn compile() -> Result<(), (u8, String)> {
     let failed = |message: String| (1, message);
-    let optimisation = match std::env::args().nth(1).as_deref() {
-        Some("quick") => Optimisation::None,
-        Some("full") => Optimisation::Full,
-        Some("version") => {
-            println!("{}", slipway_engine::version());
-            return Ok(());
-        }
-        other => {
-            return Err(failed(format!(
-                "usage: slipway-aot quick|full|version (got {other:?}); slipway starts it"
-            )));
-        }
-    };
-    enclose().map_err(failed)?;
-    let module = read_module().map_err(failed)?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments == ["version"] {
+        println!("{}", slipway_engine::version());
+        return Ok(());
+    }
+    let order = Order::read(&arguments).ok_or_else(|| {
+        failed(format!(
+            "usage: slipway-aot version | quick|full DIGEST MEMORY (got {arguments:?}); slipway starts it"
+        ))
+    })?;
+    enclose(order.memory).map_err(failed)?;
+    let module = read_module(&order.digest)?;
     let prepared = slipway_module::prepare(&module).map_err(|e| (REFUSED, e.to_string()))?;
     drop(module);
-    slipway_engine::compile(&prepared.stripped, c"/artefact.so", optimisation)
+    slipway_engine::compile(&prepared.stripped, c"/artefact.so", order.optimisation)
         .map_err(|e| failed(format!("the compiler failed: {e}")))?;
     write_artefact().map_err(|e| (UNWRITTEN, e.to_string()))
 }
 
+/// What is to be done, from the command line.
+struct Order {
+    optimisation: Optimisation,
+    /// Of the module.
+    digest: Digest,
+    /// Bytes that may be used.
+    memory: u64,
+}
+
+impl Order {
+    fn read(arguments: &[String]) -> Option<Self> {
+        let [tier, digest, memory] = arguments else {
+            return None;
+        };
+        Some(Self {
+            optimisation: match tier.as_str() {
+                "quick" => Optimisation::None,
+                "full" => Optimisation::Full,
+                _ => return None,
+            },
+            digest: digest.parse().ok()?,
+            memory: memory.parse().ok()?,
+        })
+    }
+}
+
 /// An empty root, no user, bounded resources.
-fn enclose() -> Result<(), String> {
+fn enclose(memory: u64) -> Result<(), String> {
     let io = |e: rustix::io::Errno| format!("compiler's sandbox: {e}");
+    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)
+        .map_err(|e| format!("compiler's sandbox: oom_score_adj: {e}"))?;
     rustix::mount::mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .map_err(io)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("tmpfs", WORK, "tmpfs", flags, Some(WORK_OPTIONS)).map_err(io)?;
+    // A size of 0 would be no bound.
+    let size = WORK_BYTES.min(memory / 4).max(1);
+    let options = CString::new(format!("size={size},mode=1777")).unwrap_or_default();
+    rustix::mount::mount("tmpfs", WORK, "tmpfs", flags, Some(options.as_c_str())).map_err(io)?;
     std::env::set_current_dir(WORK)
         .and_then(|()| slipway_sys::pivot_to_current_dir())
-        .and_then(|()| {
-            slipway_sys::set_rlimit(libc::RLIMIT_AS as i32, ADDRESS_SPACE, ADDRESS_SPACE)
-        })
+        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_DATA as i32, memory, memory))
+        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_FSIZE as i32, FILE_BYTES, FILE_BYTES))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, CPU_SECONDS, CPU_SECONDS))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CORE as i32, 0, 0))
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
@@ -96,16 +135,26 @@ fn inherited(fd: i32) -> std::io::Result<OwnedFd> {
     Ok(rustix::io::dup(slipway_sys::inherited(fd))?)
 }
 
-fn read_module() -> Result<Vec<u8>, String> {
-    let read = || {
-        let mut file = File::from(inherited(MODULE_FD)?);
-        let mut bytes = Vec::new();
-        file.rewind()?;
-        file.take(slipway_module::MAX_MODULE_BYTES + 1)
-            .read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    read().map_err(|e: std::io::Error| format!("read the module: {e}"))
+/// The module of that digest. The descriptor is shared with whoever reads the file, too, so its position is not used.
+fn read_module(digest: &Digest) -> Result<Vec<u8>, (u8, String)> {
+    let failed = |e: std::io::Error| (1, format!("read the module: {e}"));
+    let changed = || (CHANGED, format!("not the file of sha256:{digest}"));
+    let file = File::from(inherited(MODULE_FD).map_err(failed)?);
+    let size = file.metadata().map_err(failed)?.len();
+    if size > MAX_MODULE_BYTES {
+        // No refusal, which would be kept under the digest.
+        let text = format!("the module has {size} bytes, more than the {MAX_MODULE_BYTES} allowed");
+        return Err((1, text));
+    }
+    let mut bytes = vec![0; size as usize];
+    match file.read_exact_at(&mut bytes, 0) {
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Err(changed()),
+        read => read.map_err(failed)?,
+    }
+    match Digest::of(&bytes) == *digest {
+        true => Ok(bytes),
+        false => Err(changed()),
+    }
 }
 
 fn write_artefact() -> std::io::Result<()> {

@@ -143,7 +143,7 @@ fn the_name_of_a_key_is_the_same_in_every_build() {
     };
     assert_eq!(
         key.file_name(),
-        "f9797c849486fb3a7faccd5c915d2dd7078f669ac280380ac2424edeabe21ac7"
+        "3b7dcebb5a6760f2af3e1532b948b938a9a1b6bc9374ecb6e81ddefa5d785d38"
     );
 }
 

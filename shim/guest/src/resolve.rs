@@ -100,8 +100,11 @@ pub fn module(
     };
     let bad = |e: std::io::Error| Refusal::Bad(format!("{name}: {e}"));
     let size = file.metadata().map_err(bad)?.len();
-    sniff(&name, &mut file, size)?;
-    let digest = digest(&mut file).map_err(bad)?;
+    check_size(&name, size)?;
+    sniff(&name, &mut file)?;
+    // It may have grown, and go on to grow.
+    let (digest, size) = digest(&mut file).map_err(bad)?;
+    check_size(&name, size)?;
     Ok((
         Module {
             path: name,
@@ -190,14 +193,18 @@ fn regular(path: String, fd: OwnedFd) -> Result<(String, File), Refusal> {
     }
 }
 
-/// Tells a module from what else an image may start, by its first bytes.
-fn sniff(path: &str, file: &mut File, size: u64) -> Result<(), Refusal> {
-    let bad = |e: std::io::Error| Refusal::Bad(format!("{path}: {e}"));
+fn check_size(path: &str, size: u64) -> Result<(), Refusal> {
     if size > MAX_MODULE_BYTES {
         return Err(Refusal::Bad(format!(
             "{path}: {size} bytes, the limit for a module is {MAX_MODULE_BYTES}"
         )));
     }
+    Ok(())
+}
+
+/// Tells a module from what else an image may start, by its first bytes.
+fn sniff(path: &str, file: &mut File) -> Result<(), Refusal> {
+    let bad = |e: std::io::Error| Refusal::Bad(format!("{path}: {e}"));
     let mut head = Vec::with_capacity(64);
     file.by_ref().take(64).read_to_end(&mut head).map_err(bad)?;
     file.rewind().map_err(bad)?;
@@ -227,9 +234,10 @@ fn sniff(path: &str, file: &mut File, size: u64) -> Result<(), Refusal> {
     }
 }
 
-fn digest(file: &mut File) -> std::io::Result<[u8; 32]> {
+/// sha256 of the file's bytes, and how many they are, as far as a module may have them and one more.
+fn digest(file: &mut File) -> std::io::Result<([u8; 32], u64)> {
     let mut hash = Sha256::new();
-    std::io::copy(file, &mut hash)?;
+    let size = std::io::copy(&mut file.take(MAX_MODULE_BYTES + 1), &mut hash)?;
     file.rewind()?;
-    Ok(hash.finalize().into())
+    Ok((hash.finalize().into(), size))
 }

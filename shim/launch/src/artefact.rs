@@ -30,6 +30,24 @@ const LOWEST: i32 = 19;
 const REFUSED: u32 = 3;
 /// Its status where it cannot write the artefact.
 const UNWRITTEN: u32 = 4;
+/// Its status where the file is no longer the module of the digest.
+const CHANGED: u32 = 6;
+/// What it says when it writes more than the cache takes: as the first process of its namespace it gets no SIGXFSZ.
+const FILE_TOO_LARGE: &str = "File too large";
+/// What the compiler and its libraries say when there is no more memory, each in its own words: LLVM, C++, Rust and the
+/// engine, a thread that cannot start, a file that cannot be mapped, and the working directory, which is memory.
+const OUT_OF_MEMORY: [&str; 6] = [
+    "out of memory",
+    "std::bad_alloc",
+    "memory allocation",
+    "Resource temporarily unavailable",
+    "Cannot allocate memory",
+    "No space left on device",
+];
+/// Its end when the working directory has no room for a page of a file that it has mapped.
+const NO_PAGE: u32 = 128 + libc::SIGBUS as u32;
+/// Most memory of a compile in bytes, however much the node has. The largest module tried (39 MB, unoptimised) took 6.6 GB.
+const MAX_COMPILE_MEMORY: u64 = 16 << 30;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Priority {
@@ -217,12 +235,18 @@ impl Compiler {
     /// slipway-aot from start to end: namespaces of its own, the module in, the artefact out.
     fn run(&self, job: &Job, priority: Priority, out: OwnedFd) -> Result<(), CompileError> {
         let failed = |e: std::io::Error| CompileError::Failed(e.to_string());
+        let bound = compile_memory(available_memory());
+        let arguments = [
+            &job.tier().to_string(),
+            &hex(&job.module.digest),
+            &bound.to_string(),
+        ];
         let argv = self
             .install
             .command(
                 "slipway-aot",
                 &["compiler", "runtime"],
-                &[&job.tier().to_string()],
+                &arguments.map(String::as_str),
             )
             .map_err(failed)?;
         let memfd = || rustix::fs::memfd_create(c"slipway-aot", rustix::fs::MemfdFlags::CLOEXEC);
@@ -269,22 +293,46 @@ impl Compiler {
             slipway_cache::Tier::Full => FULL_DEADLINE,
         };
         let status = wait(&child, deadline).map_err(failed)?;
-        let mut text = String::new();
+        let mut said = Vec::new();
         let mut message = File::from(message);
         let _ = message
             .rewind()
-            .and_then(|()| message.take(MAX_MESSAGE).read_to_string(&mut text));
+            .and_then(|()| message.take(MAX_MESSAGE).read_to_end(&mut said));
+        let text = String::from_utf8_lossy(&said);
         let text = text.trim();
         match status {
             Some(0) => Ok(()),
             Some(REFUSED) => Err(CompileError::Refused(text.to_string())),
+            Some(_) if text.contains(FILE_TOO_LARGE) => {
+                Err(CompileError::Store(slipway_cache::Error::TooLarge {
+                    what: "compiled artefact",
+                    size: slipway_cache::MAX_ARTEFACT_BYTES + 1,
+                    limit: slipway_cache::MAX_ARTEFACT_BYTES,
+                }))
+            }
             Some(UNWRITTEN) => Err(CompileError::Store(slipway_cache::Error::Write {
                 dir: self.cache_dir.clone().into(),
                 needed: File::from(out).metadata().map_err(failed)?.len(),
                 source: std::io::Error::other(text),
             })),
+            Some(CHANGED) => Err(CompileError::Failed(
+                "the file changed while it was compiled, and nothing was stored; try again when nobody writes to it".into(),
+            )),
+            Some(status)
+                if status == NO_PAGE || OUT_OF_MEMORY.iter().any(|words| text.contains(words)) =>
+            {
+                Err(CompileError::Failed(format!(
+                    "compiling needs more than {bound} bytes of memory, the bound of this node (three quarters of what it had available); \
+                     {}give it more memory, or compile the module on a bigger one",
+                    match job.tier() {
+                        slipway_cache::Tier::Full => "annotation slipway.dev/compile: quick may take less; ",
+                        slipway_cache::Tier::Quick => "",
+                    }
+                )))
+            }
             Some(status) if text.is_empty() => Err(CompileError::Failed(format!(
-                "the compiler ended with status {status}; it may have run out of memory (dmesg tells)"
+                "the compiler ended with status {status}, with a bound of {bound} bytes of memory; where the node has run out of memory, \
+                 it is killed first (dmesg tells)"
             ))),
             Some(_) => Err(CompileError::Failed(text.to_string())),
             None => Err(CompileError::Failed(format!(
@@ -300,6 +348,17 @@ fn histogram(tier: slipway_cache::Tier) -> Histogram {
         slipway_cache::Tier::Full => Histogram::CompileFull,
         slipway_cache::Tier::Quick => Histogram::CompileQuick,
     }
+}
+
+/// As lower-case hexadecimal digits.
+fn hex(digest: &[u8; 32]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bound of a compile's memory in bytes on a node with so much available. A quarter is left for its files, which are
+/// memory too, and for others.
+fn compile_memory(available: u64) -> u64 {
+    (available / 4 * 3).min(MAX_COMPILE_MEMORY)
 }
 
 /// MemAvailable of /proc/meminfo in bytes; 0 where it cannot be read.
@@ -326,4 +385,23 @@ fn wait(child: &slipway_sys::Child, deadline: Duration) -> std::io::Result<Optio
     }
     let status = slipway_sys::reap(child.pid)?;
     Ok(status.filter(|_| ended))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compile_gets_three_quarters_of_the_available_memory_up_to_a_maximum() {
+        assert_eq!(compile_memory(0), 0);
+        assert_eq!(compile_memory(2 << 30), 3 << 29);
+        assert_eq!(compile_memory(u64::MAX), MAX_COMPILE_MEMORY);
+    }
+
+    #[test]
+    fn a_digest_is_lower_case_hexadecimal() {
+        let mut digest = [0; 32];
+        digest[31] = 0xa1;
+        assert_eq!(hex(&digest), format!("{}a1", "0".repeat(62)));
+    }
 }

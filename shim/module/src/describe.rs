@@ -12,6 +12,7 @@ use wasmparser::{
 
 use crate::problem::{Problem, Reason};
 use crate::proposals::{enabled, explain, known};
+use crate::values;
 use crate::wasi::{self, Wanted};
 use crate::{
     Kind, MAX_CUSTOM_SECTIONS, MAX_EXPORTS, MAX_IMPORTS, MAX_MODULE_BYTES, MAX_TEXT_BYTES,
@@ -208,20 +209,30 @@ fn examine(bytes: &[u8]) -> (ModuleInfo, Cow<'_, [u8]>) {
             return (info, Cow::Borrowed(&[]));
         }
     };
-    let validated = Validator::new_with_features(enabled()).validate_all(&binary);
+    let (validated, too_many) = match values::validate(&binary) {
+        Ok((types, too_many)) => (Ok(types), too_many),
+        Err(error) => (Err(error), None),
+    };
     // A module that only uses what is off here has types all the same.
-    let lenient = validated
-        .is_err()
-        .then(|| Validator::new_with_features(known()).validate_all(&binary));
+    let lenient = validated.is_err().then(|| {
+        Validator::new_with_features(known())
+            .validate_all(&binary)
+            .map(Some)
+    });
     let types = lenient
         .as_ref()
         .unwrap_or(&validated)
         .as_ref()
         .ok()
+        .and_then(Option::as_ref)
         .map(Types::as_ref);
     let described = describe(&binary, types, &mut info);
     // What fails to validate is described as far as possible; where that stops says nothing new.
-    if let Err(problem) = validated.map_err(|error| explain(&error)).and(described) {
+    if let Err(problem) = validated
+        .map_err(|error| explain(&error))
+        .and(too_many.map_or(Ok(()), Err))
+        .and(described)
+    {
         info.problems.insert(0, problem);
     } else if !info
         .exports

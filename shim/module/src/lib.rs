@@ -16,6 +16,7 @@ mod problem;
 mod proposals;
 #[cfg(test)]
 mod tests;
+mod values;
 mod wasi;
 
 pub use describe::{
@@ -37,6 +38,12 @@ pub const MAX_IMPORTS: usize = 10_000;
 pub const MAX_EXPORTS: usize = 100_000;
 /// The most custom sections a module may have.
 pub const MAX_CUSTOM_SECTIONS: usize = 10_000;
+/// Values (parameters, results and locals, and those of blocks, branches and calls) that any module may have. They take
+/// the compiler up to 100 MB of memory, whatever they are.
+pub const FREE_VALUES: u64 = 1 << 16;
+/// Values that a module may have besides those for each byte of its code. Compilers emit 0.06 (Go) to 0.13 (C++, LLVM
+/// itself, 75 MB), optimised or not; the most that code can use is one, in instructions of a single byte.
+pub const VALUES_PER_CODE_BYTE: u64 = 1;
 /// One page of linear memory, in bytes.
 pub const PAGE_BYTES: u64 = 64 << 10;
 /// How many names a message lists before it stops.

@@ -394,6 +394,90 @@ fn more_custom_sections_than_the_limit_are_refused() {
     assert!(problem.text.contains("10001 custom sections"), "{problem}");
 }
 
+/// A module in whose text MANY is a thousand times the type i64, and ZEROS as many constants.
+fn many_values(text: &str) -> Vec<u8> {
+    let many = "i64 ".repeat(1000);
+    let zeros = "(i64.const 0)".repeat(1000);
+    let text = text.replace("MANY", &many).replace("ZEROS", &zeros);
+    wasm(&format!(
+        r#"(module (func (export "_start")) (type $wide (func (param {many}) (result {many}))) {text})"#
+    ))
+}
+
+#[test]
+fn code_that_declares_more_than_it_can_use_is_refused_by_function() {
+    let wide = |instruction: &str| {
+        let code = instruction.repeat(100);
+        format!("(func $wide (type $wide) unreachable) (func ZEROS {code} unreachable)")
+    };
+    // Of ten times as many, some kilobytes each, the compiler would make gigabytes.
+    for (text, which) in [
+        ("(func (local MANY))".repeat(100), ""),
+        (
+            format!("(func (local {}))", "v128 ".repeat(50_000)).repeat(3),
+            "function 2 declares",
+        ),
+        ("(func (param MANY))".repeat(100), ""),
+        ("(func (result MANY) unreachable)".repeat(100), ""),
+        (wide("(loop (type $wide))"), "function 2 declares"),
+        (wide("(block (type $wide))"), "function 2 declares"),
+        (
+            wide("(i32.const 0) (if (type $wide) (then) (else))"),
+            "function 2 declares",
+        ),
+        (wide("(call $wide)"), "function 2 declares"),
+        (
+            wide("(i32.const 0) (call_indirect (type $wide))") + "(table 1 funcref)",
+            "function 2 declares",
+        ),
+        (
+            wide("(block (type $wide) (br_if 0 (i32.const 0)))"),
+            "function 2 declares",
+        ),
+        (
+            wide(&format!(
+                "(block (type $wide) (br_table {} (i32.const 0)))",
+                "0 ".repeat(9)
+            )),
+            "function 2 declares",
+        ),
+        ("(func)".repeat(10_000), ""),
+    ] {
+        let problem = refusal(&many_values(&text));
+        assert_eq!(problem.reason, Reason::TooLarge);
+        assert!(
+            problem.text.starts_with("function ") && problem.text.starts_with(which),
+            "{problem} is told of {text:.99}"
+        );
+    }
+    let types = "(type (func (param MANY)))".repeat(100);
+    let problem = refusal(&many_values(&types));
+    assert!(
+        problem.text.starts_with("type 64 declares 1000 values"),
+        "{problem}"
+    );
+    assert!(
+        problem.to_string().contains("more than the 65"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn code_that_uses_what_it_declares_is_accepted() {
+    // A value of each local, parameter and result, in instructions of two bytes; ten times what compilers emit.
+    let locals = "i64 ".repeat(20_000);
+    let sets: String = (0..20_000)
+        .map(|i| format!("(local.set {i} (i64.const 0))"))
+        .collect();
+    let passed = "(call $wide ZEROS) $drops"
+        .replace("$drops", &"drop ".repeat(1000))
+        .repeat(50);
+    let text = format!(
+        "(func (local {locals}) {sets}) (func $wide (type $wide) unreachable) (func {passed})"
+    );
+    prepare(&many_values(&text)).unwrap();
+}
+
 #[test]
 fn long_text_is_refused_before_it_is_parsed() {
     let text = format!("(module {})", " ".repeat(crate::MAX_TEXT_BYTES as usize));
