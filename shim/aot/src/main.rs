@@ -1,9 +1,11 @@
 //! `slipway-aot quick|full`: compiles one hostile module into one artefact, and ends.
 //!
-//! Descriptor 3 is the module, descriptor 4 the artefact to write. Whoever starts it gives it namespaces of its own;
+//! Descriptor 3 is the module, descriptor 4 the artefact to write, descriptor 5 a socket: on it come the [`Purpose`], and
+//! back the module's [`Facts`] once it is accepted, before it is compiled. Whoever starts it gives it namespaces of its own;
 //! before it reads a byte of the module it has no root file system, no network, no user and no capability.
 //! Exit status 0: compiled; 3: the module is refused, the text on stdout says why; 4: the artefact cannot be written, the
-//! text is the system's reason; anything else: the text is the compiler's failure.
+//! text is the system's reason; 5: the module is good, but not for this purpose; anything else: the text is the compiler's
+//! failure.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -12,10 +14,13 @@ use std::process::ExitCode;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use slipway_engine::Optimisation;
+use slipway_module::{Memory, ModuleInfo};
+use slipway_protocol::{Facts, Purpose};
 
-/// The module in, the artefact out.
+/// The module in, the artefact out, what is asked and said about the module.
 const MODULE_FD: i32 = 3;
 const ARTEFACT_FD: i32 = 4;
+const CONTROL_FD: i32 = 5;
 /// Nobody, by Debian's and most other numbers.
 const NOBODY: u32 = 65534;
 /// Where LLVM works: memory, charged to the pod. A 36 MB module takes 200 MB for object file and artefact.
@@ -30,6 +35,8 @@ const CPU_SECONDS: u64 = 3600;
 const REFUSED: u8 = 3;
 /// Status where the artefact cannot be written.
 const UNWRITTEN: u8 = 4;
+/// Status of a module that runs here, but not as it is meant to.
+const UNFIT: u8 = 5;
 
 fn main() -> ExitCode {
     // Through the bundle's loader the process would be named after it.
@@ -62,9 +69,27 @@ fn compile() -> Result<(), (u8, String)> {
     let module = read_module().map_err(failed)?;
     let prepared = slipway_module::prepare(&module).map_err(|e| (REFUSED, e.to_string()))?;
     drop(module);
+    agree(&prepared.info)?;
     slipway_engine::compile(&prepared.stripped, c"/artefact.so", optimisation)
         .map_err(|e| failed(format!("the compiler failed: {e}")))?;
     write_artefact().map_err(|e| (UNWRITTEN, e.to_string()))
+}
+
+/// Sees to it that the module suits its purpose, and says what it is.
+fn agree(module: &ModuleInfo) -> Result<(), (u8, String)> {
+    let failed = |e: slipway_protocol::Error| (1, e.to_string());
+    let control = slipway_sys::inherited(CONTROL_FD);
+    let (purpose, _) = slipway_protocol::recv::<Purpose>(control).map_err(failed)?;
+    let facts = Facts {
+        memories: module.memories.iter().map(Memory::min_bytes).collect(),
+    };
+    if let Some(call) = &purpose.call {
+        module
+            .check_entry(&call.function, Some(call.arguments))
+            .map_err(|e| (UNFIT, e.to_string()))?;
+    }
+    facts.fit(purpose.memory_limit).map_err(|e| (UNFIT, e))?;
+    slipway_protocol::send(control, &facts, &[]).map_err(failed)
 }
 
 /// An empty root, no user, bounded resources.

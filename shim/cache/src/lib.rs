@@ -54,7 +54,7 @@ pub use write::PendingArtefact;
 
 /// Version of keys and entries. A store may hold entries of several; each Slipway sees its own. Also to be raised when
 /// the module checker or the compiler's options change, for artefacts and refusals outlive the program that made them.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// The largest artefact in bytes. Modules are at most 256 MiB; native code is two to four times as large.
 pub const MAX_ARTEFACT_BYTES: u64 = 1 << 30;
 /// The longest text of a refusal in bytes; longer ones are cut.

@@ -10,6 +10,8 @@ use rustix::fs::{FileType, FlockOperation, Stat, flock, fstat};
 use rustix::io::Errno;
 
 use crate::dir::{ARTEFACT, Dir, REFUSED, same_file, touch};
+use slipway_protocol::Facts;
+
 use crate::{Error, Key, Meta, entry};
 
 /// How often a lookup tries a file that another process examines or removes at this moment, and how long it waits.
@@ -52,6 +54,7 @@ pub struct Artefact {
     path: PathBuf,
     file: File,
     meta: Meta,
+    facts: Facts,
 }
 
 impl Artefact {
@@ -70,8 +73,18 @@ impl Artefact {
         &self.meta
     }
 
-    pub(crate) fn new(path: PathBuf, file: File, meta: Meta) -> Self {
-        Self { path, file, meta }
+    /// What the compiler said of its module.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    pub(crate) fn new(path: PathBuf, file: File, meta: Meta, facts: Facts) -> Self {
+        Self {
+            path,
+            file,
+            meta,
+            facts,
+        }
     }
 }
 
@@ -120,11 +133,16 @@ impl Store {
             Ok(opened) => opened,
             Err(gone) => return Ok(Err(gone)),
         };
-        let meta = match self.check(key, name, &file, &stat) {
-            Ok(meta) => meta,
+        let (meta, facts) = match self.check(key, name, &file, &stat) {
+            Ok(described) => described,
             Err(why) => return Ok(Err(Gone::Damaged(stat, why))),
         };
-        Ok(Ok(Artefact::new(self.dir.join(artefact), file, meta)))
+        Ok(Ok(Artefact::new(
+            self.dir.join(artefact),
+            file,
+            meta,
+            facts,
+        )))
     }
 
     /// Opens an entry and marks it as in use.
@@ -158,7 +176,13 @@ impl Store {
     }
 
     /// Makes sure that the file is the key's artefact and unharmed.
-    fn check(&self, key: &Key, name: &str, file: &File, stat: &Stat) -> Result<Meta, String> {
+    fn check(
+        &self,
+        key: &Key,
+        name: &str,
+        file: &File,
+        stat: &Stat,
+    ) -> Result<(Meta, Facts), String> {
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err("not a regular file".into());
         }
@@ -170,7 +194,10 @@ impl Store {
             entry::verify(file, &sealed)?;
             self.dir.mark_seen(name, stat);
         }
-        Ok(sealed.meta)
+        let facts = sealed
+            .facts
+            .ok_or("what the compiler said of its module is missing")?;
+        Ok((sealed.meta, facts))
     }
 
     fn lookup_refusal(&self, key: &Key, name: &str) -> Result<Lookup, Error> {

@@ -15,8 +15,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
+use slipway_module::{Export, ExternKind};
 use slipway_protocol::{
-    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, PAGE_BYTES, Tier, Timeline, ToGuest,
+    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, Tier, Timeline, ToGuest,
 };
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
@@ -125,8 +126,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
             .map_or("", |_| LOADING_FILTERED);
         format!("{path}: {e}{cause}")
     })?;
-    check_minimum(&loaded, &path)?;
-    let call = entry_call(&loaded, &launch, entry)?;
+    let call = entry_call(&loaded, &launch, &path, entry.as_deref())?;
     let wasi = wasi(&launch)?;
     steps.mark("load");
     slipway_protocol::send(control, &FromGuest::Ready(steps), &[])?;
@@ -227,7 +227,12 @@ fn find_artefact(
             .lookup(store, launch.program.tier)
             .map_err(|e| format!("{}: {e}", module.path))
     };
-    let found = |artefact, tier| {
+    let found = |artefact: slipway_cache::Artefact, tier| {
+        let facts = artefact.facts();
+        facts
+            .fit(Some(sys::budget_limit()))
+            .map_err(|e| format!("{}: {e}", module.path))?;
+        sys::expect_memories(facts);
         if tier == slipway_cache::Tier::Quick && launch.program.tier == Tier::Auto {
             let message = FromGuest::Unoptimised(module.description());
             slipway_protocol::send(control, &message, &[module.file.as_fd()])?;
@@ -296,29 +301,34 @@ fn drop_privileges(launch: &Launch, user: Option<user::User<'_>>) -> Result<(), 
     Ok(())
 }
 
-/// A module that can never start under its budget is refused before it starts.
-fn check_minimum(loaded: &Loaded<'_>, path: &str) -> Result<(), String> {
-    let minimum = loaded.minimum_pages() * PAGE_BYTES;
-    let limit = sys::budget_limit();
-    if minimum > limit {
-        return Err(format!(
-            "{path}: the module needs at least {minimum} bytes of memory, the container's limit is {limit} bytes; raise resources.limits.memory or build the module with a smaller initial memory"
-        ));
-    }
-    Ok(())
-}
-
-/// The call that the entrypoint means: `_start` without arguments, or the named function with those of the command.
-fn entry_call(loaded: &Loaded<'_>, launch: &Launch, entry: Option<String>) -> Result<Call, String> {
-    let call = match entry {
-        None => loaded.call("_start", &[]),
-        Some(function) => loaded.call(&function, launch.program.args.get(1..).unwrap_or_default()),
-    };
-    call.map_err(|e| {
-        format!(
-            "entrypoint {:?}: {e}",
-            launch.program.args.first().map_or("", String::as_str)
-        )
+/// The call that the entrypoint means: `_start`, or the named function, with the command's arguments where it has parameters.
+fn entry_call(
+    loaded: &Loaded<'_>,
+    launch: &Launch,
+    path: &str,
+    function: Option<&str>,
+) -> Result<Call, String> {
+    let function = function.unwrap_or(slipway_module::START);
+    let arguments = launch.program.args.get(1..).unwrap_or_default();
+    loaded.call(function, arguments).map_err(|e| {
+        // The checker's text is the one that a module has met before it was compiled.
+        let exports = loaded
+            .exports()
+            .into_iter()
+            .map(|(name, signature)| Export {
+                name,
+                kind: match signature {
+                    Some(_) => ExternKind::Function,
+                    // Whatever it is, it cannot be called.
+                    None => ExternKind::Global,
+                },
+                signature,
+            });
+        let exports: Vec<_> = exports.collect();
+        match slipway_module::check_entry(&exports, function, Some(arguments.len())) {
+            Err(problem) => format!("{path}: {problem}"),
+            Ok(()) => format!("{path}: function {function:?}: {e}"),
+        }
     })
 }
 
@@ -361,9 +371,7 @@ fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {
 fn abnormal(status: u8, trap: Option<String>) -> End {
     let refused = sys::refused_growth().filter(|_| status != 0);
     let reason = match (&refused, trap) {
-        (Some((wanted, limit)), _) => format!(
-            "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes"
-        ),
+        (Some((wanted, limit)), _) => sys::over_budget(*wanted, *limit),
         (None, Some(trap)) => format!("trap: {trap}"),
         (None, None) => String::new(),
     };

@@ -12,18 +12,20 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use slipway_protocol::{BudgetPage, CONTROL_FD, End, FORBIDDEN_CALL, FromGuest};
+use slipway_protocol::{BudgetPage, CONTROL_FD, End, FORBIDDEN_CALL, Facts, FromGuest};
 
 /// The budget shared with the host; null before the launch.
 static BUDGET: AtomicPtr<BudgetPage> = AtomicPtr::new(ptr::null_mut());
 
-/// Linear memories that the engine has reserved: (start, length) pairs. A module has one, rarely a few; past this
-/// many the growth of the further ones is refused.
+/// Linear memories that the engine has reserved: (start, length) pairs, in the order in which the module has them. The
+/// module checker accepts so many.
 const MAX_MEMORIES: usize = 16;
 static START: [AtomicUsize; MAX_MEMORIES] = [const { AtomicUsize::new(0) }; MAX_MEMORIES];
 static LENGTH: [AtomicUsize; MAX_MEMORIES] = [const { AtomicUsize::new(0) }; MAX_MEMORIES];
 /// Bytes counted for each.
 static COUNTED: [AtomicU64; MAX_MEMORIES] = [const { AtomicU64::new(0) }; MAX_MEMORIES];
+/// Bytes that each is to begin with, until it has them.
+static INITIAL: [AtomicU64; MAX_MEMORIES] = [const { AtomicU64::new(0) }; MAX_MEMORIES];
 
 /// The engine reserves 12 GiB for each memory (lib/system/allocator.cpp); nothing else maps as much without access.
 const RESERVATION: usize = 8 << 30;
@@ -44,7 +46,8 @@ fn errno(e: c_int) -> *mut c_void {
 /// mmap(2) as the engine calls it (through its PLT, which finds this symbol first).
 ///
 /// A linear memory grows by a MAP_FIXED mapping over its reservation: that is compared with the live budget, and
-/// `memory.grow` returns -1 where there is no room.
+/// `memory.grow` returns -1 where there is no room. What a memory begins with is mapped in the same way. Where the engine
+/// cannot have that, or the reservation, it goes on with a memory at address 0, so the process ends here.
 ///
 /// # Safety
 /// mmap(2)'s.
@@ -65,8 +68,13 @@ pub unsafe extern "C" fn mmap(
     };
     // SAFETY: the page is mapped once and for ever.
     let budget = unsafe { BUDGET.load(Ordering::Acquire).as_ref() };
+    let initial = memory.is_some_and(|m| INITIAL[m].swap(0, Ordering::Relaxed) > 0);
     if let (Some(memory), Some(budget)) = (memory, budget) {
         if !budget.grow(len as u64) {
+            if initial {
+                let (wanted, limit) = refused_growth().unwrap_or_default();
+                end_without_memory(over_budget(wanted, limit));
+            }
             return errno(libc::ENOMEM);
         }
         COUNTED[memory].fetch_add(len as u64, Ordering::Relaxed);
@@ -76,16 +84,23 @@ pub unsafe extern "C" fn mmap(
     // SAFETY: passed on as it came.
     let mapped = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot_bits, flag_bits, fd, off) };
     let mapped = mapped as *mut c_void;
+    let reservation = prot == libc::PROT_NONE && len >= RESERVATION;
     if mapped == libc::MAP_FAILED {
+        if initial || reservation {
+            let error = io::Error::last_os_error();
+            end_without_memory(format!(
+                "memory limit exceeded: the kernel refuses {len} bytes for a memory of the module: {error}"
+            ));
+        }
         if let (Some(memory), Some(budget)) = (memory, budget) {
             budget.shrink(len as u64);
             COUNTED[memory].fetch_sub(len as u64, Ordering::Relaxed);
         }
-    } else if prot == libc::PROT_NONE && len >= RESERVATION {
+    } else if reservation {
         let Some(free) = (0..MAX_MEMORIES).find(|&i| START[i].load(Ordering::Relaxed) == 0) else {
-            // SAFETY: mapped a moment ago, unknown to anyone.
-            unsafe { libc::syscall(libc::SYS_munmap, mapped, len) };
-            return errno(libc::ENOMEM);
+            end_without_memory(format!(
+                "the module has more than the {MAX_MEMORIES} memories that are possible"
+            ));
         };
         LENGTH[free].store(len, Ordering::Relaxed);
         START[free].store(mapped as usize, Ordering::Relaxed);
@@ -155,6 +170,13 @@ pub fn obey_budget(fd: &OwnedFd) -> io::Result<()> {
 fn budget() -> Option<&'static BudgetPage> {
     // SAFETY: mapped once and for ever; only atomics inside.
     unsafe { BUDGET.load(Ordering::Acquire).as_ref() }
+}
+
+/// Takes down what the module's memories begin with. Before it is loaded.
+pub fn expect_memories(facts: &Facts) {
+    for (initial, bytes) in INITIAL.iter().zip(&facts.memories) {
+        initial.store(*bytes, Ordering::Relaxed);
+    }
 }
 
 /// The budget now, in bytes; `u64::MAX` without one.
@@ -267,10 +289,21 @@ pub fn report_signals() {
 }
 
 extern "C" fn on_exhaustion() {
-    let reason = format!(
+    end_without_memory(format!(
         "memory limit exceeded: the engine has no memory left for the program's tables and its own objects; the program's limit is {} bytes",
         budget_limit()
-    );
+    ))
+}
+
+/// The text for a growth that the budget has refused.
+pub fn over_budget(wanted: u64, limit: u64) -> String {
+    format!(
+        "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes"
+    )
+}
+
+/// Ends a program that cannot have what it cannot run without.
+fn end_without_memory(reason: String) -> ! {
     write_line(2, &format!("slipway: {reason}"));
     let end = End {
         status: 137,

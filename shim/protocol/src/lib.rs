@@ -37,9 +37,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 mod budget;
+mod facts;
 mod seccomp;
 mod timeline;
 pub use budget::{Budget, BudgetPage, PAGE_BYTES, Usage};
+pub use facts::{Call, Facts, Purpose};
 pub use seccomp::{FORBIDDEN_CALL, Instruction, LOADING_FILTERED, Seccomp};
 pub use timeline::Timeline;
 
