@@ -298,6 +298,39 @@ class Cli(unittest.TestCase):
         start = self.text('(module (func (export "_start") (param i32)))')
         self.assertIn("its type is (i32) -> ()", slipway("inspect", start, check=False).stdout)
 
+    def test_an_exhausted_call_stack_is_told_with_the_functions_name(self):
+        recursion = "(local.set 0 (i8x16.add (call {} (i8x16.add (local.get 0) (v128.const i32x4 1 2 3 4))) (local.get 0))) (local.get 0)"
+        named = f"""(module (memory (export "memory") 1) (func $deep (param v128) (result v128) {recursion.format("$deep")})
+            (func (export "_start") (drop (call $deep (v128.const i32x4 1 2 3 4)))))"""
+        for tier in ("quick", "full"):
+            for text, name in ((named, "deep"), (named.replace("$deep", "0", 1).replace("func 0", "func").replace("$deep", "0"), "function 0")):
+                done = slipway("run", "--tier", tier, self.text(text), check=False)
+                self.assertEqual(done.returncode, 134, done)
+                self.assertIn(f"slipway: trap: call stack exhausted in {name}\n", done.stderr, tier)
+        # Where the engine works for the program, too: the function that grows the table calls itself there.
+        host = self.text("""(module (memory (export "memory") 1) (table 1 funcref)
+            (func $deep (param i32) (result i32) (i32.add (call $deep (memory.grow (i32.const 0))) (table.grow (ref.null func) (i32.const 0))))
+            (func (export "_start") (drop (call $deep (i32.const 0)))))""")
+        done = slipway("run", host, check=False)
+        self.assertEqual(done.returncode, 134)
+        self.assertIn("call stack exhausted", done.stderr)
+        # A fault of the memory's is another thing.
+        outside = self.text('(module (memory 1) (func (export "_start") (i32.store8 (i32.const -1) (i32.const 1))))')
+        self.assertIn("out of bounds memory access", slipway("run", outside, check=False).stderr)
+
+    def test_a_trap_names_functions_and_tells_repeated_calls_once(self):
+        trap = """(module (memory (export "memory") 1)
+            (func $even (param i32) (result i32) (call $odd (i32.sub (local.get 0) (i32.const 1))) (i32.const 1) (i32.add))
+            (func $odd (param i32) (result i32)
+                (if (i32.le_s (local.get 0) (i32.const 0)) (then unreachable)) (call $even (i32.sub (local.get 0) (i32.const 1))) (i32.const 1) (i32.add))
+            (func $main (export "_start") (drop (call $odd (i32.const 41)))))"""
+        done = slipway("run", "--tier", "quick", self.text(trap), check=False)
+        self.assertEqual(done.returncode, 134)
+        self.assertIn("trap: unreachable (calling stack: [odd, even] (21 times), odd, main)", done.stderr)
+        # Nothing but the module's own: the engine's frames are above and below these.
+        last = self.text('(module (func $main (export "_start") unreachable))')
+        self.assertIn("trap: unreachable (calling stack: main)\n", slipway("run", last, check=False).stderr)
+
     def test_inspect_tells_what_would_not_run_and_why(self):
         info = json.loads(slipway("inspect", "--json", f"{EXAMPLES}/hello.wasm").stdout)
         self.assertEqual(info["problems"], [])

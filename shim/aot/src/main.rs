@@ -69,19 +69,22 @@ fn compile() -> Result<(), (u8, String)> {
     let module = read_module().map_err(failed)?;
     let prepared = slipway_module::prepare(&module).map_err(|e| (REFUSED, e.to_string()))?;
     drop(module);
-    agree(&prepared.info)?;
+    let names = prepared.names.iter();
+    let names = slipway_protocol::encode_names(names.map(|(index, name)| (*index, name.as_str())));
+    agree(&prepared.info, &names)?;
     slipway_engine::compile(&prepared.stripped, c"/artefact.so", optimisation)
         .map_err(|e| failed(format!("the compiler failed: {e}")))?;
-    write_artefact().map_err(|e| (UNWRITTEN, e.to_string()))
+    write_artefact(&names).map_err(|e| (UNWRITTEN, e.to_string()))
 }
 
 /// Sees to it that the module suits its purpose, and says what it is.
-fn agree(module: &ModuleInfo) -> Result<(), (u8, String)> {
+fn agree(module: &ModuleInfo, names: &[u8]) -> Result<(), (u8, String)> {
     let failed = |e: slipway_protocol::Error| (1, e.to_string());
     let control = slipway_sys::inherited(CONTROL_FD);
     let (purpose, _) = slipway_protocol::recv::<Purpose>(control).map_err(failed)?;
     let facts = Facts {
         memories: module.memories.iter().map(Memory::min_bytes).collect(),
+        names: names.len() as u64,
     };
     if let Some(call) = &purpose.call {
         module
@@ -133,9 +136,10 @@ fn read_module() -> Result<Vec<u8>, String> {
     read().map_err(|e: std::io::Error| format!("read the module: {e}"))
 }
 
-fn write_artefact() -> std::io::Result<()> {
+fn write_artefact(names: &[u8]) -> std::io::Result<()> {
     let mut made = File::open("/artefact.so")?;
     let mut out = File::from(inherited(ARTEFACT_FD)?);
     std::io::copy(&mut made, &mut out)?;
+    out.write_all(names)?;
     out.flush()
 }

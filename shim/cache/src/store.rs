@@ -55,6 +55,7 @@ pub struct Artefact {
     file: File,
     meta: Meta,
     facts: Facts,
+    payload: u64,
 }
 
 impl Artefact {
@@ -78,12 +79,18 @@ impl Artefact {
         &self.facts
     }
 
-    pub(crate) fn new(path: PathBuf, file: File, meta: Meta, facts: Facts) -> Self {
+    /// Bytes that the compiler has written, from the file's beginning on.
+    pub fn payload(&self) -> u64 {
+        self.payload
+    }
+
+    pub(crate) fn new(path: PathBuf, file: File, meta: Meta, facts: Facts, payload: u64) -> Self {
         Self {
             path,
             file,
             meta,
             facts,
+            payload,
         }
     }
 }
@@ -133,7 +140,7 @@ impl Store {
             Ok(opened) => opened,
             Err(gone) => return Ok(Err(gone)),
         };
-        let (meta, facts) = match self.check(key, name, &file, &stat) {
+        let (meta, facts, payload) = match self.check(key, name, &file, &stat) {
             Ok(described) => described,
             Err(why) => return Ok(Err(Gone::Damaged(stat, why))),
         };
@@ -142,6 +149,7 @@ impl Store {
             file,
             meta,
             facts,
+            payload,
         )))
     }
 
@@ -182,7 +190,7 @@ impl Store {
         name: &str,
         file: &File,
         stat: &Stat,
-    ) -> Result<(Meta, Facts), String> {
+    ) -> Result<(Meta, Facts, u64), String> {
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err("not a regular file".into());
         }
@@ -197,7 +205,7 @@ impl Store {
         let facts = sealed
             .facts
             .ok_or("what the compiler said of its module is missing")?;
-        Ok((sealed.meta, facts))
+        Ok((sealed.meta, facts, sealed.payload))
     }
 
     fn lookup_refusal(&self, key: &Key, name: &str) -> Result<Lookup, Error> {

@@ -70,6 +70,7 @@ fn payload(bytes: usize) -> Vec<u8> {
 fn facts() -> Facts {
     Facts {
         memories: vec![65536, 0],
+        names: 12,
     }
 }
 
@@ -121,6 +122,7 @@ fn an_artefact_is_found_by_its_key_and_by_no_other() {
         (key(1), "app.wasm")
     );
     assert_eq!(*artefact.facts(), facts());
+    assert_eq!(artefact.payload(), 10_000);
     let others = [
         key(2),
         Key {

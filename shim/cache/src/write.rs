@@ -148,7 +148,13 @@ impl Store {
         drop(store_lock);
         // Where this fails, a crash may undo the renaming: a miss, nothing worse.
         let _ = fsync(&self.dir.fd);
-        Ok(Artefact::new(self.dir.join(&file_name), file, meta, facts))
+        Ok(Artefact::new(
+            self.dir.join(&file_name),
+            file,
+            meta,
+            facts,
+            bytes,
+        ))
     }
 
     /// A new file, locked: so [`Store::sweep`] knows that its writer is alive. `needed` is for the error.

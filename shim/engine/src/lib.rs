@@ -52,28 +52,64 @@ unsafe fn text_of(s: ffi::Str) -> String {
 }
 
 fn check(result: ffi::Res) -> Result<(), Error> {
+    let Some((message, details)) = failure(result) else {
+        return Ok(());
+    };
+    Err(Error(if details.is_empty() {
+        message
+    } else {
+        format!("{message} ({})", details.join("; "))
+    }))
+}
+
+/// What the engine says of a failure, and the details that it has logged.
+fn failure(result: ffi::Res) -> Option<(String, Vec<String>)> {
     // SAFETY: plain value in, plain value out; the message is a constant of the library.
-    unsafe {
+    let message = unsafe {
         if ffi::WasmEdge_ResultOK(result) {
-            return Ok(());
+            return None;
         }
-        let message = CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result))
-            .to_string_lossy()
-            .into_owned();
-        let details = LOG
-            .lock()
-            .map(|mut log| std::mem::take(&mut *log))
-            .unwrap_or_default();
-        // The first logged line repeats the message with its code.
-        let details: Vec<String> = details
+        CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result)).to_string_lossy()
+    };
+    let details = LOG
+        .lock()
+        .map(|mut log| std::mem::take(&mut *log))
+        .unwrap_or_default();
+    // The first logged line repeats the message with its code.
+    let details = details.into_iter().filter(|l| !l.contains(&*message));
+    let details = details.collect();
+    Some((message.into_owned(), details))
+}
+
+/// How the engine's log begins the line of the functions that were being called, innermost first.
+const STACK: &str = "calling stack:";
+
+impl Trap {
+    fn from(message: String, details: Vec<String>) -> Self {
+        let (stacks, details): (Vec<_>, Vec<_>) = details
             .into_iter()
-            .filter(|l| !l.contains(&message))
-            .collect();
-        Err(Error(if details.is_empty() {
-            message
-        } else {
-            format!("{message} ({})", details.join("; "))
-        }))
+            .partition(|line| line.starts_with(STACK));
+        let indices = stacks
+            .iter()
+            .flat_map(|line| line[STACK.len()..].split(','));
+        Self {
+            reason: match details.is_empty() {
+                true => message,
+                false => format!("{message} ({})", details.join("; ")),
+            },
+            stack: indices
+                .filter_map(|index| index.trim().parse().ok())
+                .collect(),
+        }
+    }
+}
+
+impl From<Error> for Trap {
+    fn from(error: Error) -> Self {
+        Self {
+            reason: error.0,
+            stack: Vec::new(),
+        }
     }
 }
 
@@ -364,13 +400,13 @@ impl Loaded<'_> {
                 if ffi::WasmEdge_ResultGetCode(e) == ffi::ERR_TERMINATED {
                     return Outcome::Exited(ffi::WasmEdge_ModuleInstanceWASIGetExitCode(host));
                 }
-                match check(e) {
-                    Ok(()) => Outcome::Returned(Vec::new()),
-                    Err(e) => Outcome::Trapped(e.0),
+                match failure(e) {
+                    None => Outcome::Returned(Vec::new()),
+                    Some((message, details)) => Outcome::Trapped(Trap::from(message, details)),
                 }
             };
             if let Err(e) = check(ffi::WasmEdge_ExecutorRegisterImport(executor, store, host)) {
-                return Outcome::Trapped(e.0);
+                return Outcome::Trapped(e.into());
             }
             let mut instance = ptr::null_mut();
             let made =
@@ -385,7 +421,7 @@ impl Loaded<'_> {
                 };
                 let function = ffi::WasmEdge_ModuleInstanceFindFunction(instance, text);
                 if function.is_null() {
-                    return Outcome::Trapped(format!("function {name:?} is gone"));
+                    return Outcome::Trapped(Error(format!("function {name:?} is gone")).into());
                 }
                 let mut values = vec![ffi::WasmEdge_ValueGenI32(0); returns as usize];
                 let result = ffi::WasmEdge_ExecutorInvoke(
@@ -438,7 +474,16 @@ pub enum Outcome {
     /// `proc_exit` with this status.
     Exited(u32),
     /// A trap, or a failed instantiation.
-    Trapped(String),
+    Trapped(Trap),
+}
+
+/// Why and where a program could not go on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// In the engine's words.
+    pub reason: String,
+    /// Indices of the functions that were being called, innermost first; the engine tells 256 at most.
+    pub stack: Vec<u32>,
 }
 
 fn number(kind: ffi::ValType) -> Option<Number> {

@@ -3,6 +3,7 @@
 //! It is started with nothing but a control socket (descriptor 3) and an engine; everything else arrives in a
 //! [`Launch`]. The functions below are in the order in which things happen; `slipway_protocol` draws the handshake.
 
+mod calls;
 mod devices;
 mod mounts;
 mod resolve;
@@ -14,7 +15,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slipway_cache::{Lookup, Store};
-use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
+use slipway_engine::{Call, Engine, Loaded, Outcome, Trap, Wasi};
 use slipway_module::{Export, ExternKind};
 use slipway_protocol::{
     CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, Tier, Timeline, ToGuest,
@@ -128,6 +129,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     })?;
     let call = entry_call(&loaded, &launch, &path, entry.as_deref())?;
     let wasi = wasi(&launch)?;
+    sys::watch_stack(mounts::ARTEFACT);
     steps.mark("load");
     slipway_protocol::send(control, &FromGuest::Ready(steps), &[])?;
     match slipway_protocol::recv::<ToGuest>(control)? {
@@ -233,6 +235,7 @@ fn find_artefact(
             .fit(Some(sys::budget_limit()))
             .map_err(|e| format!("{}: {e}", module.path))?;
         sys::expect_memories(facts);
+        calls::note_names(&artefact);
         if tier == slipway_cache::Tier::Quick && launch.program.tier == Tier::Auto {
             let message = FromGuest::Unoptimised(module.description());
             slipway_protocol::send(control, &message, &[module.file.as_fd()])?;
@@ -363,16 +366,19 @@ fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {
             }
         }
         Outcome::Exited(status) => abnormal(status as u8, None),
-        Outcome::Trapped(message) => abnormal(134, Some(message)),
+        Outcome::Trapped(trap) => abnormal(134, Some(trap)),
     }
 }
 
 /// An end that was not asked for: says why on stderr, and whether the memory budget had a part in it.
-fn abnormal(status: u8, trap: Option<String>) -> End {
+fn abnormal(status: u8, trap: Option<Trap>) -> End {
     let refused = sys::refused_growth().filter(|_| status != 0);
     let reason = match (&refused, trap) {
         (Some((wanted, limit)), _) => sys::over_budget(*wanted, *limit),
-        (None, Some(trap)) => format!("trap: {trap}"),
+        (None, Some(Trap { reason, stack })) if stack.is_empty() => format!("trap: {reason}"),
+        (None, Some(Trap { reason, stack })) => {
+            format!("trap: {reason} (calling stack: {})", calls::list(&stack))
+        }
         (None, None) => String::new(),
     };
     if !reason.is_empty() {

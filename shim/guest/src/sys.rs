@@ -5,6 +5,9 @@ pub mod drain;
 mod paths;
 mod poll;
 mod sockets;
+mod stack;
+
+pub use stack::watch_stack;
 
 use std::ffi::{c_int, c_long, c_void};
 use std::io;
@@ -226,6 +229,12 @@ static REPORTS: [AtomicPtr<Report>; LAST_SIGNAL as usize + 1] =
     [const { AtomicPtr::new(ptr::null_mut()) }; LAST_SIGNAL as usize + 1];
 
 extern "C" fn on_ending(signal: c_int) {
+    say_report(signal);
+    exit(128 + signal)
+}
+
+/// Says what was prepared for a signal. Async-signal-safe.
+fn say_report(signal: c_int) {
     if let Some(report) = REPORTS.get(signal as usize) {
         // SAFETY: never freed; write, send and _exit are async-signal-safe.
         unsafe {
@@ -240,17 +249,16 @@ extern "C" fn on_ending(signal: c_int) {
             }
         }
     }
-    exit(128 + signal)
 }
 
 /// Prepares what the handler of an ending signal says.
-fn set_report(signal: c_int, reason: String) {
+fn set_report(signal: c_int, status: c_int, reason: String) {
     let line = match reason.is_empty() {
         true => String::new(),
         false => format!("slipway: {reason}\n"),
     };
     let end = End {
-        status: (128 + signal) as u8,
+        status: status as u8,
         reason,
         out_of_memory: false,
     };
@@ -264,19 +272,19 @@ fn set_report(signal: c_int, reason: String) {
 /// The end that RLIMIT_CPU is about to bring gets a reason.
 pub fn report_cpu_time(seconds: u64) {
     let reason = format!("CPU-time budget used up: the program may compute for {seconds} s");
-    set_report(libc::SIGXCPU, reason);
+    set_report(libc::SIGXCPU, 128 + libc::SIGXCPU, reason);
 }
 
 /// The end that a filter's SECCOMP_RET_TRAP brings gets a reason.
 pub fn report_trapped_calls() {
-    set_report(libc::SIGSYS, FORBIDDEN_CALL.to_string());
+    set_report(libc::SIGSYS, 128 + libc::SIGSYS, FORBIDDEN_CALL.to_string());
 }
 
 /// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.
 pub fn report_signals() {
     let ending = |signal: &c_int| !NOT_ENDING.contains(signal) && !RESERVED.contains(signal);
     for signal in (1..=LAST_SIGNAL).filter(ending) {
-        set_report(signal, String::new());
+        set_report(signal, 128 + signal, String::new());
         // SAFETY: the handler is a function of this program and only makes async-signal-safe calls.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -304,18 +312,23 @@ pub fn over_budget(wanted: u64, limit: u64) -> String {
 
 /// Ends a program that cannot have what it cannot run without.
 fn end_without_memory(reason: String) -> ! {
-    write_line(2, &format!("slipway: {reason}"));
-    let end = End {
+    end(End {
         status: 137,
         reason,
         out_of_memory: true,
-    };
+    })
+}
+
+/// Ends the program here and now.
+fn end(end: End) -> ! {
+    write_line(2, &format!("slipway: {}", end.reason));
+    let status = c_int::from(end.status);
     let _ = slipway_protocol::send(
         slipway_sys::inherited(CONTROL_FD),
         &FromGuest::Ended(end),
         &[],
     );
-    exit(137)
+    exit(status)
 }
 
 /// Reports an engine that finds no memory for itself: behind the budget of the module's memories stands a limit of the

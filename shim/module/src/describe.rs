@@ -1,13 +1,14 @@
 //! The pass over a module's bytes: what it contains, whether it is valid, and what the engine gets of it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use wasmparser::types::{EntityType, Types, TypesRef};
 use wasmparser::{
-    BinaryReaderError, CompositeInnerType, ExternalKind, FuncType, MemoryType, Parser, Payload,
-    TypeRef, ValType, Validator, WasmFeatures,
+    BinaryReaderError, CompositeInnerType, ExternalKind, FuncType, KnownCustom, MemoryType, Name,
+    Parser, Payload, TypeRef, ValType, Validator, WasmFeatures,
 };
 
 use crate::problem::{Problem, Reason};
@@ -121,6 +122,8 @@ pub struct Prepared {
     pub stripped: Vec<u8>,
     /// What it contains, custom sections included. Without problems.
     pub info: ModuleInfo,
+    /// Names of its functions by index, as far as it has a section of names.
+    pub names: Vec<(u32, String)>,
 }
 
 /// Validates a binary or text module and strips it for the engine.
@@ -132,7 +135,12 @@ pub fn prepare(bytes: &[u8]) -> Result<Prepared, Problem> {
         return Err(info.problems.swap_remove(0));
     }
     let stripped = strip(&binary).map_err(|error| explain(&error))?;
-    Ok(Prepared { stripped, info })
+    let names = names(&binary);
+    Ok(Prepared {
+        stripped,
+        info,
+        names,
+    })
 }
 
 /// Describes any file as far as it can be read, with everything that keeps it from running here.
@@ -496,6 +504,28 @@ fn strip(binary: &[u8]) -> Result<Vec<u8>, BinaryReaderError> {
         }
     }
     Ok(stripped)
+}
+
+/// The names of a module's functions. They are for messages alone: a section that cannot be read ends them.
+fn names(binary: &[u8]) -> Vec<(u32, String)> {
+    let mut names = BTreeMap::new();
+    for payload in parser(enabled()).parse_all(binary) {
+        let Ok(Payload::CustomSection(section)) = payload else {
+            continue;
+        };
+        let KnownCustom::Name(subsections) = section.as_known() else {
+            continue;
+        };
+        let functions = subsections
+            .map_while(Result::ok)
+            .filter_map(|name| match name {
+                Name::Function(functions) => Some(functions),
+                _ => None,
+            });
+        let namings = functions.flat_map(|map| map.into_iter().map_while(Result::ok));
+        names.extend(namings.map(|naming| (naming.index, naming.name.to_owned())));
+    }
+    names.into_iter().collect()
 }
 
 /// Appends `value` as an unsigned LEB128, the encoding of section lengths.

@@ -397,6 +397,18 @@ fn the_function_to_run_must_exist_and_take_what_the_command_has() {
 }
 
 #[test]
+fn functions_have_the_names_of_the_section_of_names() {
+    let names = |bytes: &[u8]| prepare(bytes).unwrap().names;
+    let named = [(0, "write".into()), (2, "init".into())];
+    assert_eq!(names(PROGRAM.as_bytes()), named);
+    assert_eq!(names(&prepare(PROGRAM.as_bytes()).unwrap().stripped), []);
+    // A damaged one is no reason to refuse a module.
+    let mut bytes = wasm("(module (func (export \"_start\")))");
+    bytes.extend(custom_section("name", &[1, 5, 2, 0, 1, b'a', 9]));
+    assert_eq!(names(&bytes), [(0, "a".into())]);
+}
+
+#[test]
 fn more_memories_than_the_limit_are_refused() {
     let module = |memories: usize| {
         let text = format!(

@@ -27,6 +27,9 @@ pub struct Call {
 pub struct Facts {
     /// Bytes that each memory begins with, in the order in which the engine makes them.
     pub memories: Vec<u64>,
+    /// Bytes of the table of its functions' names ([`crate::encode_names`]), with which the artefact's file ends; 0 for
+    /// none.
+    pub names: u64,
 }
 
 impl Facts {
@@ -56,6 +59,7 @@ mod tests {
     fn all_memories_together_must_fit_the_limit() {
         let facts = Facts {
             memories: vec![40, 0, 60],
+            names: 0,
         };
         assert_eq!(facts.fit(None), Ok(()));
         assert_eq!(facts.fit(Some(100)), Ok(()));
@@ -66,6 +70,7 @@ mod tests {
         );
         let huge = Facts {
             memories: vec![u64::MAX, 1],
+            names: 0,
         };
         assert!(huge.fit(Some(u64::MAX - 1)).is_err());
     }
