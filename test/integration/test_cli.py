@@ -275,6 +275,9 @@ class Cli(unittest.TestCase):
         # From the cache it is told in the same words.
         self.assertEqual(refused(), before)
         self.assertEqual(slipway("run", "--invoke", "run", library, check=False).returncode, 3)
+        long = slipway("run", "--invoke", "x" * 100_000, library, check=False)
+        self.assertEqual(long.returncode, 125)
+        self.assertIn("the function's name has 100000 bytes, the limit is 4096", long.stderr)
         for type in ("(param i32)", "(result i32)"):
             start = self.text(f'(module (func (export "_start") {type} unreachable))')
             done = slipway("run", start, check=False)

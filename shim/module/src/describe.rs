@@ -23,6 +23,9 @@ use crate::{
 /// any number of exports may share it.
 const VALUES_IN_SIGNATURE: usize = 16;
 
+/// Longest part of an export's name that a message shows, in bytes.
+const BYTES_OF_NAME: usize = 200;
+
 /// The types of what a command line can give to a function.
 const NUMBERS: [&str; 4] = ["i32", "i64", "f32", "f64"];
 
@@ -196,7 +199,7 @@ pub fn check_entry(
     let mut names = exports
         .iter()
         .filter(|export| export.is_runnable())
-        .map(|export| export.name.as_str());
+        .map(|export| &export.name[..export.name.floor_char_boundary(BYTES_OF_NAME)]);
     let remedy = match names.next() {
         Some(first) => {
             let names = names

@@ -409,6 +409,18 @@ fn functions_have_the_names_of_the_section_of_names() {
 }
 
 #[test]
+fn a_message_shows_a_part_of_a_long_name() {
+    let name = "é".repeat(40_000);
+    let info = inspect(&wasm(&format!("(module (func (export \"{name}\")))")));
+    let problem = info.check_entry("_start", None).unwrap_err().to_string();
+    assert!(
+        problem.len() < 1000 && problem.contains("app.wasm#éé"),
+        "{}",
+        problem.len()
+    );
+}
+
+#[test]
 fn more_memories_than_the_limit_are_refused() {
     let module = |memories: usize| {
         let text = format!(
