@@ -111,6 +111,15 @@ class Memory(BudgetTest):
         self.assertIn("the engine has no memory left", text)
         self.assertIn(str(64 * MIB), text)
 
+    def test_a_limit_below_the_modules_minimum_is_told_with_both_numbers_at_every_start(self):
+        image = self.module("minimum", '(module (memory 600) (memory 600) (func (export "_start")))')
+        pod = self.pod()
+        for start in ("compiled", "found in the cache"):
+            with self.assertRaises(AssertionError, msg=start) as refused:
+                self.limited(image, 64 * MIB, pod=pod)
+            self.assertIn(f"at least {1200 * 65536} bytes of memory, the container's limit is {64 * MIB} bytes", str(refused.exception))
+            self.assertEqual(self.limited(image, 128 * MIB, pod=pod).ended()["exitCode"], 0)
+
     def test_without_a_limit_there_is_none(self):
         container = self.pod().start(self.bed.example("hello"), ["sleep"])
         container.until("Hello")

@@ -20,6 +20,20 @@ from harness import BED, EXAMPLES, GUESTS, PATIENCE, ROOT, TREE, slipway
 SLEEPER = '#include <stdio.h>\n#include <unistd.h>\nint main(void) {{ puts("{}"); fflush(stdout); for (;;) sleep(1000); }}\n'
 
 
+EXIT = '(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))'
+
+# Its function says whether it was initialised, and how often; its command ends with 7 unless it was.
+REACTOR = f"""(module {EXIT} (memory (export "memory") 1) (global $g (mut i32) (i32.const 7))
+  (func (export "_initialize") (global.set $g (i32.add (global.get $g) (i32.const 35))))
+  (func (export "get") (result i32) (global.get $g))
+  (func (export "_start") (call $exit (global.get $g))))"""
+
+# Returns how many arguments WASI has for it.
+COUNTS_ARGUMENTS = """(module (import "wasi_snapshot_preview1" "args_sizes_get" (func $sizes (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "count") (result i32) (drop (call $sizes (i32.const 0) (i32.const 4))) (i32.load (i32.const 0))))"""
+
+
 def descendants(pid):
     """The processes below one, and below these."""
     with open(f"/proc/{pid}/task/{pid}/children") as f:
@@ -180,6 +194,145 @@ class Cli(unittest.TestCase):
             bad = slipway("run", "--invoke", "add", f.name, "40", check=False)
             self.assertEqual(bad.returncode, 125)
             self.assertIn("takes 2 arguments", bad.stderr)
+
+    def text(self, text):
+        """A module in text form, in a file that goes with the test."""
+        file = self.enterContext(tempfile.NamedTemporaryFile("w", suffix=".wat"))
+        file.write(text)
+        file.flush()
+        return file.name
+
+    def test_a_reactor_is_initialised_before_its_function_is_called(self):
+        reactor = self.text(REACTOR)
+        self.assertEqual(slipway("run", "--invoke", "get", reactor).stdout, "42\n")
+        # By itself it is a function as any other: once.
+        self.assertEqual(slipway("run", "--invoke", "_initialize", reactor).returncode, 0)
+        # A command initialises itself.
+        self.assertEqual(slipway("run", reactor, check=False).returncode, 7)
+
+    def test_a_reactor_that_cannot_be_initialised_ends_as_its_initialiser_does(self):
+        exits = f"""(module {EXIT} (memory (export "memory") 1)
+            (func (export "_initialize") (call $exit (i32.const 9))) (func (export "get") (result i32) (i32.const 1)))"""
+        done = slipway("run", "--invoke", "get", self.text(exits), check=False)
+        self.assertEqual((done.returncode, done.stdout), (9, ""))
+        traps = '(module (func (export "_initialize") unreachable) (func (export "get") (result i32) (i32.const 1)))'
+        done = slipway("run", "--invoke", "get", self.text(traps), check=False)
+        self.assertEqual((done.returncode, done.stdout), (134, ""))
+        self.assertIn("unreachable", done.stderr)
+        # What takes arguments is nobody's initialiser.
+        other = '(module (func (export "_initialize") (param i32) unreachable) (func (export "get") (result i32) (i32.const 1)))'
+        self.assertEqual(slipway("run", "--invoke", "get", self.text(other)).stdout, "1\n")
+
+    def test_a_function_without_parameters_has_the_arguments_of_a_command(self):
+        done = slipway("run", "--invoke", "count", self.text(COUNTS_ARGUMENTS), "a", "b")
+        self.assertEqual(done.stdout, "3\n")
+
+    def test_a_memory_that_cannot_be_had_is_never_one_at_address_0(self):
+        for memories in ("(memory 65536)", "(memory 1000) (memory 1000)", '(memory (export "memory") 2000)'):
+            module = self.text(f'(module {memories} (func (export "_start") (i32.store8 (i32.const 9) (i32.const 1))))')
+            for again in ("compiled", "found in the cache"):
+                done = slipway("run", "--memory", "64Mi", module, check=False)
+                self.assertEqual(done.returncode, 125, (again, done))
+                self.assertIn("the container's limit is 67108864 bytes", done.stderr)
+                self.assertIn(f"at least {int(memories.split()[-1].strip(')')) * 65536 * memories.count('(memory ')} bytes", done.stderr)
+                # What is refused for its surroundings runs in others.
+                slipway("run", module)
+        seventeen = self.text(f'(module {"(memory 1)" * 17} (func (export "_start")))')
+        done = slipway("run", seventeen, check=False)
+        self.assertEqual(done.returncode, 125)
+        self.assertIn("17 memories, more than the 16 allowed", done.stderr)
+        slipway("run", self.text(f'(module {"(memory 1)" * 16} (func (export "_start") (i32.store8 15 (i32.const 9) (i32.const 1))))'))
+
+    def test_a_limit_below_the_modules_minimum_is_refused_before_it_is_compiled(self):
+        module = self.text('(module (memory (export "memory") 1025) (func (export "_start")))')
+        done = slipway("run", "--memory", "64Mi", module, check=False)
+        self.assertEqual(done.returncode, 125)
+        self.assertIn("at least 67174400 bytes of memory, the container's limit is 67108864 bytes", done.stderr)
+        self.assertNotIn("compil", done.stderr)
+
+    def test_a_wrong_entry_function_is_found_before_compiling_and_is_no_verdict_on_the_module(self):
+        library = self.text(f"""(module {EXIT} (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))
+            (func (export "vector") (param v128)) (func (export "run") (call $exit (i32.const 3))))""")
+        wrong = [
+            ([], 'exports no function "_start"; name a function that can, as in app.wasm#add: add, run'),
+            (["--invoke", "none"], 'exports no function "none"; name a function that can, as in app.wasm#add: add, run'),
+            (["--invoke", "vector"], "its type is (v128) -> ()"),
+            (["--invoke", "add"], "takes 2 arguments, 0 given"),
+        ]
+
+        def refused():
+            texts = []
+            for flags, says in wrong:
+                done = slipway("run", *flags, library, check=False)
+                self.assertEqual((done.returncode, done.stdout), (125, ""))
+                self.assertIn(says, done.stderr)
+                self.assertNotIn("compil", done.stderr)
+                texts.append(done.stderr)
+            return texts
+
+        before = refused()
+        self.assertEqual(slipway("run", "--invoke", "add", library, "1", "2").stdout, "3\n")
+        # From the cache it is told in the same words.
+        self.assertEqual(refused(), before)
+        self.assertEqual(slipway("run", "--invoke", "run", library, check=False).returncode, 3)
+        long = slipway("run", "--invoke", "x" * 100_000, library, check=False)
+        self.assertEqual(long.returncode, 125)
+        self.assertIn("the function's name has 100000 bytes, the limit is 4096", long.stderr)
+        for type in ("(param i32)", "(result i32)"):
+            start = self.text(f'(module (func (export "_start") {type} unreachable))')
+            done = slipway("run", start, check=False)
+            self.assertEqual(done.returncode, 125)
+            self.assertIn("cannot be run: its type is", done.stderr)
+            self.assertNotIn("compil", done.stderr)
+
+    def test_a_component_is_refused_before_anything_is_said_of_compiling(self):
+        done = slipway("run", self.text("(component)"), check=False)
+        self.assertEqual(done.returncode, 125)
+        self.assertIn("component", done.stderr)
+        self.assertNotIn("compil", done.stderr)
+
+    def test_inspect_says_what_function_cannot_be_run(self):
+        library = self.text('(module (func (export "add") (param i32)))')
+        done = slipway("inspect", library, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn('exports no function "_start"; name a function that can, as in app.wasm#add: add', done.stdout)
+        self.assertNotIn("runs here", done.stdout)
+        self.assertEqual(slipway("inspect", "--invoke", "add", library).returncode, 0)
+        start = self.text('(module (func (export "_start") (param i32)))')
+        self.assertIn("its type is (i32) -> ()", slipway("inspect", start, check=False).stdout)
+
+    def test_an_exhausted_call_stack_is_told_with_the_functions_name(self):
+        recursion = "(local.set 0 (i8x16.add (call {} (i8x16.add (local.get 0) (v128.const i32x4 1 2 3 4))) (local.get 0))) (local.get 0)"
+        named = f"""(module (memory (export "memory") 1) (func $deep (param v128) (result v128) {recursion.format("$deep")})
+            (func (export "_start") (drop (call $deep (v128.const i32x4 1 2 3 4)))))"""
+        for tier in ("quick", "full"):
+            for text, name in ((named, "deep"), (named.replace("$deep", "0", 1).replace("func 0", "func").replace("$deep", "0"), "function 0")):
+                done = slipway("run", "--tier", tier, self.text(text), check=False)
+                self.assertEqual(done.returncode, 134, done)
+                self.assertIn(f"slipway: trap: call stack exhausted in {name}\n", done.stderr, tier)
+        # Where the engine works for the program, too: the function that grows the table calls itself there.
+        host = self.text("""(module (memory (export "memory") 1) (table 1 funcref)
+            (func $deep (param i32) (result i32) (i32.add (call $deep (memory.grow (i32.const 0))) (table.grow (ref.null func) (i32.const 0))))
+            (func (export "_start") (drop (call $deep (i32.const 0)))))""")
+        done = slipway("run", host, check=False)
+        self.assertEqual(done.returncode, 134)
+        self.assertIn("call stack exhausted", done.stderr)
+        # A fault of the memory's is another thing.
+        outside = self.text('(module (memory 1) (func (export "_start") (i32.store8 (i32.const -1) (i32.const 1))))')
+        self.assertIn("out of bounds memory access", slipway("run", outside, check=False).stderr)
+
+    def test_a_trap_names_functions_and_tells_repeated_calls_once(self):
+        trap = """(module (memory (export "memory") 1)
+            (func $even (param i32) (result i32) (call $odd (i32.sub (local.get 0) (i32.const 1))) (i32.const 1) (i32.add))
+            (func $odd (param i32) (result i32)
+                (if (i32.le_s (local.get 0) (i32.const 0)) (then unreachable)) (call $even (i32.sub (local.get 0) (i32.const 1))) (i32.const 1) (i32.add))
+            (func $main (export "_start") (drop (call $odd (i32.const 41)))))"""
+        done = slipway("run", "--tier", "quick", self.text(trap), check=False)
+        self.assertEqual(done.returncode, 134)
+        self.assertIn("trap: unreachable (calling stack: [odd, even] (21 times), odd, main)", done.stderr)
+        # Nothing but the module's own: the engine's frames are above and below these.
+        last = self.text('(module (func $main (export "_start") unreachable))')
+        self.assertIn("trap: unreachable (calling stack: main)\n", slipway("run", last, check=False).stderr)
 
     def test_inspect_tells_what_would_not_run_and_why(self):
         info = json.loads(slipway("inspect", "--json", f"{EXAMPLES}/hello.wasm").stdout)

@@ -41,6 +41,51 @@ class Lifecycle(PodTest):
         self.assertIn("unreachable", container.text())
         self.assertIn("unreachable", message.read().decode())
 
+    def test_a_function_of_a_reactor_runs_initialised_and_with_arguments_in_execs_too(self):
+        reactor = """(module (import "wasi_snapshot_preview1" "args_sizes_get" (func $sizes (param i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1) (global $g (mut i32) (i32.const 7))
+            (data (i32.const 16) "\\01") (data (i32.const 24) "\\00\\a0\\b8\\30\\46\\03")
+            (func (export "_initialize") (global.set $g (i32.const 40)))
+            (func (export "sum") (result i32)
+                (drop (call $sizes (i32.const 256) (i32.const 260))) (i32.add (global.get $g) (i32.load (i32.const 256))))
+            (func (export "wait") (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"""
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/reactor.wat", "w") as f:
+                f.write(reactor)
+            image = self.bed.image(f"{d}/reactor.wat", "reactor")
+        pod = self.pod()
+        container = pod.start(image, ["b"], command=["/reactor.wat#sum"])
+        self.assertEqual((container.ended()["exitCode"], container.text()), (0, "42"))
+        running = pod.start(image, command=["/reactor.wat#wait"])
+        self.assertEqual(self.bed.crictl("exec", running.id, "/reactor.wat#sum", "b", "c").stdout, "43\n")
+
+    def test_an_exhausted_call_stack_ends_with_134_and_is_told(self):
+        message = tempfile.NamedTemporaryFile()
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/deep.wat", "w") as f:
+                f.write("""(module (func $deep (param i64) (result i64) (i64.rotl (call $deep (i64.add (local.get 0) (i64.const 3))) (local.get 0)))
+                    (func (export "_start") (drop (call $deep (i64.const 1)))))""")
+            image = self.bed.image(f"{d}/deep.wat", "deep")
+        container = self.pod().start(image, mounts=[{"container_path": "/dev/termination-log", "host_path": message.name}])
+        self.assertEqual(container.ended()["exitCode"], 134)
+        for text in (container.text(), message.read().decode()):
+            self.assertIn("trap: call stack exhausted in deep", text)
+
+    def test_a_wrong_entry_function_is_an_error_of_the_start_and_no_verdict_on_the_image(self):
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/library.wat", "w") as f:
+                f.write('(module (func (export "answer") (result i32) (i32.const 42)))')
+            image = self.bed.image(f"{d}/library.wat", "library")
+        pod = self.pod()
+        for command in ("/library.wat#none", "/library.wat"):
+            with self.assertRaises(AssertionError) as refused:
+                pod.start(image, command=[command])
+            self.assertIn("name a function that can, as in app.wasm#answer: answer", str(refused.exception))
+        log = open(f"{self.bed.root}/containerd.log").read()
+        self.assertNotIn("compiling /library.wat", log)
+        self.assertEqual(pod.start(image, command=["/library.wat#answer"]).ended()["exitCode"], 0)
+
     def test_growth_over_the_memory_limit_is_oomkilled_with_both_numbers(self):
         message = tempfile.NamedTemporaryFile()
         container = self.pod().start(

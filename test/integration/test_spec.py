@@ -31,6 +31,19 @@ class Spec(PodTest):
             json.dump({"ociVersion": "1.2.0", "process": process, "root": {"path": f"{directory}/rootfs"}, "linux": linux, **fields}, f)
         return f"{directory}/config.json", f"s{self.bed.number()}"
 
+    def test_a_memory_that_the_kernel_refuses_ends_the_program_and_is_never_one_at_address_0(self):
+        # What a machine with less memory does, by a filter: what the memory begins with is refused, or the engine's reservation.
+        for size in (2 << 30, 12 << 30):
+            rule = {"names": ["mmap"], "action": "SCMP_ACT_ERRNO", "errnoRet": 12, "args": [{"index": 1, "value": size, "op": "SCMP_CMP_EQ"}]}
+            with self.subTest(size), tempfile.TemporaryDirectory() as d:
+                seccomp = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+                path, container = self.config(d, "hello", process={"args": ["/memory.wat"]}, linux={"seccomp": seccomp})
+                with open(f"{d}/rootfs/memory.wat", "w") as f:
+                    f.write('(module (memory 32768) (func (export "_start") (i32.store8 (i32.const 9) (i32.const 1))))')
+                done = self.bed.ctr("run", "--rm", "--config", path, "--runtime", RUNTIME, container, check=False)
+                self.assertEqual(done.returncode, 137, done.stderr)
+                self.assertIn(f"the kernel refuses {size} bytes for a memory of the module", done.stderr)
+
     def test_limits_umask_and_rlimits_arrive_in_the_kernel(self):
         cgroup = f"{self.bed.cgroup_parent}/spec"
         device, megabyte = disk(), 1 << 20

@@ -1,11 +1,13 @@
 //! `slipway-aot quick|full DIGEST MEMORY`: compiles one hostile module into one artefact, and ends.
 //!
-//! Descriptor 3 is the module, descriptor 4 the artefact to write. Whoever starts it gives it namespaces of its own;
+//! Descriptor 3 is the module, descriptor 4 the artefact to write, descriptor 5 a socket: on it come the [`Purpose`], and
+//! back the module's [`Facts`] once it is accepted, before it is compiled. Whoever starts it gives it namespaces of its own;
 //! before it reads a byte of the module it has no root file system, no network, no user and no capability, and MEMORY
 //! bytes at most. It reads the module once, and compiles it only if its sha256 is DIGEST: the file may be on a volume that
 //! others write to.
 //! Exit status 0: compiled; 3: the module is refused, the text on stdout says why; 4: the artefact cannot be written, the
-//! text is the system's reason; 6: the file is not the module of that digest; anything else: the text is the compiler's
+//! text is the system's reason; 5: the module is good, but not for this purpose; 6: the file is not the module of that
+//! digest; anything else: the text is the compiler's
 //! failure.
 
 use std::ffi::CString;
@@ -17,11 +19,13 @@ use std::process::ExitCode;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use slipway_engine::Optimisation;
-use slipway_module::{Digest, MAX_MODULE_BYTES};
+use slipway_module::{Digest, MAX_MODULE_BYTES, Memory, ModuleInfo};
+use slipway_protocol::{Facts, Purpose};
 
-/// The module in, the artefact out.
+/// The module in, the artefact out, what is asked and said about the module.
 const MODULE_FD: i32 = 3;
 const ARTEFACT_FD: i32 = 4;
+const CONTROL_FD: i32 = 5;
 /// Nobody, by Debian's and most other numbers.
 const NOBODY: u32 = 65534;
 /// Where LLVM works, and its size in bytes: memory, a quarter of MEMORY at most. A 36 MB module takes 200 MB for object file
@@ -41,6 +45,8 @@ const REFUSED: u8 = 3;
 const UNWRITTEN: u8 = 4;
 /// Status where the file is not the module that was asked for.
 const CHANGED: u8 = 6;
+/// Status of a module that runs here, but not as it is meant to.
+const UNFIT: u8 = 5;
 
 fn main() -> ExitCode {
     // Through the bundle's loader the process would be named after it.
@@ -71,9 +77,30 @@ fn compile() -> Result<(), (u8, String)> {
     let module = read_module(&order.digest)?;
     let prepared = slipway_module::prepare(&module).map_err(|e| (REFUSED, e.to_string()))?;
     drop(module);
+    let names = prepared.names.iter();
+    let names = slipway_protocol::encode_names(names.map(|(index, name)| (*index, name.as_str())));
+    agree(&prepared.info, &names)?;
     slipway_engine::compile(&prepared.stripped, c"/artefact.so", order.optimisation)
         .map_err(|e| failed(format!("the compiler failed: {e}")))?;
-    write_artefact().map_err(|e| (UNWRITTEN, e.to_string()))
+    write_artefact(&names).map_err(|e| (UNWRITTEN, e.to_string()))
+}
+
+/// Sees to it that the module suits its purpose, and says what it is.
+fn agree(module: &ModuleInfo, names: &[u8]) -> Result<(), (u8, String)> {
+    let failed = |e: slipway_protocol::Error| (1, e.to_string());
+    let control = slipway_sys::inherited(CONTROL_FD);
+    let (purpose, _) = slipway_protocol::recv::<Purpose>(control).map_err(failed)?;
+    let facts = Facts {
+        memories: module.memories.iter().map(Memory::min_bytes).collect(),
+        names: names.len() as u64,
+    };
+    if let Some(call) = &purpose.call {
+        module
+            .check_entry(&call.function, Some(call.arguments))
+            .map_err(|e| (UNFIT, e.to_string()))?;
+    }
+    facts.fit(purpose.memory_limit).map_err(|e| (UNFIT, e))?;
+    slipway_protocol::send(control, &facts, &[]).map_err(failed)
 }
 
 /// What is to be done, from the command line.
@@ -157,9 +184,10 @@ fn read_module(digest: &Digest) -> Result<Vec<u8>, (u8, String)> {
     }
 }
 
-fn write_artefact() -> std::io::Result<()> {
+fn write_artefact(names: &[u8]) -> std::io::Result<()> {
     let mut made = File::open("/artefact.so")?;
     let mut out = File::from(inherited(ARTEFACT_FD)?);
     std::io::copy(&mut made, &mut out)?;
+    out.write_all(names)?;
     out.flush()
 }

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use slipway_protocol::Facts;
 
 use crate::{Error, Key, MAX_ORIGIN_BYTES, cut, hex};
 
@@ -50,9 +51,9 @@ impl Meta {
         hex(&self.key.module)
     }
 
-    /// The description as bytes.
-    pub(crate) fn encode(&self) -> Result<Vec<u8>, Error> {
-        let bytes = postcard::to_stdvec(self).unwrap_or_default();
+    /// The description as bytes: this, then the facts, which entries of [`FORMAT`](crate::FORMAT) 1 lack.
+    pub(crate) fn encode(&self, facts: &Facts) -> Result<Vec<u8>, Error> {
+        let bytes = postcard::to_stdvec(&(self, facts)).unwrap_or_default();
         if bytes.is_empty() || bytes.len() > MAX_META_BYTES {
             let (size, limit) = (bytes.len() as u64, MAX_META_BYTES as u64);
             return Err(Error::TooLarge {
@@ -100,6 +101,8 @@ pub(crate) fn seal(
 /// An entry whose end was read, but not yet hashed.
 pub(crate) struct Sealed {
     pub meta: Meta,
+    /// `None` in an entry of an older version.
+    pub facts: Option<Facts>,
     /// Bytes of the payload.
     pub payload: u64,
     /// Bytes of payload and description, which the checksum is of.
@@ -123,10 +126,11 @@ pub(crate) fn read(file: &File, size: u64) -> Result<Sealed, String> {
             .len()
             .checked_sub(meta_bytes)
             .filter(|_| *magic == MAGIC)?;
-        let meta = postcard::from_bytes(&rest[start..]).ok()?;
+        let (meta, facts) = postcard::take_from_bytes(&rest[start..]).ok()?;
         let covered = size - FOOTER_BYTES as u64;
         Some(Sealed {
             meta,
+            facts: postcard::from_bytes(facts).ok(),
             payload: covered - meta_bytes as u64,
             covered,
             sha: *sha,

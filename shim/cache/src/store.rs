@@ -10,6 +10,8 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat};
 use rustix::io::Errno;
 
 use crate::dir::{ARTEFACT, Dir, REFUSED, same_file, touch};
+use slipway_protocol::Facts;
+
 use crate::{Error, Key, Meta, entry};
 
 /// How often a lookup tries a file that another process examines or removes at this moment, and how long it waits.
@@ -52,6 +54,8 @@ pub struct Artefact {
     path: PathBuf,
     file: File,
     meta: Meta,
+    facts: Facts,
+    payload: u64,
 }
 
 impl Artefact {
@@ -91,8 +95,24 @@ impl Artefact {
         }
     }
 
-    pub(crate) fn new(path: PathBuf, file: File, meta: Meta) -> Self {
-        Self { path, file, meta }
+    /// What the compiler said of its module.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Bytes that the compiler has written, from the file's beginning on.
+    pub fn payload(&self) -> u64 {
+        self.payload
+    }
+
+    pub(crate) fn new(path: PathBuf, file: File, meta: Meta, facts: Facts, payload: u64) -> Self {
+        Self {
+            path,
+            file,
+            meta,
+            facts,
+            payload,
+        }
     }
 }
 
@@ -141,11 +161,17 @@ impl Store {
             Ok(opened) => opened,
             Err(gone) => return Ok(Err(gone)),
         };
-        let meta = match self.check(key, name, &file, &stat) {
-            Ok(meta) => meta,
+        let (meta, facts, payload) = match self.check(key, name, &file, &stat) {
+            Ok(described) => described,
             Err(why) => return Ok(Err(Gone::Damaged(stat, why))),
         };
-        Ok(Ok(Artefact::new(self.dir.join(artefact), file, meta)))
+        Ok(Ok(Artefact::new(
+            self.dir.join(artefact),
+            file,
+            meta,
+            facts,
+            payload,
+        )))
     }
 
     /// Opens an entry and marks it as in use.
@@ -179,7 +205,13 @@ impl Store {
     }
 
     /// Makes sure that the file is the key's artefact and unharmed.
-    fn check(&self, key: &Key, name: &str, file: &File, stat: &Stat) -> Result<Meta, String> {
+    fn check(
+        &self,
+        key: &Key,
+        name: &str,
+        file: &File,
+        stat: &Stat,
+    ) -> Result<(Meta, Facts, u64), String> {
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err("not a regular file".into());
         }
@@ -191,7 +223,10 @@ impl Store {
             entry::verify(file, &sealed)?;
             self.dir.mark_seen(name, stat);
         }
-        Ok(sealed.meta)
+        let facts = sealed
+            .facts
+            .ok_or("what the compiler said of its module is missing")?;
+        Ok((sealed.meta, facts, sealed.payload))
     }
 
     fn lookup_refusal(&self, key: &Key, name: &str) -> Result<Lookup, Error> {

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use slipway_protocol::Facts;
 use tempfile::TempDir;
 
 use crate::*;
@@ -66,11 +67,18 @@ fn payload(bytes: usize) -> Vec<u8> {
     payload
 }
 
+fn facts() -> Facts {
+    Facts {
+        memories: vec![65536, 0],
+        names: 12,
+    }
+}
+
 fn insert(store: &Store, key: &Key, bytes: usize) -> Result<Artefact, Error> {
     let lock = store.lock(key).unwrap();
     let pending = store.pending(&lock).unwrap();
     pending.file().write_all_at(&payload(bytes), 0).unwrap();
-    store.insert(&lock, pending, "app.wasm")
+    store.insert(&lock, pending, "app.wasm", facts())
 }
 
 fn hit(store: &Store, key: &Key) -> Artefact {
@@ -113,6 +121,8 @@ fn an_artefact_is_found_by_its_key_and_by_no_other() {
         (artefact.meta().key.clone(), artefact.meta().origin.as_str()),
         (key(1), "app.wasm")
     );
+    assert_eq!(*artefact.facts(), facts());
+    assert_eq!(artefact.payload(), 10_000);
     let others = [
         key(2),
         Key {
@@ -166,7 +176,7 @@ fn the_compilers_descriptor_cannot_change_what_was_inserted() {
     let pending = f.store.pending(&lock).unwrap();
     let compiler = pending.file().try_clone().unwrap();
     compiler.write_all_at(&payload(5000), 0).unwrap();
-    let artefact = f.store.insert(&lock, pending, "").unwrap();
+    let artefact = f.store.insert(&lock, pending, "", facts()).unwrap();
     compiler.write_all_at(&[0; 5000], 0).unwrap();
     assert_eq!(fs::read(artefact.path()).unwrap()[..5000], payload(5000));
 }
@@ -178,7 +188,7 @@ fn what_is_no_elf_file_is_not_inserted() {
     for bytes in [&b""[..], b"\x7fEL", b"#!/bin/sh\n"] {
         let pending = f.store.pending(&lock).unwrap();
         pending.file().write_all_at(bytes, 0).unwrap();
-        let error = f.store.insert(&lock, pending, "").unwrap_err();
+        let error = f.store.insert(&lock, pending, "", facts()).unwrap_err();
         assert!(
             matches!(error, Error::NotAnArtefact { bytes: b } if b == bytes.len() as u64),
             "{error}"
@@ -186,7 +196,7 @@ fn what_is_no_elf_file_is_not_inserted() {
     }
     let pending = f.store.pending(&lock).unwrap();
     pending.file().set_len(MAX_ARTEFACT_BYTES + 1).unwrap();
-    let error = f.store.insert(&lock, pending, "").unwrap_err();
+    let error = f.store.insert(&lock, pending, "", facts()).unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }), "{error}");
     assert_eq!(miss(&f.store, &key(1)), None);
 }
@@ -784,6 +794,6 @@ fn get_or_compile(dir: &Path) {
         .unwrap();
     let pending = store.pending(&lock).unwrap();
     pending.file().write_all_at(&payload(100_000), 0).unwrap();
-    store.insert(&lock, pending, "app.wasm").unwrap();
+    store.insert(&lock, pending, "app.wasm", facts()).unwrap();
     hit(&store, &key(1));
 }

@@ -12,6 +12,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use slipway_protocol::Facts;
+
 use crate::dir::{ARTEFACT, Dir, REFUSED, SEEN};
 use crate::list::Kind;
 use crate::{
@@ -56,7 +58,8 @@ impl Store {
     }
 
     /// Publishes what the compiler wrote, under the locked key, and removes the least recently used entries beyond
-    /// [`Options::max_bytes`](crate::Options::max_bytes). `origin` is what the module is called, for people.
+    /// [`Options::max_bytes`](crate::Options::max_bytes). `origin` is what the module is called, for people; `facts` are
+    /// what the compiler said of it.
     ///
     /// # Errors
     /// [`Error::NotAnArtefact`], [`Error::TooLarge`], and [`Error::Write`] on a full disk or the like; the store is
@@ -66,6 +69,7 @@ impl Store {
         lock: &KeyLock,
         pending: PendingArtefact,
         origin: &str,
+        facts: Facts,
     ) -> Result<Artefact, Error> {
         let mut file = pending.file;
         let bytes = file
@@ -85,7 +89,7 @@ impl Store {
         }
         file.rewind()
             .map_err(|source| self.write_error(bytes, source))?;
-        self.publish(lock, Kind::Artefact, file, bytes, origin)
+        self.publish(lock, Kind::Artefact, file, bytes, origin, facts)
     }
 
     /// Publishes that the compiler refuses the locked key's module, and why, so that no one tries again. The text is
@@ -95,7 +99,8 @@ impl Store {
     /// [`Error::Write`] on a full disk or the like.
     pub fn insert_refusal(&self, lock: &KeyLock, text: &str, origin: &str) -> Result<(), Error> {
         let text = cut(text, MAX_REFUSAL_BYTES).as_bytes();
-        self.publish(lock, Kind::Refusal, text, text.len() as u64, origin)
+        let none = Facts::default();
+        self.publish(lock, Kind::Refusal, text, text.len() as u64, origin, none)
             .map(drop)
     }
 
@@ -106,9 +111,10 @@ impl Store {
         payload: impl Read,
         bytes: u64,
         origin: &str,
+        facts: Facts,
     ) -> Result<Artefact, Error> {
         let meta = Meta::now(&lock.key, origin);
-        let description = meta.encode()?;
+        let description = meta.encode(&facts)?;
         let needed = entry::sealed_bytes(bytes, &description);
         let mut temporary = self.temporary(needed)?;
         let failed = |source: io::Error| self.write_error(needed, source);
@@ -142,7 +148,13 @@ impl Store {
         drop(store_lock);
         // Where this fails, a crash may undo the renaming: a miss, nothing worse.
         let _ = fsync(&self.dir.fd);
-        Ok(Artefact::new(self.dir.join(&file_name), file, meta))
+        Ok(Artefact::new(
+            self.dir.join(&file_name),
+            file,
+            meta,
+            facts,
+            bytes,
+        ))
     }
 
     /// A new file, locked: so [`Store::sweep`] knows that its writer is alive. `needed` is for the error.

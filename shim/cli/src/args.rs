@@ -162,6 +162,9 @@ pub enum Tier {
 pub struct Inspect {
     /// A module (.wasm, .wat) or an image archive (.tar)
     pub file: PathBuf,
+    /// The function that is to run, in the place of the image's or `_start`
+    #[arg(long, value_name = "FUNCTION")]
+    pub invoke: Option<String>,
     /// JSON instead of text
     #[arg(long)]
     pub json: bool,

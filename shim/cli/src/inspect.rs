@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use slipway_module::{ModuleInfo, PAGE_BYTES};
+use slipway_module::{Entrypoint, ModuleInfo, PAGE_BYTES};
 
 use crate::args::Inspect;
 use crate::source;
@@ -14,7 +14,12 @@ const MAX_LINES: usize = 40;
 pub fn inspect(args: &Inspect) -> Result<ExitCode, String> {
     let source = source::open(&args.file)?;
     let (path, module) = source.module_bytes()?;
-    let info = slipway_module::inspect(&module);
+    let mut info = slipway_module::inspect(&module);
+    if info.problems.is_empty() {
+        let entrypoint = Entrypoint::parse(source.args.first().map_or("", String::as_str));
+        let function = args.invoke.as_deref().unwrap_or(entrypoint.func());
+        info.problems.extend(info.check_entry(function, None).err());
+    }
     if args.json {
         println!(
             "{}",

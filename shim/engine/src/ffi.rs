@@ -42,7 +42,7 @@ pub struct LogMessage {
 macro_rules! opaque {
     ($($name:ident)*) => { $(#[repr(C)] pub struct $name { _private: [u8; 0] })* };
 }
-opaque! { Configure Loader Validator Executor Store AstModule Module Function FunctionType ExportType MemoryType Limit Compiler }
+opaque! { Configure Loader Validator Executor Store AstModule Module Function FunctionType ExportType Compiler }
 
 pub const PROPOSAL_FUNCTION_REFERENCES: i32 = 9;
 pub const PROPOSAL_GC: i32 = 10;
@@ -51,7 +51,6 @@ pub const PROPOSAL_MEMORY64: i32 = 15;
 pub const PROPOSAL_COMPONENT: i32 = 17;
 pub const RUN_MODE_AOT: i32 = 2;
 pub const ERR_TERMINATED: u32 = 1;
-pub const EXTERNAL_MEMORY: i32 = 2;
 pub const LOG_ERROR: i32 = 4;
 
 unsafe extern "C" {
@@ -79,18 +78,11 @@ unsafe extern "C" {
         out: *mut *const ExportType,
         len: u32,
     ) -> u32;
-    pub fn WasmEdge_ExportTypeGetExternalType(e: *const ExportType) -> i32;
     pub fn WasmEdge_ExportTypeGetExternalName(e: *const ExportType) -> Str;
     pub fn WasmEdge_ExportTypeGetFunctionType(
         m: *const AstModule,
         e: *const ExportType,
     ) -> *const FunctionType;
-    pub fn WasmEdge_ExportTypeGetMemoryType(
-        m: *const AstModule,
-        e: *const ExportType,
-    ) -> *const MemoryType;
-    pub fn WasmEdge_MemoryTypeGetLimit(m: *const MemoryType) -> *const Limit;
-    pub fn WasmEdge_LimitGetMin(l: *const Limit) -> u64;
     pub fn WasmEdge_FunctionTypeGetParametersLength(t: *const FunctionType) -> u32;
     pub fn WasmEdge_FunctionTypeGetParameters(
         t: *const FunctionType,
@@ -98,6 +90,11 @@ unsafe extern "C" {
         len: u32,
     ) -> u32;
     pub fn WasmEdge_FunctionTypeGetReturnsLength(t: *const FunctionType) -> u32;
+    pub fn WasmEdge_FunctionTypeGetReturns(
+        t: *const FunctionType,
+        out: *mut ValType,
+        len: u32,
+    ) -> u32;
 
     pub fn WasmEdge_ExecutorCreate(c: *const Configure, statistics: *mut c_void) -> *mut Executor;
     pub fn WasmEdge_ExecutorInstantiate(
@@ -135,6 +132,7 @@ unsafe extern "C" {
     pub fn WasmEdge_ValTypeIsI64(t: ValType) -> bool;
     pub fn WasmEdge_ValTypeIsF32(t: ValType) -> bool;
     pub fn WasmEdge_ValTypeIsF64(t: ValType) -> bool;
+    pub fn WasmEdge_ValTypeIsV128(t: ValType) -> bool;
     pub fn WasmEdge_ValueGenI32(v: i32) -> Value;
     pub fn WasmEdge_ValueGenI64(v: i64) -> Value;
     pub fn WasmEdge_ValueGenF32(v: f32) -> Value;

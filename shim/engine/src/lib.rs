@@ -10,6 +10,10 @@ use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Mutex;
 
+/// A command's function, and what a reactor exports to be called before any other (WASI's application ABI).
+const START: &str = "_start";
+const INITIALISE: &str = "_initialize";
+
 /// What the engine says about a failure, with the details it logged (function, offset).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error(pub String);
@@ -48,28 +52,64 @@ unsafe fn text_of(s: ffi::Str) -> String {
 }
 
 fn check(result: ffi::Res) -> Result<(), Error> {
+    let Some((message, details)) = failure(result) else {
+        return Ok(());
+    };
+    Err(Error(if details.is_empty() {
+        message
+    } else {
+        format!("{message} ({})", details.join("; "))
+    }))
+}
+
+/// What the engine says of a failure, and the details that it has logged.
+fn failure(result: ffi::Res) -> Option<(String, Vec<String>)> {
     // SAFETY: plain value in, plain value out; the message is a constant of the library.
-    unsafe {
+    let message = unsafe {
         if ffi::WasmEdge_ResultOK(result) {
-            return Ok(());
+            return None;
         }
-        let message = CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result))
-            .to_string_lossy()
-            .into_owned();
-        let details = LOG
-            .lock()
-            .map(|mut log| std::mem::take(&mut *log))
-            .unwrap_or_default();
-        // The first logged line repeats the message with its code.
-        let details: Vec<String> = details
+        CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result)).to_string_lossy()
+    };
+    let details = LOG
+        .lock()
+        .map(|mut log| std::mem::take(&mut *log))
+        .unwrap_or_default();
+    // The first logged line repeats the message with its code.
+    let details = details.into_iter().filter(|l| !l.contains(&*message));
+    let details = details.collect();
+    Some((message.into_owned(), details))
+}
+
+/// How the engine's log begins the line of the functions that were being called, innermost first.
+const STACK: &str = "calling stack:";
+
+impl Trap {
+    fn from(message: String, details: Vec<String>) -> Self {
+        let (stacks, details): (Vec<_>, Vec<_>) = details
             .into_iter()
-            .filter(|l| !l.contains(&message))
-            .collect();
-        Err(Error(if details.is_empty() {
-            message
-        } else {
-            format!("{message} ({})", details.join("; "))
-        }))
+            .partition(|line| line.starts_with(STACK));
+        let indices = stacks
+            .iter()
+            .flat_map(|line| line[STACK.len()..].split(','));
+        Self {
+            reason: match details.is_empty() {
+                true => message,
+                false => format!("{message} ({})", details.join("; ")),
+            },
+            stack: indices
+                .filter_map(|index| index.trim().parse().ok())
+                .collect(),
+        }
+    }
+}
+
+impl From<Error> for Trap {
+    fn from(error: Error) -> Self {
+        Self {
+            reason: error.0,
+            stack: Vec::new(),
+        }
     }
 }
 
@@ -216,6 +256,52 @@ pub struct Loaded<'e> {
     engine: PhantomData<&'e Engine>,
 }
 
+/// A function's type.
+struct FunctionType {
+    params: Vec<ffi::ValType>,
+    returns: Vec<ffi::ValType>,
+}
+
+impl FunctionType {
+    fn of(kind: *const ffi::FunctionType) -> Self {
+        let none = ffi::ValType { data: [0; 8] };
+        // SAFETY: the type lives as long as the module, which the caller has; the arrays have room for what there is.
+        unsafe {
+            let (n, m) = (
+                ffi::WasmEdge_FunctionTypeGetParametersLength(kind),
+                ffi::WasmEdge_FunctionTypeGetReturnsLength(kind),
+            );
+            let (mut params, mut returns) = (vec![none; n as usize], vec![none; m as usize]);
+            ffi::WasmEdge_FunctionTypeGetParameters(kind, params.as_mut_ptr(), n);
+            ffi::WasmEdge_FunctionTypeGetReturns(kind, returns.as_mut_ptr(), m);
+            Self { params, returns }
+        }
+    }
+}
+
+impl std::fmt::Display for FunctionType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = |kinds: &[ffi::ValType]| {
+            let names: Vec<_> = kinds.iter().map(|kind| name(*kind)).collect();
+            names.join(", ")
+        };
+        write!(f, "({}) -> ({})", text(&self.params), text(&self.returns))
+    }
+}
+
+/// A value type as the text format spells it.
+fn name(kind: ffi::ValType) -> &'static str {
+    match number(kind) {
+        Some(Number::I32) => "i32",
+        Some(Number::I64) => "i64",
+        Some(Number::F32) => "f32",
+        Some(Number::F64) => "f64",
+        // SAFETY: a plain value.
+        None if unsafe { ffi::WasmEdge_ValTypeIsV128(kind) } => "v128",
+        None => "a reference",
+    }
+}
+
 /// A value type that a command line can give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Number {
@@ -226,7 +312,23 @@ enum Number {
 }
 
 impl Loaded<'_> {
-    fn exports(&self) -> Vec<*const ffi::ExportType> {
+    /// What the module exports: names, and of functions their types, as in `(i32, i64) -> (i32)`.
+    pub fn exports(&self) -> Vec<(String, Option<String>)> {
+        let describe = |e| {
+            // SAFETY: export types and their names live as long as the module.
+            let (name, kind) = unsafe {
+                (
+                    text_of(ffi::WasmEdge_ExportTypeGetExternalName(e)),
+                    ffi::WasmEdge_ExportTypeGetFunctionType(self.ast, e),
+                )
+            };
+            let kind = (!kind.is_null()).then(|| FunctionType::of(kind));
+            (name, kind.map(|kind| kind.to_string()))
+        };
+        self.export_types().into_iter().map(describe).collect()
+    }
+
+    fn export_types(&self) -> Vec<*const ffi::ExportType> {
         // SAFETY: the array has room for as many as the engine says there are.
         unsafe {
             let n = ffi::WasmEdge_ASTModuleListExportsLength(self.ast);
@@ -236,70 +338,55 @@ impl Loaded<'_> {
         }
     }
 
-    /// Minimum of the exported memories together, in pages of 64 KiB.
-    pub fn minimum_pages(&self) -> u64 {
-        // SAFETY: export types live as long as the module.
-        let minimum = |e: *const ffi::ExportType| unsafe {
-            if ffi::WasmEdge_ExportTypeGetExternalType(e) != ffi::EXTERNAL_MEMORY {
-                return 0;
-            }
-            let memory = ffi::WasmEdge_ExportTypeGetMemoryType(self.ast, e);
-            if memory.is_null() {
-                0
-            } else {
-                ffi::WasmEdge_LimitGetMin(ffi::WasmEdge_MemoryTypeGetLimit(memory))
-            }
-        };
-        self.exports().into_iter().map(minimum).sum()
-    }
-
-    fn function(&self, name: &str) -> Option<*const ffi::FunctionType> {
+    fn function(&self, name: &str) -> Option<FunctionType> {
         // SAFETY: export types and their names live as long as the module.
-        self.exports().into_iter().find_map(|e| unsafe {
+        self.export_types().into_iter().find_map(|e| unsafe {
             if text_of(ffi::WasmEdge_ExportTypeGetExternalName(e)) != name {
                 return None;
             }
             let t = ffi::WasmEdge_ExportTypeGetFunctionType(self.ast, e);
-            (!t.is_null()).then_some(t)
+            (!t.is_null()).then(|| FunctionType::of(t))
         })
     }
 
-    /// Checks that `function` is exported and takes `arguments`, and turns them into a call.
+    /// Checks that `function` is exported and takes `arguments`, and turns them into a call. A reactor's `_initialize`
+    /// comes before it, unless it is a command's `_start`, which initialises itself.
     ///
     /// # Errors
     /// A text that names the function and the argument.
     pub fn call(&self, function: &str, arguments: &[String]) -> Result<Call, Error> {
-        let kind = self.function(function).ok_or_else(|| {
-            Error(format!(
-                "the module exports no function {function:?}; `slipway inspect` lists its exports"
-            ))
-        })?;
-        // SAFETY: the type lives as long as the module; the array has room for what the engine says there is.
-        let kinds = unsafe {
-            let n = ffi::WasmEdge_FunctionTypeGetParametersLength(kind);
-            let mut list = vec![ffi::ValType { data: [0; 8] }; n as usize];
-            ffi::WasmEdge_FunctionTypeGetParameters(kind, list.as_mut_ptr(), n);
-            list
-        };
-        if kinds.len() != arguments.len() {
+        let kind = self
+            .function(function)
+            .ok_or_else(|| Error(format!("the module exports no function {function:?}")))?;
+        let FunctionType { params, returns } = kind;
+        if function == START && !(params.is_empty() && returns.is_empty()) {
+            return Err(Error(format!("function {function:?} is not () -> ()")));
+        }
+        // A function without parameters finds them as WASI's arguments.
+        if !params.is_empty() && params.len() != arguments.len() {
             return Err(Error(format!(
                 "function {function:?} takes {} arguments, {} given",
-                kinds.len(),
+                params.len(),
                 arguments.len()
             )));
         }
-        let params = kinds
+        let params = params
             .iter()
             .zip(arguments)
             .map(|(kind, text)| parse(*kind, text))
             .collect::<Result<_, _>>()?;
-        // SAFETY: as above.
-        let returns = unsafe { ffi::WasmEdge_FunctionTypeGetReturnsLength(kind) };
         Ok(Call {
+            initialise: function != START && function != INITIALISE && self.has_initialiser(),
             function: function.to_string(),
             params,
-            returns,
+            returns: returns.len() as u32,
         })
+    }
+
+    /// Whether the module is a reactor with something to initialise (WASI's application ABI).
+    fn has_initialiser(&self) -> bool {
+        self.function(INITIALISE)
+            .is_some_and(|kind| kind.params.is_empty() && kind.returns.is_empty())
     }
 
     /// Instantiates the module (its start section runs) and makes the call. Never returns to Wasm afterwards.
@@ -313,13 +400,13 @@ impl Loaded<'_> {
                 if ffi::WasmEdge_ResultGetCode(e) == ffi::ERR_TERMINATED {
                     return Outcome::Exited(ffi::WasmEdge_ModuleInstanceWASIGetExitCode(host));
                 }
-                match check(e) {
-                    Ok(()) => Outcome::Returned(Vec::new()),
-                    Err(e) => Outcome::Trapped(e.0),
+                match failure(e) {
+                    None => Outcome::Returned(Vec::new()),
+                    Some((message, details)) => Outcome::Trapped(Trap::from(message, details)),
                 }
             };
             if let Err(e) = check(ffi::WasmEdge_ExecutorRegisterImport(executor, store, host)) {
-                return Outcome::Trapped(e.0);
+                return Outcome::Trapped(e.into());
             }
             let mut instance = ptr::null_mut();
             let made =
@@ -327,27 +414,38 @@ impl Loaded<'_> {
             if instance.is_null() || !ffi::WasmEdge_ResultOK(made) {
                 return ended(made);
             }
-            let name = ffi::Str {
-                length: call.function.len() as u32,
-                buf: call.function.as_ptr().cast(),
+            let invoke = |name: &str, params: &[ffi::Value], returns: u32| {
+                let text = ffi::Str {
+                    length: name.len() as u32,
+                    buf: name.as_ptr().cast(),
+                };
+                let function = ffi::WasmEdge_ModuleInstanceFindFunction(instance, text);
+                if function.is_null() {
+                    return Outcome::Trapped(Error(format!("function {name:?} is gone")).into());
+                }
+                let mut values = vec![ffi::WasmEdge_ValueGenI32(0); returns as usize];
+                let result = ffi::WasmEdge_ExecutorInvoke(
+                    executor,
+                    function,
+                    params.as_ptr(),
+                    params.len() as u32,
+                    values.as_mut_ptr(),
+                    returns,
+                );
+                match ended(result) {
+                    Outcome::Returned(_) => {
+                        Outcome::Returned(values.into_iter().map(show).collect())
+                    }
+                    other => other,
+                }
             };
-            let function = ffi::WasmEdge_ModuleInstanceFindFunction(instance, name);
-            if function.is_null() {
-                return Outcome::Trapped(format!("function {:?} is gone", call.function));
+            if call.initialise {
+                let outcome = invoke(INITIALISE, &[], 0);
+                if !matches!(outcome, Outcome::Returned(_)) {
+                    return outcome;
+                }
             }
-            let mut returns = vec![ffi::WasmEdge_ValueGenI32(0); call.returns as usize];
-            let result = ffi::WasmEdge_ExecutorInvoke(
-                executor,
-                function,
-                call.params.as_ptr(),
-                call.params.len() as u32,
-                returns.as_mut_ptr(),
-                call.returns,
-            );
-            match ended(result) {
-                Outcome::Returned(_) => Outcome::Returned(returns.into_iter().map(show).collect()),
-                other => other,
-            }
+            invoke(&call.function, &call.params, call.returns)
         }
     }
 }
@@ -361,6 +459,8 @@ impl Drop for Loaded<'_> {
 
 /// A checked call.
 pub struct Call {
+    /// `_initialize` is to be called before.
+    initialise: bool,
     function: String,
     params: Vec<ffi::Value>,
     returns: u32,
@@ -374,7 +474,16 @@ pub enum Outcome {
     /// `proc_exit` with this status.
     Exited(u32),
     /// A trap, or a failed instantiation.
-    Trapped(String),
+    Trapped(Trap),
+}
+
+/// Why and where a program could not go on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// In the engine's words.
+    pub reason: String,
+    /// Indices of the functions that were being called, innermost first; the engine tells 256 at most.
+    pub stack: Vec<u32>,
 }
 
 fn number(kind: ffi::ValType) -> Option<Number> {

@@ -3,6 +3,7 @@
 //! It is started with nothing but a control socket (descriptor 3) and an engine; everything else arrives in a
 //! [`Launch`]. The functions below are in the order in which things happen; `slipway_protocol` draws the handshake.
 
+mod calls;
 mod devices;
 mod mounts;
 mod resolve;
@@ -16,9 +17,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use slipway_cache::{Lookup, Store};
-use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
+use slipway_engine::{Call, Engine, Loaded, Outcome, Trap, Wasi};
+use slipway_module::{Export, ExternKind};
 use slipway_protocol::{
-    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, PAGE_BYTES, Tier, Timeline, ToGuest,
+    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, Tier, Timeline, ToGuest,
 };
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
@@ -145,9 +147,9 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
             .map_or("", |_| LOADING_FILTERED);
         format!("{path}: {e}{cause}")
     })?;
-    check_minimum(&loaded, &path)?;
-    let call = entry_call(&loaded, &launch, entry)?;
+    let call = entry_call(&loaded, &launch, &path, entry.as_deref())?;
     let wasi = wasi(&launch)?;
+    sys::watch_stack(mounts::ARTEFACT);
     steps.mark("load");
     slipway_protocol::send(control, &FromGuest::Ready(steps), &[])?;
     match slipway_protocol::recv::<ToGuest>(control)? {
@@ -247,7 +249,13 @@ fn find_artefact(
             .lookup(store, launch.program.tier)
             .map_err(|e| format!("{}: {e}", module.path))
     };
-    let found = |artefact, tier| {
+    let found = |artefact: slipway_cache::Artefact, tier| {
+        let facts = artefact.facts();
+        facts
+            .fit(Some(sys::budget_limit()))
+            .map_err(|e| format!("{}: {e}", module.path))?;
+        sys::expect_memories(facts);
+        calls::note_names(&artefact);
         if tier == slipway_cache::Tier::Quick && launch.program.tier == Tier::Auto {
             let message = FromGuest::Unoptimised(module.description());
             slipway_protocol::send(control, &message, &[module.file.as_fd()])?;
@@ -327,29 +335,34 @@ fn go_on_among_others(control: BorrowedFd<'_>, steps: Timeline) -> Result<(), St
     }
 }
 
-/// A module that can never start under its budget is refused before it starts.
-fn check_minimum(loaded: &Loaded<'_>, path: &str) -> Result<(), String> {
-    let minimum = loaded.minimum_pages() * PAGE_BYTES;
-    let limit = sys::budget_limit();
-    if minimum > limit {
-        return Err(format!(
-            "{path}: the module needs at least {minimum} bytes of memory, the container's limit is {limit} bytes; raise resources.limits.memory or build the module with a smaller initial memory"
-        ));
-    }
-    Ok(())
-}
-
-/// The call that the entrypoint means: `_start` without arguments, or the named function with those of the command.
-fn entry_call(loaded: &Loaded<'_>, launch: &Launch, entry: Option<String>) -> Result<Call, String> {
-    let call = match entry {
-        None => loaded.call("_start", &[]),
-        Some(function) => loaded.call(&function, launch.program.args.get(1..).unwrap_or_default()),
-    };
-    call.map_err(|e| {
-        format!(
-            "entrypoint {:?}: {e}",
-            launch.program.args.first().map_or("", String::as_str)
-        )
+/// The call that the entrypoint means: `_start`, or the named function, with the command's arguments where it has parameters.
+fn entry_call(
+    loaded: &Loaded<'_>,
+    launch: &Launch,
+    path: &str,
+    function: Option<&str>,
+) -> Result<Call, String> {
+    let function = function.unwrap_or(slipway_module::START);
+    let arguments = launch.program.args.get(1..).unwrap_or_default();
+    loaded.call(function, arguments).map_err(|e| {
+        // The checker's text is the one that a module has met before it was compiled.
+        let exports = loaded
+            .exports()
+            .into_iter()
+            .map(|(name, signature)| Export {
+                name,
+                kind: match signature {
+                    Some(_) => ExternKind::Function,
+                    // Whatever it is, it cannot be called.
+                    None => ExternKind::Global,
+                },
+                signature,
+            });
+        let exports: Vec<_> = exports.collect();
+        match slipway_module::check_entry(&exports, function, Some(arguments.len())) {
+            Err(problem) => format!("{path}: {problem}"),
+            Ok(()) => format!("{path}: function {function:?}: {e}"),
+        }
     })
 }
 
@@ -384,18 +397,19 @@ fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {
             }
         }
         Outcome::Exited(status) => abnormal(status as u8, None),
-        Outcome::Trapped(message) => abnormal(134, Some(message)),
+        Outcome::Trapped(trap) => abnormal(134, Some(trap)),
     }
 }
 
 /// An end that was not asked for: says why on stderr, and whether the memory budget had a part in it.
-fn abnormal(status: u8, trap: Option<String>) -> End {
+fn abnormal(status: u8, trap: Option<Trap>) -> End {
     let refused = sys::refused_growth().filter(|_| status != 0);
     let reason = match (&refused, trap) {
-        (Some((wanted, limit)), _) => format!(
-            "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes"
-        ),
-        (None, Some(trap)) => format!("trap: {trap}"),
+        (Some((wanted, limit)), _) => sys::over_budget(*wanted, *limit),
+        (None, Some(Trap { reason, stack })) if stack.is_empty() => format!("trap: {reason}"),
+        (None, Some(Trap { reason, stack })) => {
+            format!("trap: {reason} (calling stack: {})", calls::list(&stack))
+        }
         (None, None) => String::new(),
     };
     if !reason.is_empty() {

@@ -43,6 +43,8 @@ impl From<Refusal> for FromGuest {
 
 /// The largest module: the checker's bound.
 const MAX_MODULE_BYTES: u64 = 256 << 20;
+/// The longest name of a function, in bytes: what is said about it must fit a message, however it is escaped.
+const MAX_FUNCTION_BYTES: usize = 4096;
 /// PATH of a container that has none in its environment, as containerd's images default to.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -94,6 +96,12 @@ pub fn module(
         Some((path, function)) => (path, Some(function.to_string()).filter(|f| !f.is_empty())),
         None => (argv0, None),
     };
+    if let Some(function) = function.as_ref().filter(|f| f.len() > MAX_FUNCTION_BYTES) {
+        return Err(Refusal::Bad(format!(
+            "{path}: the function's name has {} bytes, the limit is {MAX_FUNCTION_BYTES}",
+            function.len()
+        )));
+    }
     let (name, mut file) = match given {
         Some(file) => (path.to_string(), File::from(file)),
         None => open_entrypoint(launch, root, path)?,

@@ -5,6 +5,9 @@ pub mod drain;
 mod paths;
 mod poll;
 mod sockets;
+mod stack;
+
+pub use stack::watch_stack;
 
 use std::ffi::{c_int, c_long, c_void};
 use std::io;
@@ -12,18 +15,20 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use slipway_protocol::{BudgetPage, CONTROL_FD, End, FORBIDDEN_CALL, FromGuest};
+use slipway_protocol::{BudgetPage, CONTROL_FD, End, FORBIDDEN_CALL, Facts, FromGuest};
 
 /// The budget shared with the host; null before the launch.
 static BUDGET: AtomicPtr<BudgetPage> = AtomicPtr::new(ptr::null_mut());
 
-/// Linear memories that the engine has reserved: (start, length) pairs. A module has one, rarely a few; past this
-/// many the growth of the further ones is refused.
+/// Linear memories that the engine has reserved: (start, length) pairs, in the order in which the module has them. The
+/// module checker accepts so many.
 const MAX_MEMORIES: usize = 16;
 static START: [AtomicUsize; MAX_MEMORIES] = [const { AtomicUsize::new(0) }; MAX_MEMORIES];
 static LENGTH: [AtomicUsize; MAX_MEMORIES] = [const { AtomicUsize::new(0) }; MAX_MEMORIES];
 /// Bytes counted for each.
 static COUNTED: [AtomicU64; MAX_MEMORIES] = [const { AtomicU64::new(0) }; MAX_MEMORIES];
+/// Bytes that each is to begin with, until it has them.
+static INITIAL: [AtomicU64; MAX_MEMORIES] = [const { AtomicU64::new(0) }; MAX_MEMORIES];
 
 /// The engine reserves 12 GiB for each memory (lib/system/allocator.cpp); nothing else maps as much without access.
 const RESERVATION: usize = 8 << 30;
@@ -44,7 +49,8 @@ fn errno(e: c_int) -> *mut c_void {
 /// mmap(2) as the engine calls it (through its PLT, which finds this symbol first).
 ///
 /// A linear memory grows by a MAP_FIXED mapping over its reservation: that is compared with the live budget, and
-/// `memory.grow` returns -1 where there is no room.
+/// `memory.grow` returns -1 where there is no room. What a memory begins with is mapped in the same way. Where the engine
+/// cannot have that, or the reservation, it goes on with a memory at address 0, so the process ends here.
 ///
 /// # Safety
 /// mmap(2)'s.
@@ -65,8 +71,13 @@ pub unsafe extern "C" fn mmap(
     };
     // SAFETY: the page is mapped once and for ever.
     let budget = unsafe { BUDGET.load(Ordering::Acquire).as_ref() };
+    let initial = memory.is_some_and(|m| INITIAL[m].swap(0, Ordering::Relaxed) > 0);
     if let (Some(memory), Some(budget)) = (memory, budget) {
         if !budget.grow(len as u64) {
+            if initial {
+                let (wanted, limit) = refused_growth().unwrap_or_default();
+                end_without_memory(over_budget(wanted, limit));
+            }
             return errno(libc::ENOMEM);
         }
         COUNTED[memory].fetch_add(len as u64, Ordering::Relaxed);
@@ -76,16 +87,23 @@ pub unsafe extern "C" fn mmap(
     // SAFETY: passed on as it came.
     let mapped = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot_bits, flag_bits, fd, off) };
     let mapped = mapped as *mut c_void;
+    let reservation = prot == libc::PROT_NONE && len >= RESERVATION;
     if mapped == libc::MAP_FAILED {
+        if initial || reservation {
+            let error = io::Error::last_os_error();
+            end_without_memory(format!(
+                "memory limit exceeded: the kernel refuses {len} bytes for a memory of the module: {error}"
+            ));
+        }
         if let (Some(memory), Some(budget)) = (memory, budget) {
             budget.shrink(len as u64);
             COUNTED[memory].fetch_sub(len as u64, Ordering::Relaxed);
         }
-    } else if prot == libc::PROT_NONE && len >= RESERVATION {
+    } else if reservation {
         let Some(free) = (0..MAX_MEMORIES).find(|&i| START[i].load(Ordering::Relaxed) == 0) else {
-            // SAFETY: mapped a moment ago, unknown to anyone.
-            unsafe { libc::syscall(libc::SYS_munmap, mapped, len) };
-            return errno(libc::ENOMEM);
+            end_without_memory(format!(
+                "the module has more than the {MAX_MEMORIES} memories that are possible"
+            ));
         };
         LENGTH[free].store(len, Ordering::Relaxed);
         START[free].store(mapped as usize, Ordering::Relaxed);
@@ -157,6 +175,13 @@ fn budget() -> Option<&'static BudgetPage> {
     unsafe { BUDGET.load(Ordering::Acquire).as_ref() }
 }
 
+/// Takes down what the module's memories begin with. Before it is loaded.
+pub fn expect_memories(facts: &Facts) {
+    for (initial, bytes) in INITIAL.iter().zip(&facts.memories) {
+        initial.store(*bytes, Ordering::Relaxed);
+    }
+}
+
 /// The budget now, in bytes; `u64::MAX` without one.
 pub fn budget_limit() -> u64 {
     budget().map_or(u64::MAX, |b| b.limit.load(Ordering::Relaxed))
@@ -204,6 +229,12 @@ static REPORTS: [AtomicPtr<Report>; LAST_SIGNAL as usize + 1] =
     [const { AtomicPtr::new(ptr::null_mut()) }; LAST_SIGNAL as usize + 1];
 
 extern "C" fn on_ending(signal: c_int) {
+    say_report(signal);
+    exit(128 + signal)
+}
+
+/// Says what was prepared for a signal. Async-signal-safe.
+fn say_report(signal: c_int) {
     if let Some(report) = REPORTS.get(signal as usize) {
         // SAFETY: never freed; write, send and _exit are async-signal-safe.
         unsafe {
@@ -218,17 +249,16 @@ extern "C" fn on_ending(signal: c_int) {
             }
         }
     }
-    exit(128 + signal)
 }
 
 /// Prepares what the handler of an ending signal says.
-fn set_report(signal: c_int, reason: String) {
+fn set_report(signal: c_int, status: c_int, reason: String) {
     let line = match reason.is_empty() {
         true => String::new(),
         false => format!("slipway: {reason}\n"),
     };
     let end = End {
-        status: (128 + signal) as u8,
+        status: status as u8,
         reason,
         out_of_memory: false,
     };
@@ -242,19 +272,19 @@ fn set_report(signal: c_int, reason: String) {
 /// The end that RLIMIT_CPU is about to bring gets a reason.
 pub fn report_cpu_time(seconds: u64) {
     let reason = format!("CPU-time budget used up: the program may compute for {seconds} s");
-    set_report(libc::SIGXCPU, reason);
+    set_report(libc::SIGXCPU, 128 + libc::SIGXCPU, reason);
 }
 
 /// The end that a filter's SECCOMP_RET_TRAP brings gets a reason.
 pub fn report_trapped_calls() {
-    set_report(libc::SIGSYS, FORBIDDEN_CALL.to_string());
+    set_report(libc::SIGSYS, 128 + libc::SIGSYS, FORBIDDEN_CALL.to_string());
 }
 
 /// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.
 pub fn report_signals() {
     let ending = |signal: &c_int| !NOT_ENDING.contains(signal) && !RESERVED.contains(signal);
     for signal in (1..=LAST_SIGNAL).filter(ending) {
-        set_report(signal, String::new());
+        set_report(signal, 128 + signal, String::new());
         // SAFETY: the handler is a function of this program and only makes async-signal-safe calls.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -267,22 +297,38 @@ pub fn report_signals() {
 }
 
 extern "C" fn on_exhaustion() {
-    let reason = format!(
+    end_without_memory(format!(
         "memory limit exceeded: the engine has no memory left for the program's tables and its own objects; the program's limit is {} bytes",
         budget_limit()
-    );
-    write_line(2, &format!("slipway: {reason}"));
-    let end = End {
+    ))
+}
+
+/// The text for a growth that the budget has refused.
+pub fn over_budget(wanted: u64, limit: u64) -> String {
+    format!(
+        "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes"
+    )
+}
+
+/// Ends a program that cannot have what it cannot run without.
+fn end_without_memory(reason: String) -> ! {
+    end(End {
         status: 137,
         reason,
         out_of_memory: true,
-    };
+    })
+}
+
+/// Ends the program here and now.
+fn end(end: End) -> ! {
+    write_line(2, &format!("slipway: {}", end.reason));
+    let status = c_int::from(end.status);
     let _ = slipway_protocol::send(
         slipway_sys::inherited(CONTROL_FD),
         &FromGuest::Ended(end),
         &[],
     );
-    exit(137)
+    exit(status)
 }
 
 /// Reports an engine that finds no memory for itself: behind the budget of the module's memories stands a limit of the

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slipway_cache::{Key, KeyLock, Lookup, Options, Store};
 use slipway_cgroup::Cgroup;
 use slipway_counters::{Counter, Counters, Histogram};
-use slipway_protocol::{Module, Tier};
+use slipway_protocol::{Facts, Module, Purpose, Tier};
 use slipway_sys::Exec;
 
 use crate::Install;
@@ -48,6 +48,8 @@ const OUT_OF_MEMORY: [&str; 6] = [
 const NO_PAGE: u32 = 128 + libc::SIGBUS as u32;
 /// Most memory of a compile in bytes, however much the node has. The largest module tried (39 MB, unoptimised) took 6.6 GB.
 const MAX_COMPILE_MEMORY: u64 = 16 << 30;
+/// Its status for a module that runs here, but not for the purpose.
+const UNFIT: u32 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Priority {
@@ -83,6 +85,8 @@ pub struct Job {
     module: Module,
     /// What was wrong with a former artefact.
     pub damaged: Option<String>,
+    /// What it is compiled for.
+    pub purpose: Purpose,
     /// What is wanted.
     tier: Tier,
 }
@@ -94,6 +98,7 @@ impl Job {
             file,
             module,
             damaged: None,
+            purpose: Purpose::default(),
             tier,
         }
     }
@@ -116,6 +121,9 @@ pub enum CompileError {
     /// The module is not one that runs here.
     #[error("{0}")]
     Refused(String),
+    /// It does, but not for this purpose; nothing is said about others.
+    #[error("{0}")]
+    Unfit(String),
     /// The compiler did not do its work.
     #[error("compile: {0}")]
     Failed(String),
@@ -157,7 +165,7 @@ impl Compiler {
             )));
         }
         // Whoever compiles it already does so for all.
-        let Some(lock) = store.lock_until(&job.key(), std::time::Instant::now())? else {
+        let Some(lock) = store.lock_until(&job.key(), Instant::now())? else {
             return Ok(());
         };
         match store.lookup(&job.key())? {
@@ -193,19 +201,7 @@ impl Compiler {
         priority: Priority,
     ) -> Result<(), CompileError> {
         let path = &job.module.path;
-        (self.progress)(&format!(
-            "compiling {path} ({} bytes, {} optimisation{})",
-            job.module.size,
-            match job.tier() {
-                slipway_cache::Tier::Full => "full",
-                slipway_cache::Tier::Quick => "no",
-            },
-            match priority {
-                Priority::Normal => "",
-                Priority::Low => ", at low priority for the next start",
-            }
-        ));
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let pending = store.pending(lock)?;
         let out = pending
             .file()
@@ -213,11 +209,12 @@ impl Compiler {
             .map_err(|e| CompileError::Failed(e.to_string()))?;
         let run = self.run(job, priority, out.into());
         match (&run, job.tier()) {
+            (Err(CompileError::Unfit(_)), _) => {}
             (Err(_), _) => self.counters.count(Counter::CompileFailures),
-            (Ok(()), tier) => self.counters.observe(histogram(tier), started.elapsed()),
+            (Ok(_), tier) => self.counters.observe(histogram(tier), started.elapsed()),
         }
         match run {
-            Ok(()) => drop(store.insert(lock, pending, path)?),
+            Ok(facts) => drop(store.insert(lock, pending, path, facts)?),
             Err(CompileError::Refused(reason)) => {
                 // Not worth failing for: the next pod would hear it from the compiler again.
                 let _ = store.insert_refusal(lock, &reason, path);
@@ -233,7 +230,7 @@ impl Compiler {
     }
 
     /// slipway-aot from start to end: namespaces of its own, the module in, the artefact out.
-    fn run(&self, job: &Job, priority: Priority, out: OwnedFd) -> Result<(), CompileError> {
+    fn run(&self, job: &Job, priority: Priority, out: OwnedFd) -> Result<Facts, CompileError> {
         let failed = |e: std::io::Error| CompileError::Failed(e.to_string());
         let bound = compile_memory(available_memory());
         let arguments = [
@@ -251,6 +248,7 @@ impl Compiler {
             .map_err(failed)?;
         let memfd = || rustix::fs::memfd_create(c"slipway-aot", rustix::fs::MemfdFlags::CLOEXEC);
         let message = memfd().map_err(|e| failed(e.into()))?;
+        let (control, compilers) = slipway_protocol::pair().map_err(failed)?;
         let clone = |fd: &OwnedFd| fd.try_clone().map_err(failed);
         let null = File::open("/dev/null").map_err(failed)?.into();
         let exec = Exec {
@@ -263,6 +261,7 @@ impl Compiler {
                 clone(&message)?,
                 clone(&job.file)?,
                 clone(&out)?,
+                compilers,
             ],
             directory: Some(c_path(std::path::Path::new("/")).map_err(failed)?),
             in_pod: false,
@@ -288,10 +287,12 @@ impl Compiler {
             let _ = rustix::process::Pid::from_raw(child.pid)
                 .map(|pid| rustix::process::setpriority_process(Some(pid), LOWEST));
         }
-        let deadline = match job.tier() {
+        let limit = match job.tier() {
             slipway_cache::Tier::Quick => QUICK_DEADLINE,
             slipway_cache::Tier::Full => FULL_DEADLINE,
         };
+        let deadline = Instant::now() + limit;
+        let facts = self.agree(job, priority, &child, &control, deadline);
         let status = wait(&child, deadline).map_err(failed)?;
         let mut said = Vec::new();
         let mut message = File::from(message);
@@ -301,7 +302,8 @@ impl Compiler {
         let text = String::from_utf8_lossy(&said);
         let text = text.trim();
         match status {
-            Some(0) => Ok(()),
+            Some(0) => facts,
+            Some(UNFIT) => Err(CompileError::Unfit(text.to_string())),
             Some(REFUSED) => Err(CompileError::Refused(text.to_string())),
             Some(_) if text.contains(FILE_TOO_LARGE) => {
                 Err(CompileError::Store(slipway_cache::Error::TooLarge {
@@ -337,9 +339,54 @@ impl Compiler {
             Some(_) => Err(CompileError::Failed(text.to_string())),
             None => Err(CompileError::Failed(format!(
                 "no result within {} s; annotation slipway.dev/compile: quick takes less time",
-                deadline.as_secs()
+                limit.as_secs()
             ))),
         }
+    }
+
+    /// Says what the module is compiled for, and hears what it is: from then on it is being compiled.
+    fn agree(
+        &self,
+        job: &Job,
+        priority: Priority,
+        child: &slipway_sys::Child,
+        control: &OwnedFd,
+        deadline: Instant,
+    ) -> Result<Facts, CompileError> {
+        let failed = |e: slipway_protocol::Error| CompileError::Failed(e.to_string());
+        slipway_protocol::send(control.as_fd(), &job.purpose, &[]).map_err(failed)?;
+        let mut fds = [
+            PollFd::new(control, PollFlags::IN),
+            PollFd::new(&child.pidfd, PollFlags::IN),
+        ];
+        poll(&mut fds, Some(&left(deadline))).map_err(|e| failed(e.into()))?;
+        if !fds[0].revents().contains(PollFlags::IN) {
+            return Err(CompileError::Failed("the compiler said nothing".into()));
+        }
+        let (facts, _) = slipway_protocol::recv(control.as_fd()).map_err(failed)?;
+        (self.progress)(&format!(
+            "compiling {} ({} bytes, {} optimisation{})",
+            job.module.path,
+            job.module.size,
+            match job.tier() {
+                slipway_cache::Tier::Full => "full",
+                slipway_cache::Tier::Quick => "no",
+            },
+            match priority {
+                Priority::Normal => "",
+                Priority::Low => ", at low priority for the next start",
+            }
+        ));
+        Ok(facts)
+    }
+}
+
+/// Time until then.
+fn left(deadline: Instant) -> Timespec {
+    let left = deadline.saturating_duration_since(Instant::now());
+    Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: left.subsec_nanos().into(),
     }
 }
 
@@ -370,14 +417,10 @@ fn available_memory() -> u64 {
 }
 
 /// The status at the end; `None` at the deadline, when the process has been killed.
-fn wait(child: &slipway_sys::Child, deadline: Duration) -> std::io::Result<Option<u32>> {
-    let timeout = Timespec {
-        tv_sec: deadline.as_secs() as i64,
-        tv_nsec: 0,
-    };
+fn wait(child: &slipway_sys::Child, deadline: Instant) -> std::io::Result<Option<u32>> {
     let ended = poll(
         &mut [PollFd::new(&child.pidfd, PollFlags::IN)],
-        Some(&timeout),
+        Some(&left(deadline)),
     )? > 0;
     if !ended {
         slipway_sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL)?;

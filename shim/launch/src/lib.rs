@@ -16,8 +16,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use slipway_counters::Counter;
+use slipway_module::Entrypoint;
 use slipway_protocol::{
-    Budget, End, Error as ProtocolError, FromGuest, Launch, Mount, Tier, Timeline, ToGuest,
+    Budget, Call, End, Error as ProtocolError, FromGuest, Launch, Mount, Purpose, Tier, Timeline,
+    ToGuest,
 };
 use slipway_spec::{Namespace, Plan, UserNamespace};
 
@@ -201,6 +203,7 @@ where
                     .ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
                 let mut job = Job::new(file, module, launch.program.tier);
                 job.damaged = damaged;
+                job.purpose = purpose(launch, host.budget)?;
                 missed = true;
                 host.compiler.counters.count(Counter::CacheMisses);
                 let answer = match host.compiler.compile(job).await {
@@ -222,6 +225,19 @@ where
         steps,
         unoptimised,
         missed,
+    })
+}
+
+/// What a module of this launch is compiled for.
+fn purpose(launch: &Launch, budget: &Budget) -> Result<Purpose, StartError> {
+    let args = &launch.program.args;
+    let entrypoint = Entrypoint::parse(args.first().map_or("", String::as_str));
+    Ok(Purpose {
+        call: Some(Call {
+            function: entrypoint.func().into(),
+            arguments: args.len().saturating_sub(1),
+        }),
+        memory_limit: budget.read()?.limit,
     })
 }
 

@@ -1,13 +1,14 @@
 //! The pass over a module's bytes: what it contains, whether it is valid, and what the engine gets of it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use wasmparser::types::{EntityType, Types, TypesRef};
 use wasmparser::{
-    BinaryReaderError, CompositeInnerType, ExternalKind, FuncType, MemoryType, Parser, Payload,
-    TypeRef, ValType, Validator, WasmFeatures,
+    BinaryReaderError, CompositeInnerType, ExternalKind, FuncType, KnownCustom, MemoryType, Name,
+    Parser, Payload, TypeRef, ValType, Validator, WasmFeatures,
 };
 
 use crate::problem::{Problem, Reason};
@@ -15,13 +16,19 @@ use crate::proposals::{enabled, explain, known};
 use crate::values;
 use crate::wasi::{self, Wanted};
 use crate::{
-    Kind, MAX_CUSTOM_SECTIONS, MAX_EXPORTS, MAX_IMPORTS, MAX_MODULE_BYTES, MAX_TEXT_BYTES,
-    NAMED_IN_MESSAGE, PAGE_BYTES, START,
+    Kind, MAX_CUSTOM_SECTIONS, MAX_EXPORTS, MAX_IMPORTS, MAX_MEMORIES, MAX_MODULE_BYTES,
+    MAX_TEXT_BYTES, NAMED_IN_MESSAGE, PAGE_BYTES, START,
 };
 
 /// Parameters, and results, beyond this number are left out of a signature's text: a type has up to 1,000 of each, and
 /// any number of exports may share it.
 const VALUES_IN_SIGNATURE: usize = 16;
+
+/// Longest part of an export's name that a message shows, in bytes.
+const BYTES_OF_NAME: usize = 200;
+
+/// The types of what a command line can give to a function.
+const NUMBERS: [&str; 4] = ["i32", "i64", "f32", "f64"];
 
 /// What a module contains. Lists are empty, and signatures missing, as far as the bytes could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +102,13 @@ pub struct Memory {
     pub memory64: bool,
 }
 
+impl Memory {
+    /// Bytes that it starts with.
+    pub fn min_bytes(&self) -> u64 {
+        self.min.saturating_mul(PAGE_BYTES)
+    }
+}
+
 /// A custom section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CustomSection {
@@ -112,6 +126,8 @@ pub struct Prepared {
     pub stripped: Vec<u8>,
     /// What it contains, custom sections included. Without problems.
     pub info: ModuleInfo,
+    /// Names of its functions by index, as far as it has a section of names.
+    pub names: Vec<(u32, String)>,
 }
 
 /// Validates a binary or text module and strips it for the engine.
@@ -123,7 +139,12 @@ pub fn prepare(bytes: &[u8]) -> Result<Prepared, Problem> {
         return Err(info.problems.swap_remove(0));
     }
     let stripped = strip(&binary).map_err(|error| explain(&error))?;
-    Ok(Prepared { stripped, info })
+    let names = names(&binary);
+    Ok(Prepared {
+        stripped,
+        info,
+        names,
+    })
 }
 
 /// Describes any file as far as it can be read, with everything that keeps it from running here.
@@ -134,58 +155,81 @@ pub fn inspect(bytes: &[u8]) -> ModuleInfo {
 impl ModuleInfo {
     /// Bytes of linear memory that the module has from its first instruction on: a budget below this cannot run it.
     pub fn min_memory_bytes(&self) -> u64 {
-        self.memories.iter().fold(0, |sum, memory| {
-            memory.min.saturating_mul(PAGE_BYTES).saturating_add(sum)
-        })
+        self.memories
+            .iter()
+            .fold(0, |sum, memory| memory.min_bytes().saturating_add(sum))
     }
 
-    /// Whether `func` (see [`crate::Entrypoint::func`]) can be run: exported, a function, and without parameters, since
-    /// a process has none to give; `_start` also returns nothing.
-    pub fn check_entry(&self, func: &str) -> Result<(), Problem> {
-        let found = self.exports.iter().find(|export| export.name == func);
-        let text = match found {
-            Some(export) if export.is_runnable() => return Ok(()),
-            Some(Export {
-                kind: ExternKind::Function,
-                signature,
-                ..
-            }) => {
-                let signature = signature.as_deref().unwrap_or("unknown");
-                format!("the module's function {func:?} cannot be run: its type is {signature}")
-            }
-            Some(_) => format!("the module's export {func:?} is not a function"),
-            None => format!("the module exports no function {func:?}"),
-        };
-        let mut names = self
-            .exports
-            .iter()
-            .filter(|export| export.is_runnable())
-            .map(|export| export.name.as_str());
-        let remedy = match names.next() {
-            Some(first) => {
-                let names = names
-                    .take(NAMED_IN_MESSAGE - 1)
-                    .fold(first.to_owned(), |all, name| all + ", " + name);
-                format!("name a function that can, as in app.wasm#{first}: {names}")
-            }
-            None => {
-                "build a program (a WASI command with a main function), not a library".to_owned()
-            }
-        };
-        Err(Problem::new(Reason::Entry, text, remedy))
+    /// [`check_entry`] with this module's exports.
+    pub fn check_entry(&self, func: &str, arguments: Option<usize>) -> Result<(), Problem> {
+        check_entry(&self.exports, func, arguments)
     }
 }
 
+/// Whether `func` (see [`crate::Entrypoint::func`]) can be run: exported, and a function. `_start` is () -> (); others
+/// take numbers, one of the command's `arguments` for each (where they are known), or nothing and find them through WASI.
+pub fn check_entry(
+    exports: &[Export],
+    func: &str,
+    arguments: Option<usize>,
+) -> Result<(), Problem> {
+    let found = exports.iter().find(|export| export.name == func);
+    let signature = |export: &Export| {
+        let signature = export.signature.as_deref();
+        signature.unwrap_or("unknown").to_owned()
+    };
+    let text = match found {
+        Some(export) if export.is_runnable() => {
+            let parameters = export.parameters().len();
+            return match arguments {
+                Some(given) if parameters > 0 && given != parameters => Err(Problem::new(
+                    Reason::Entry,
+                    format!("function {func:?} takes {parameters} arguments, {given} given"),
+                    format!("give one for each parameter of {}", signature(export)),
+                )),
+                _ => Ok(()),
+            };
+        }
+        Some(export) if export.kind == ExternKind::Function => {
+            let signature = signature(export);
+            format!("the module's function {func:?} cannot be run: its type is {signature}")
+        }
+        Some(_) => format!("the module's export {func:?} is not a function"),
+        None => format!("the module exports no function {func:?}"),
+    };
+    let mut names = exports
+        .iter()
+        .filter(|export| export.is_runnable())
+        .map(|export| &export.name[..export.name.floor_char_boundary(BYTES_OF_NAME)]);
+    let remedy = match names.next() {
+        Some(first) => {
+            let names = names
+                .take(NAMED_IN_MESSAGE - 1)
+                .fold(first.to_owned(), |all, name| all + ", " + name);
+            format!("name a function that can, as in app.wasm#{first}: {names}")
+        }
+        None => "build a program (a WASI command with a main function), not a library".to_owned(),
+    };
+    Err(Problem::new(Reason::Entry, text, remedy))
+}
+
 impl Export {
-    /// Whether a process can run this: it has no arguments to pass, and `_start` is () -> () in WASI.
+    /// Whether a command can run this: `_start` is () -> () in WASI, others take what a command line can give.
     fn is_runnable(&self) -> bool {
-        let signature = self.signature.as_deref().unwrap_or_default();
         self.kind == ExternKind::Function
-            && if self.name == START {
-                signature == "() -> ()"
-            } else {
-                signature.starts_with("() ")
+            && match (self.name.as_str(), self.signature.as_deref()) {
+                (_, None) => false,
+                (START, Some(signature)) => signature == "() -> ()",
+                _ => self.parameters().iter().all(|kind| NUMBERS.contains(kind)),
             }
+    }
+
+    /// The types of its parameters.
+    fn parameters(&self) -> Vec<&str> {
+        let signature = self.signature.as_deref().unwrap_or_default();
+        let parameters = signature.strip_prefix('(').and_then(|s| s.split_once(')'));
+        let parameters = parameters.map_or("", |(parameters, _)| parameters);
+        parameters.split(", ").filter(|p| !p.is_empty()).collect()
     }
 }
 
@@ -361,6 +405,8 @@ fn describe_section(
         }
         Payload::FunctionSection(section) => info.functions = section.count(),
         Payload::MemorySection(section) => {
+            let count = info.memories.len().saturating_add(section.count() as usize);
+            bound(count, MAX_MEMORIES, "memories", section.range().start)?;
             for memory in section {
                 info.memories.push(memory?.into());
             }
@@ -472,6 +518,28 @@ fn strip(binary: &[u8]) -> Result<Vec<u8>, BinaryReaderError> {
         }
     }
     Ok(stripped)
+}
+
+/// The names of a module's functions. They are for messages alone: a section that cannot be read ends them.
+fn names(binary: &[u8]) -> Vec<(u32, String)> {
+    let mut names = BTreeMap::new();
+    for payload in parser(enabled()).parse_all(binary) {
+        let Ok(Payload::CustomSection(section)) = payload else {
+            continue;
+        };
+        let KnownCustom::Name(subsections) = section.as_known() else {
+            continue;
+        };
+        let functions = subsections
+            .map_while(Result::ok)
+            .filter_map(|name| match name {
+                Name::Function(functions) => Some(functions),
+                _ => None,
+            });
+        let namings = functions.flat_map(|map| map.into_iter().map_while(Result::ok));
+        names.extend(namings.map(|naming| (naming.index, naming.name.to_owned())));
+    }
+    names.into_iter().collect()
 }
 
 /// Appends `value` as an unsigned LEB128, the encoding of section lengths.

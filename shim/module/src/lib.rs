@@ -20,7 +20,8 @@ mod values;
 mod wasi;
 
 pub use describe::{
-    CustomSection, Export, ExternKind, Import, Memory, ModuleInfo, Prepared, inspect, prepare,
+    CustomSection, Export, ExternKind, Import, Memory, ModuleInfo, Prepared, check_entry, inspect,
+    prepare,
 };
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use entrypoint::{Entrypoint, START};
@@ -36,6 +37,9 @@ pub const MAX_TEXT_BYTES: u64 = 8 << 20;
 pub const MAX_IMPORTS: usize = 10_000;
 /// The most exports a module may have: programs linked with `--export-all` have tens of thousands.
 pub const MAX_EXPORTS: usize = 100_000;
+/// The most linear memories a module may have: the engine reserves 12 GiB of address space for each, and the guest has
+/// room to watch so many.
+pub const MAX_MEMORIES: usize = 16;
 /// The most custom sections a module may have.
 pub const MAX_CUSTOM_SECTIONS: usize = 10_000;
 /// Values (parameters, results and locals, and those of blocks, branches and calls) that any module may have. They take

@@ -336,7 +336,7 @@ fn a_module_that_cannot_run_is_still_described() {
     );
     let reasons: Vec<_> = info.problems.iter().map(|problem| problem.reason).collect();
     assert_eq!(reasons, [Reason::Proposal, Reason::Import]);
-    assert_eq!(info.check_entry("_start"), Ok(()));
+    assert_eq!(info.check_entry("_start", None), Ok(()));
     assert!(info.memories[0].memory64);
 
     let mut cut = wasm(PROGRAM);
@@ -350,39 +350,92 @@ fn a_module_that_cannot_run_is_still_described() {
 }
 
 #[test]
-fn the_function_to_run_must_exist_and_take_nothing() {
+fn the_function_to_run_must_exist_and_take_what_the_command_has() {
     let info = inspect(PROGRAM.as_bytes());
-    assert_eq!(info.check_entry("_start"), Ok(()));
-    assert_eq!(info.check_entry("answer"), Ok(()));
+    for (func, arguments) in [
+        ("_start", None),
+        ("_start", Some(3)),
+        ("answer", Some(0)),
+        ("answer", Some(3)),
+        ("add", None),
+        ("add", Some(2)),
+    ] {
+        assert_eq!(
+            info.check_entry(func, arguments),
+            Ok(()),
+            "{func} {arguments:?}"
+        );
+    }
     for (func, says) in [
-        ("add", "(i32, i64) -> (i64)"),
+        (
+            "add",
+            "function \"add\" takes 2 arguments, 1 given; give one for each parameter of (i32, i64) -> (i64)",
+        ),
         ("memory", "is not a function"),
         (
             "nothing",
-            "exports no function \"nothing\"; name a function that can, as in app.wasm#_start: _start, answer",
+            "exports no function \"nothing\"; name a function that can, as in app.wasm#_start: _start, add, answer",
         ),
     ] {
-        let problem = info.check_entry(func).unwrap_err();
+        let problem = info.check_entry(func, Some(1)).unwrap_err();
         assert!(
             problem.reason == Reason::Entry && problem.to_string().contains(says),
             "{problem}"
         );
     }
-    let library = inspect(b"(module (func (export \"f\") (param i32)) (func (export \"_start\") (result i32) unreachable))");
-    assert!(
-        library
-            .check_entry("f")
-            .unwrap_err()
-            .remedy
-            .contains("not a library")
+    let library = inspect(
+        b"(module (func (export \"f\") (param v128)) (func (export \"_start\") (result i32) unreachable))",
     );
+    let problem = library.check_entry("f", Some(1)).unwrap_err();
+    assert!(problem.text.contains("(v128) -> ()"), "{problem}");
+    assert!(problem.remedy.contains("not a library"), "{problem}");
+    let problem = library.check_entry("_start", None).unwrap_err();
+    assert!(problem.text.contains("() -> (i32)"), "{problem}");
+    let parameter = inspect(b"(module (func (export \"_start\") (param i32)))");
+    let problem = parameter.check_entry("_start", Some(1)).unwrap_err();
+    assert!(problem.text.contains("(i32) -> ()"), "{problem}");
+}
+
+#[test]
+fn functions_have_the_names_of_the_section_of_names() {
+    let names = |bytes: &[u8]| prepare(bytes).unwrap().names;
+    let named = [(0, "write".into()), (2, "init".into())];
+    assert_eq!(names(PROGRAM.as_bytes()), named);
+    assert_eq!(names(&prepare(PROGRAM.as_bytes()).unwrap().stripped), []);
+    // A damaged one is no reason to refuse a module.
+    let mut bytes = wasm("(module (func (export \"_start\")))");
+    bytes.extend(custom_section("name", &[1, 5, 2, 0, 1, b'a', 9]));
+    assert_eq!(names(&bytes), [(0, "a".into())]);
+}
+
+#[test]
+fn a_message_shows_a_part_of_a_long_name() {
+    let name = "é".repeat(40_000);
+    let info = inspect(&wasm(&format!("(module (func (export \"{name}\")))")));
+    let problem = info.check_entry("_start", None).unwrap_err().to_string();
     assert!(
-        library
-            .check_entry("_start")
-            .unwrap_err()
-            .text
-            .contains("() -> (i32)")
+        problem.len() < 1000 && problem.contains("app.wasm#éé"),
+        "{}",
+        problem.len()
     );
+}
+
+#[test]
+fn more_memories_than_the_limit_are_refused() {
+    let module = |memories: usize| {
+        let text = format!(
+            "(module {} (func (export \"_start\")))",
+            "(memory 1)".repeat(memories)
+        );
+        wasm(&text)
+    };
+    assert_eq!(
+        prepare(&module(16)).unwrap().info.min_memory_bytes(),
+        16 << 16
+    );
+    let problem = refusal(&module(17));
+    assert_eq!(problem.reason, Reason::TooLarge);
+    assert!(problem.text.contains("17 memories"), "{problem}");
 }
 
 #[test]

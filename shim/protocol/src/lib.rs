@@ -39,9 +39,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 mod budget;
+mod facts;
+mod names;
 mod seccomp;
 mod timeline;
 pub use budget::{Budget, BudgetPage, PAGE_BYTES, Usage};
+pub use facts::{Call, Facts, Purpose};
+pub use names::{encode_names, find_name};
 pub use seccomp::{FORBIDDEN_CALL, Instruction, LOADING_FILTERED, Seccomp};
 pub use timeline::Timeline;
 
