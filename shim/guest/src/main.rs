@@ -52,6 +52,7 @@ fn main() {
     // Early: a guest that is pid 1 of its namespace would ignore SIGTERM without a handler.
     sys::report_signals();
     sys::report_exhaustion();
+    sys::give_handler_stack();
     let engine = Engine::new();
     let control = slipway_sys::inherited(CONTROL_FD);
     match become_container(&engine, control) {

@@ -7,7 +7,7 @@ mod poll;
 mod sockets;
 mod stack;
 
-pub use stack::watch_stack;
+pub use stack::{give_handler_stack, watch_stack};
 
 use std::ffi::{c_int, c_long, c_void};
 use std::io;

@@ -60,10 +60,8 @@ pub unsafe extern "C" fn sigaction(
     }
 }
 
-/// Has the end of the call stack told, for the code of this artefact, which is loaded.
-pub fn watch_stack(artefact: &CStr) {
-    let mut here = 0u8;
-    let top = &raw mut here as usize;
+/// Gives the handler its stack; before a seccomp filter, which may forbid it.
+pub fn give_handler_stack() {
     let stack = libc::stack_t {
         ss_sp: Box::leak(vec![0u8; HANDLER_STACK].into_boxed_slice())
             .as_mut_ptr()
@@ -71,15 +69,17 @@ pub fn watch_stack(artefact: &CStr) {
         ss_flags: 0,
         ss_size: HANDLER_STACK,
     };
-    // SAFETY: the stack is never freed; the callback gets the pointer that is given here.
-    unsafe {
-        if libc::sigaltstack(&raw const stack, ptr::null_mut()) != 0 {
-            return;
-        }
-        libc::dl_iterate_phdr(Some(find_code), artefact.as_ptr().cast_mut().cast());
-    }
+    // SAFETY: the stack is never freed. It replaces that of Rust's library; a failure leaves that one.
+    unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) };
+}
+
+/// Has the end of the call stack told, for the code of this artefact, which is loaded. Makes no system call.
+pub fn watch_stack(artefact: &CStr) {
+    let mut here = 0u8;
+    // SAFETY: the callback gets the pointer that is given here.
+    unsafe { libc::dl_iterate_phdr(Some(find_code), artefact.as_ptr().cast_mut().cast()) };
     set_report(libc::SIGSEGV, 134, EXHAUSTED.to_string());
-    TOP.store(top, Ordering::Relaxed);
+    TOP.store(&raw mut here as usize, Ordering::Relaxed);
 }
 
 /// Takes down where the code of the object with this path is.
