@@ -16,7 +16,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
 use slipway_protocol::{
-    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, PAGE_BYTES, Tier, Timeline, ToGuest,
+    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, PAGE_BYTES, Refusal, Tier, Timeline,
+    ToGuest,
 };
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
@@ -133,6 +134,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     match slipway_protocol::recv::<ToGuest>(control)? {
         (ToGuest::Start { terminal }, streams) => {
             take_streams(streams, terminal)?;
+            sys::note_heap();
             if launch.program.drain {
                 sys::drain::on_sigterm().map_err(|e| format!("slipway.dev/stop: drain: {e}"))?;
             }
@@ -161,10 +163,11 @@ fn launch_is_late(control: BorrowedFd<'_>) -> bool {
 fn receive_launch(control: BorrowedFd<'_>) -> Result<(Launch, Option<OwnedFd>), Stop> {
     let (message, fds) = slipway_protocol::recv::<ToGuest>(control)?;
     let mut fds = fds.into_iter();
-    let (ToGuest::Launch, Some(budget), Some(body)) = (message, fds.next(), fds.next()) else {
+    let (ToGuest::Launch { share }, Some(budget), Some(body)) = (message, fds.next(), fds.next())
+    else {
         return Err("expected Launch with two descriptors".to_string().into());
     };
-    sys::obey_budget(&budget).map_err(|e| format!("memory budget: {e}"))?;
+    sys::obey_budget(&budget, share).map_err(|e| format!("memory budget: {e}"))?;
     Ok((slipway_protocol::read_launch(body)?, fds.next()))
 }
 
@@ -361,8 +364,15 @@ fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {
 fn abnormal(status: u8, trap: Option<String>) -> End {
     let refused = sys::refused_growth().filter(|_| status != 0);
     let reason = match (&refused, trap) {
-        (Some((wanted, limit)), _) => format!(
-            "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes"
+        (
+            Some(Refusal {
+                wanted,
+                beside,
+                limit,
+            }),
+            _,
+        ) => format!(
+            "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes, of which the engine and the container's other processes hold {beside}"
         ),
         (None, Some(trap)) => format!("trap: {trap}"),
         (None, None) => String::new(),

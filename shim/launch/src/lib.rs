@@ -15,9 +15,10 @@ pub use layer::LayerSource;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use slipway_cgroup::OomKill;
 use slipway_counters::Counter;
 use slipway_protocol::{
-    Budget, End, Error as ProtocolError, FromGuest, Launch, Mount, Tier, Timeline, ToGuest,
+    End, Error as ProtocolError, FromGuest, HostShare, Launch, Mount, Tier, Timeline, ToGuest,
 };
 use slipway_spec::{Namespace, Plan, UserNamespace};
 
@@ -42,6 +43,22 @@ pub enum StartError {
     /// The handshake failed.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
+}
+
+/// The status of what SIGKILL has ended.
+pub const KILLED: u8 = 137;
+
+impl StartError {
+    /// The same error with its cause, where it is the kernel's OOM killer's work. `next_kill` tells of a kill in the guest's
+    /// cgroup.
+    #[must_use]
+    pub fn explained(self, next_kill: impl FnOnce() -> Option<OomKill>) -> Self {
+        let killed = matches!(self, Self::Died(status, _) if status == u32::from(KILLED));
+        match killed.then(next_kill).flatten() {
+            Some(kill) => Self::Refused(format!("{kill} before its module was found")),
+            None => self,
+        }
+    }
 }
 
 /// What a launch needs besides the plan.
@@ -122,8 +139,8 @@ fn mount_points(install: &Install, plan: &Plan) -> String {
 
 /// What the host does for a guest that looks for its module.
 pub struct Helpers<'a, Enter> {
-    /// The guest's memory budget.
-    pub budget: &'a Budget,
+    /// The guest's share of its container's memory budget.
+    pub budget: &'a HostShare,
     /// The module, where it is no file of the container.
     pub module: Option<BorrowedFd<'a>>,
     /// Makes the cgroup while the guest mounts; returns what [`ToGuest::Cgroup`] carries.
@@ -158,7 +175,8 @@ where
     // A guest that died before reading is told by its end, below.
     let mut fds = vec![host.budget.as_fd(), body.as_fd()];
     fds.extend(host.module);
-    let _ = guest.send(&ToGuest::Launch, &fds);
+    let share = host.budget.index();
+    let _ = guest.send(&ToGuest::Launch { share }, &fds);
     let tasks = (host.enter)()?;
     let _ = guest.send(&ToGuest::Cgroup, &slipway_protocol::borrow(&tasks));
     let (mut unoptimised, mut missed) = (None, false);
@@ -222,7 +240,7 @@ fn died(end: &End) -> StartError {
     let hint = match end.status {
         126 => ": it could not enter its cgroup",
         127 => ": its program could not be executed",
-        137 => ": killed, perhaps by the memory limit while it loaded",
+        KILLED => ": killed by SIGKILL",
         _ => "",
     };
     StartError::Died(end.status.into(), hint.into())
