@@ -16,8 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Wasi};
 use slipway_protocol::{
-    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, PAGE_BYTES, Refusal, Tier, Timeline,
-    ToGuest,
+    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, PAGE_BYTES, Tier, Timeline, ToGuest,
 };
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
@@ -364,16 +363,7 @@ fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {
 fn abnormal(status: u8, trap: Option<String>) -> End {
     let refused = sys::refused_growth().filter(|_| status != 0);
     let reason = match (&refused, trap) {
-        (
-            Some(Refusal {
-                wanted,
-                beside,
-                limit,
-            }),
-            _,
-        ) => format!(
-            "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes, of which the engine and the container's other processes hold {beside}"
-        ),
+        (Some(refusal), _) => refusal.to_string(),
         (None, Some(trap)) => format!("trap: {trap}"),
         (None, None) => String::new(),
     };

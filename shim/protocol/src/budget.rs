@@ -6,6 +6,7 @@
 //! other, or both do and are refused; never do both get what there is room for only once. The host clears the share of a guest
 //! that has ended, so whatever it counted is given back.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,6 +64,20 @@ pub struct Refusal {
     pub beside: u64,
     /// The container's limit.
     pub limit: u64,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            wanted,
+            beside,
+            limit,
+        } = self;
+        write!(
+            f,
+            "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes, of which the engine and the container's other processes hold {beside}"
+        )
+    }
 }
 
 impl BudgetPage {
@@ -338,14 +353,31 @@ impl HostShare {
         let _ = rustix::io::pwrite(&self.budget.fd, &[0; COUNTED], self.offset());
     }
 
+    fn bytes(&self) -> io::Result<[u8; SHARE_BYTES as usize]> {
+        let mut bytes = [0u8; SHARE_BYTES as usize];
+        rustix::io::pread(&self.budget.fd, &mut bytes[..], self.offset())?;
+        Ok(bytes)
+    }
+
     /// What the guest has made of it so far; without the limit, which is the container's.
     ///
     /// # Errors
     /// read's.
     pub fn read(&self) -> io::Result<Usage> {
-        let mut bytes = [0u8; SHARE_BYTES as usize];
-        rustix::io::pread(&self.budget.fd, &mut bytes[..], self.offset())?;
-        Ok(figures(&bytes))
+        self.bytes().map(|bytes| figures(&bytes))
+    }
+
+    /// The last growth that was refused, if any was. Of a guest that could not tell it itself any more.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let bytes = self.bytes().ok()?;
+        let mut words = bytes.chunks_exact(8).map(word).skip(3);
+        let (refused, wanted, beside) = (words.next()?, words.next()?, words.next()?);
+        let limit = self.budget.limit().ok()?.unwrap_or(u64::MAX);
+        (refused > 0).then_some(Refusal {
+            wanted,
+            beside,
+            limit,
+        })
     }
 }
 
@@ -473,6 +505,30 @@ mod tests {
         assert_eq!(budget.read().unwrap().held, 11);
         shares[0].give_back();
         assert_eq!(budget.read().unwrap().held, 6);
+    }
+
+    #[test]
+    fn the_host_reads_what_a_guest_has_written() {
+        let budget = Budget::new(Some(10)).unwrap();
+        let [_, share] = [(), ()].map(|()| budget.share().unwrap());
+        assert_eq!(share.refusal(), None);
+        let mut words = [1u64, 2, 3, 4, 5, 6].map(u64::to_ne_bytes).concat();
+        words.resize(SHARE_BYTES as usize, 0);
+        rustix::io::pwrite(&budget.fd, &words, share.offset()).unwrap();
+        let refusal = Refusal {
+            wanted: 5,
+            beside: 6,
+            limit: 10,
+        };
+        assert_eq!(share.refusal(), Some(refusal));
+        let usage = Usage {
+            limit: None,
+            used: 1,
+            held: 2,
+            peak: 3,
+            refused: 4,
+        };
+        assert_eq!(share.read().unwrap(), usage);
     }
 
     #[test]

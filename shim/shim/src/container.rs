@@ -326,9 +326,11 @@ impl Container {
             return;
         };
         end.out_of_memory = true;
-        end.reason = match process.status() {
-            Status::CREATED => format!("{kill} while its module was loaded"),
-            _ => kill.to_string(),
+        end.reason = match (process.status(), process.refusal()) {
+            (Status::CREATED, _) => format!("{kill} while its module was loaded"),
+            // What a program and its engine do about a refusal takes memory, too: a trap's report some for each function.
+            (_, Some(refusal)) => format!("{refusal}; then {kill}"),
+            (_, None) => kill.to_string(),
         };
         process.note_oom_kill(&end.reason);
     }

@@ -16,7 +16,7 @@ use containerd_shim_protos::api::Status;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use slipway_cgroup::Cgroup;
 use slipway_launch::Guest;
-use slipway_protocol::{End, HostShare, Timeline};
+use slipway_protocol::{End, HostShare, Refusal, Timeline};
 use slipway_sys::Child;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -286,6 +286,11 @@ impl Process {
             share.give_back();
         }
         Some(end)
+    }
+
+    /// The last growth of memory that it was refused, if any was.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.budget.get()?.refusal()
     }
 
     /// There was a process, and it has been taken off the kernel's table.
