@@ -5,9 +5,11 @@
 //! hierarchies are the directories below `/sys/fs/cgroup`, told by statfs, whatever else is mounted.
 
 mod metrics;
+mod oom;
 mod systemd;
 
 pub use metrics::{Cpu, Io, Memory, Metrics};
+pub use oom::{OomKill, OomWatch};
 pub use systemd::Registration;
 
 use std::fs;
@@ -537,10 +539,31 @@ impl Cgroup {
         }
     }
 
-    /// Memory in use that could not be had back by dropping caches, in bytes.
+    /// Memory in use that cannot be had back by dropping caches, in bytes. What lies in a tmpfs stays.
     pub fn memory_usage(&self) -> u64 {
-        let memory = self.metrics().memory;
-        memory.usage.saturating_sub(memory.file)
+        let Some(directory) = self.controller("memory") else {
+            return 0;
+        };
+        let (usage, [file, shmem]) = match self.is_v2() {
+            true => ("memory.current", ["file", "shmem"]),
+            false => ("memory.usage_in_bytes", ["total_cache", "total_shmem"]),
+        };
+        let stat = fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
+        let [file, shmem] = [file, shmem].map(|key| metrics::keyed(&stat, key));
+        let usage = metrics::number(&directory.join(usage));
+        usage.saturating_sub(file.saturating_sub(shmem))
+    }
+
+    /// The memory limit in bytes; `None`: there is none.
+    pub fn memory_limit(&self) -> Option<u64> {
+        /// Version 1 writes "unlimited" as the largest number of whole pages.
+        const UNLIMITED: u64 = 1 << 62;
+        let file = match self.is_v2() {
+            true => "memory.max",
+            false => "memory.limit_in_bytes",
+        };
+        let limit = fs::read_to_string(self.controller("memory")?.join(file)).ok()?;
+        limit.trim().parse().ok().filter(|bytes| *bytes < UNLIMITED)
     }
 
     /// Processes in the cgroup itself, not below it.
@@ -808,6 +831,41 @@ mod tests {
         check(Layout::V1(controllers), &resources, &v1);
         fs::remove_dir_all(&root).unwrap();
         assert_eq!([io_weight(10), io_weight(1000)], [1, 10_000]);
+    }
+
+    #[test]
+    fn caches_can_be_had_back_and_a_tmpfs_cannot() {
+        let d = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(d.path().join(file), text).unwrap();
+        write("memory.current", "100\n");
+        write("memory.usage_in_bytes", "100\n");
+        write(
+            "memory.stat",
+            "file 60\nshmem 20\ncache 1\ntotal_cache 60\ntotal_shmem 20\n",
+        );
+        let root = d.path().to_path_buf();
+        for layout in [
+            Layout::V2(root.clone()),
+            Layout::V1(vec![("memory", root.clone())]),
+        ] {
+            let path = PathBuf::new();
+            let cgroup = Cgroup { layout, path };
+            assert_eq!(cgroup.memory_usage(), 60);
+            assert_eq!(cgroup.memory_limit(), None);
+            let file = if cgroup.is_v2() {
+                "memory.max"
+            } else {
+                "memory.limit_in_bytes"
+            };
+            for (text, limit) in [
+                ("max\n", None),
+                ("9223372036854771712\n", None),
+                ("4096\n", Some(4096)),
+            ] {
+                write(file, text);
+                assert_eq!(cgroup.memory_limit(), limit, "{text}");
+            }
+        }
     }
 
     #[test]

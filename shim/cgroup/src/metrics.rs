@@ -124,7 +124,7 @@ fn io(line: &str) -> Option<Io> {
     })
 }
 
-fn number(path: &Path) -> u64 {
+pub(crate) fn number(path: &Path) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     match text.trim() {
         "max" => u64::MAX,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::task::Poll;
 
-use slipway_cgroup::Cgroup;
+use slipway_cgroup::{Cgroup, OomWatch};
 use slipway_counters::Counters;
 use slipway_launch::{Compiler, Helpers, Install, Surroundings};
 use slipway_protocol::{Budget, End, Program, RESOLVER_FILES};
@@ -218,8 +218,10 @@ async fn run_plan(
     let install = Install::locate();
     let cgroup = Owned(plan.cgroup.as_ref().map(Cgroup::new));
     let mut entry = CgroupEntry::default();
+    let mut oom = None;
     if let Some(cgroup) = &cgroup.0 {
         cgroup.create(&plan.resources).map_err(|e| e.to_string())?;
+        oom = Some(OomWatch::new(cgroup));
         entry = cgroup.entry().map_err(|e| e.to_string())?;
     }
     let guest = slipway_launch::spawn(&install, &plan.pid, &entry).map_err(|e| e.to_string())?;
@@ -247,7 +249,8 @@ async fn run_plan(
             exec_in: None,
         },
     );
-    let budget = Budget::new(args.memory).map_err(|e| format!("memory budget: {e}"))?;
+    let budget = Budget::new(args.memory).and_then(|budget| budget.share());
+    let budget = budget.map_err(|e| format!("memory budget: {e}"))?;
     let module = source
         .module
         .as_ref()
@@ -268,9 +271,13 @@ async fn run_plan(
         }
     };
     progress.done();
-    let mut starting = resolved.map_err(|e| e.to_string())?;
+    let mut next_kill = || oom.as_mut()?.next_kill();
+    let mut starting = resolved.map_err(|e| e.explained(&mut next_kill).to_string())?;
     let start = async {
         guest.loaded().await.map_err(|e| e.to_string())?;
+        budget
+            .hold(guest.held(cgroup.0.as_ref()))
+            .map_err(|e| format!("memory budget: {e}"))?;
         guest
             .start(&streams()?, false, args.memory)
             .map_err(|e| e.to_string())
@@ -284,13 +291,11 @@ async fn run_plan(
                 starting = false;
             }
             end = &mut end => {
-                if starting {
+                if let Some(kill) = next_kill() {
+                    terminal::error(&kill.to_string());
+                } else if starting {
                     // Nobody asked for this end: the error says what happened.
                     start.await?;
-                }
-                let killed = cgroup.0.as_ref().is_some_and(|cgroup| cgroup.oom_kills() > 0);
-                if let Some(limit) = args.memory.filter(|_| killed) {
-                    terminal::error(&format!("killed by the kernel: the memory limit of {limit} bytes was reached"));
                 }
                 return Ok(end);
             }

@@ -36,6 +36,7 @@ struct Row {
     cgroup_bytes: u64,
     budget_bytes: Option<u64>,
     used_bytes: u64,
+    held_bytes: u64,
     peak_bytes: u64,
     refused: u64,
 }
@@ -68,10 +69,20 @@ fn sorted(state: &Path) -> Result<Vec<Row>, String> {
 
 fn table(rows: &[Row]) -> String {
     let mut text = String::new();
-    let mut line = |cells: [&str; 8]| {
-        let [pod, container, state, cpu, budget, used, peak, refused] = cells;
+    let mut line = |cells: [&str; 9]| {
+        let [
+            pod,
+            container,
+            state,
+            cpu,
+            budget,
+            used,
+            held,
+            peak,
+            refused,
+        ] = cells;
         text += &format!(
-            "{pod:<32} {container:<16} {state:<8} {cpu:>9} {budget:>11} {used:>11} {peak:>11} {refused:>7}\n"
+            "{pod:<32} {container:<16} {state:<8} {cpu:>9} {budget:>11} {used:>11} {held:>11} {peak:>11} {refused:>7}\n"
         );
     };
     line([
@@ -81,6 +92,7 @@ fn table(rows: &[Row]) -> String {
         "CPU TIME",
         "BUDGET",
         "USED",
+        "HELD",
         "PEAK",
         "REFUSED",
     ]);
@@ -92,6 +104,7 @@ fn table(rows: &[Row]) -> String {
             &format!("{:.2} s", row.cpu_seconds),
             &row.budget_bytes.map_or_else(|| "none".into(), bytes),
             &bytes(row.used_bytes),
+            &bytes(row.held_bytes),
             &bytes(row.peak_bytes),
             &row.refused.to_string(),
         ]);
@@ -158,6 +171,7 @@ async fn row(client: &TaskClient, bundles: &Path, id: &str) -> Option<Row> {
         cgroup_bytes: measured.bytes,
         budget_bytes: measured.memory.limit,
         used_bytes: measured.memory.used,
+        held_bytes: measured.memory.held,
         peak_bytes: measured.memory.peak,
         refused: measured.memory.refused,
     })
@@ -190,7 +204,7 @@ impl Measured {
 }
 
 fn usage(fields: &UnknownFields) -> Option<Usage> {
-    let [limit, used, peak, refused] =
+    let [limit, used, peak, refused, held] =
         Usage::METRICS_FIELDS.map(|number| match fields.get(number) {
             Some(UnknownValueRef::Varint(value)) => Some(value),
             _ => None,
@@ -200,5 +214,7 @@ fn usage(fields: &UnknownFields) -> Option<Usage> {
         used: used?,
         peak: peak?,
         refused: refused?,
+        // A shim of an earlier version does not say.
+        held: held.unwrap_or(0),
     })
 }

@@ -156,6 +156,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     match slipway_protocol::recv::<ToGuest>(control)? {
         (ToGuest::Start { terminal }, streams) => {
             take_streams(streams, terminal)?;
+            sys::note_heap();
             if launch.program.drain {
                 sys::drain::on_sigterm().map_err(|e| format!("slipway.dev/stop: drain: {e}"))?;
             }
@@ -184,10 +185,11 @@ fn launch_is_late(control: BorrowedFd<'_>) -> bool {
 fn receive_launch(control: BorrowedFd<'_>) -> Result<(Launch, Option<OwnedFd>), Stop> {
     let (message, fds) = slipway_protocol::recv::<ToGuest>(control)?;
     let mut fds = fds.into_iter();
-    let (ToGuest::Launch, Some(budget), Some(body)) = (message, fds.next(), fds.next()) else {
+    let (ToGuest::Launch { share }, Some(budget), Some(body)) = (message, fds.next(), fds.next())
+    else {
         return Err("expected Launch with two descriptors".to_string().into());
     };
-    sys::obey_budget(&budget).map_err(|e| format!("memory budget: {e}"))?;
+    sys::obey_budget(&budget, share).map_err(|e| format!("memory budget: {e}"))?;
     Ok((slipway_protocol::read_launch(body)?, fds.next()))
 }
 
@@ -406,7 +408,7 @@ fn run(loaded: Loaded<'_>, wasi: &Wasi, call: &Call) -> End {
 fn abnormal(status: u8, trap: Option<Trap>) -> End {
     let refused = sys::refused_growth().filter(|_| status != 0);
     let reason = match (&refused, trap) {
-        (Some((wanted, limit)), _) => sys::over_budget(*wanted, *limit),
+        (Some(refusal), _) => refusal.to_string(),
         (None, Some(Trap { reason, stack })) if stack.is_empty() => format!("trap: {reason}"),
         (None, Some(Trap { reason, stack })) => {
             format!("trap: {reason} (calling stack: {})", calls::list(&stack))

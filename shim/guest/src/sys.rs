@@ -13,12 +13,18 @@ use std::ffi::{c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use slipway_protocol::{BudgetPage, CONTROL_FD, End, FORBIDDEN_CALL, Facts, FromGuest};
+use slipway_protocol::{
+    BudgetPage, CONTROL_FD, End, FORBIDDEN_CALL, Facts, FromGuest, GuestShare, Refusal,
+};
 
-/// The budget shared with the host; null before the launch.
-static BUDGET: AtomicPtr<BudgetPage> = AtomicPtr::new(ptr::null_mut());
+/// This guest's share of the container's budget; none before the launch.
+static BUDGET: OnceLock<GuestShare<'static>> = OnceLock::new();
+/// What is held for this guest beside its memories and its heap, in bytes; wrapped below 0 where more of the heap is charged
+/// to others than is held beside it.
+static BESIDE_HEAP: AtomicU64 = AtomicU64::new(0);
 
 /// Linear memories that the engine has reserved: (start, length) pairs, in the order in which the module has them. The
 /// module checker accepts so many.
@@ -69,14 +75,13 @@ pub unsafe extern "C" fn mmap(
     } else {
         None
     };
-    // SAFETY: the page is mapped once and for ever.
-    let budget = unsafe { BUDGET.load(Ordering::Acquire).as_ref() };
+    let budget = BUDGET.get();
     let initial = memory.is_some_and(|m| INITIAL[m].swap(0, Ordering::Relaxed) > 0);
     if let (Some(memory), Some(budget)) = (memory, budget) {
+        hold_heap(budget);
         if !budget.grow(len as u64) {
             if initial {
-                let (wanted, limit) = refused_growth().unwrap_or_default();
-                end_without_memory(over_budget(wanted, limit));
+                end_without_memory(refused_growth().unwrap_or_default().to_string());
             }
             return errno(libc::ENOMEM);
         }
@@ -139,8 +144,7 @@ pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     {
         START[memory].store(0, Ordering::Relaxed);
         let counted = COUNTED[memory].swap(0, Ordering::Relaxed);
-        // SAFETY: as above.
-        if let Some(budget) = unsafe { BUDGET.load(Ordering::Acquire).as_ref() } {
+        if let Some(budget) = BUDGET.get() {
             budget.shrink(counted);
         }
     }
@@ -160,19 +164,27 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
     unsafe { libc::syscall(libc::SYS_close, fd) as c_int }
 }
 
-/// Maps the page that the host writes.
-pub fn obey_budget(fd: &OwnedFd) -> io::Result<()> {
+/// Maps the budget that the host and the container's guests share.
+pub fn obey_budget(fd: &OwnedFd, share: usize) -> io::Result<()> {
     use rustix::mm::{MapFlags, ProtFlags};
     let access = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: a new shared mapping of a page that the host has sized; it is never unmapped.
-    let page = unsafe { rustix::mm::mmap(ptr::null_mut(), 4096, access, MapFlags::SHARED, fd, 0) }?;
-    BUDGET.store(page.cast(), Ordering::Release);
+    let size = size_of::<BudgetPage>();
+    // SAFETY: a new shared mapping of what the host has sized; it is never unmapped.
+    let page = unsafe { rustix::mm::mmap(ptr::null_mut(), size, access, MapFlags::SHARED, fd, 0) }?;
+    // SAFETY: mapped once and for ever, as large, aligned to a page; only atomics inside.
+    let page: &'static BudgetPage = unsafe { &*page.cast() };
+    let own = page.share(share).ok_or(io::ErrorKind::InvalidInput)?;
+    let _ = BUDGET.set(own);
     Ok(())
 }
 
-fn budget() -> Option<&'static BudgetPage> {
-    // SAFETY: mapped once and for ever; only atomics inside.
-    unsafe { BUDGET.load(Ordering::Acquire).as_ref() }
+/// The program is about to start: the host has written down what is held for this guest so far. What the engine's heap grows
+/// by from now on comes on top.
+pub fn note_heap() {
+    if let Some(budget) = BUDGET.get() {
+        let beside = budget.held().wrapping_sub(heap());
+        BESIDE_HEAP.store(beside, Ordering::Relaxed);
+    }
 }
 
 /// Takes down what the module's memories begin with. Before it is loaded.
@@ -182,16 +194,28 @@ pub fn expect_memories(facts: &Facts) {
     }
 }
 
-/// The budget now, in bytes; `u64::MAX` without one.
-pub fn budget_limit() -> u64 {
-    budget().map_or(u64::MAX, |b| b.limit.load(Ordering::Relaxed))
+/// Writes down what is held for this guest now.
+fn hold_heap(budget: &GuestShare<'_>) {
+    let held = BESIDE_HEAP.load(Ordering::Relaxed).wrapping_add(heap());
+    // The heap may have become smaller than what of it is charged to others.
+    budget.hold(u64::try_from(held.cast_signed()).unwrap_or(0));
 }
 
-/// (wanted, limit) in bytes of the last refused growth, if any was refused.
-pub fn refused_growth() -> Option<(u64, u64)> {
-    let budget = budget()?;
-    let load = |a: &AtomicU64| a.load(Ordering::Relaxed);
-    (load(&budget.refused) > 0).then(|| (load(&budget.wanted), load(&budget.limit)))
+/// What the heap has of the system, in bytes: the engine's objects, the program's tables, the bytes of its data segments.
+fn heap() -> u64 {
+    // SAFETY: reads the C library's own counters.
+    let info = unsafe { libc::mallinfo2() };
+    (info.arena as u64).saturating_add(info.hblkhd as u64)
+}
+
+/// The container's memory limit now, in bytes; `u64::MAX` without one.
+pub fn budget_limit() -> u64 {
+    BUDGET.get().map_or(u64::MAX, GuestShare::limit)
+}
+
+/// The last growth that was refused, if any was.
+pub fn refused_growth() -> Option<Refusal> {
+    BUDGET.get()?.refusal()
 }
 
 /// Signals whose default is not to end the process (signal(7)), those that cannot be caught, those of faults, which are
@@ -301,13 +325,6 @@ extern "C" fn on_exhaustion() {
         "memory limit exceeded: the engine has no memory left for the program's tables and its own objects; the program's limit is {} bytes",
         budget_limit()
     ))
-}
-
-/// The text for a growth that the budget has refused.
-pub fn over_budget(wanted: u64, limit: u64) -> String {
-    format!(
-        "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes"
-    )
 }
 
 /// Ends a program that cannot have what it cannot run without.

@@ -15,11 +15,12 @@ pub use layer::LayerSource;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use slipway_cgroup::OomKill;
 use slipway_counters::Counter;
 use slipway_module::Entrypoint;
 use slipway_protocol::{
-    Budget, Call, End, Error as ProtocolError, FromGuest, Launch, Mount, Purpose, Tier, Timeline,
-    ToGuest,
+    Call, End, Error as ProtocolError, FromGuest, HostShare, Launch, Mount, Purpose, Tier,
+    Timeline, ToGuest,
 };
 use slipway_spec::{Namespace, Plan, UserNamespace};
 
@@ -44,6 +45,22 @@ pub enum StartError {
     /// The handshake failed.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
+}
+
+/// The status of what SIGKILL has ended.
+pub const KILLED: u8 = 137;
+
+impl StartError {
+    /// The same error with its cause, where it is the kernel's OOM killer's work. `next_kill` tells of a kill in the guest's
+    /// cgroup.
+    #[must_use]
+    pub fn explained(self, next_kill: impl FnOnce() -> Option<OomKill>) -> Self {
+        let killed = matches!(self, Self::Died(status, _) if status == u32::from(KILLED));
+        match killed.then(next_kill).flatten() {
+            Some(kill) => Self::Refused(format!("{kill} before its module was found")),
+            None => self,
+        }
+    }
 }
 
 /// What a launch needs besides the plan.
@@ -127,8 +144,8 @@ fn mount_points(install: &Install, plan: &Plan) -> String {
 
 /// What the host does for a guest that looks for its module.
 pub struct Helpers<'a, Enter> {
-    /// The guest's memory budget.
-    pub budget: &'a Budget,
+    /// The guest's share of its container's memory budget.
+    pub budget: &'a HostShare,
     /// The module, where it is no file of the container.
     pub module: Option<BorrowedFd<'a>>,
     /// Makes the cgroup while the guest mounts; returns what [`ToGuest::Cgroup`] carries.
@@ -163,7 +180,8 @@ where
     // A guest that died before reading is told by its end, below.
     let mut fds = vec![host.budget.as_fd(), body.as_fd()];
     fds.extend(host.module);
-    let _ = guest.send(&ToGuest::Launch, &fds);
+    let share = host.budget.index();
+    let _ = guest.send(&ToGuest::Launch { share }, &fds);
     let tasks = (host.enter)()?;
     let _ = guest.send(&ToGuest::Cgroup, &slipway_protocol::borrow(&tasks));
     let (mut unoptimised, mut missed) = (None, false);
@@ -229,7 +247,7 @@ where
 }
 
 /// What a module of this launch is compiled for.
-fn purpose(launch: &Launch, budget: &Budget) -> Result<Purpose, StartError> {
+fn purpose(launch: &Launch, budget: &HostShare) -> Result<Purpose, StartError> {
     let args = &launch.program.args;
     let entrypoint = Entrypoint::parse(args.first().map_or("", String::as_str));
     Ok(Purpose {
@@ -237,7 +255,7 @@ fn purpose(launch: &Launch, budget: &Budget) -> Result<Purpose, StartError> {
             function: entrypoint.func().into(),
             arguments: args.len().saturating_sub(1),
         }),
-        memory_limit: budget.read()?.limit,
+        memory_limit: budget.budget().limit()?,
     })
 }
 
@@ -246,7 +264,7 @@ fn died(end: &End) -> StartError {
     let hint = match end.status {
         126 => ": it could not enter its cgroup",
         127 => ": its program could not be executed",
-        137 => ": killed, perhaps by the memory limit while it loaded",
+        KILLED => ": killed by SIGKILL",
         _ => "",
     };
     StartError::Died(end.status.into(), hint.into())

@@ -1,102 +1,233 @@
-//! The live memory budget: one page of shared memory that the host writes and the guest obeys.
+//! The live memory budget of a container: shared memory that the host and all its guests see. The host writes the limit, and
+//! each guest its own share of what is taken; nobody's growth may take all of them together over the limit.
+//!
+//! There is no common counter: a guest that is killed between two writes would leave it wrong. A guest asks whether its growth
+//! has room, writes it down in its own share, and adds all shares up again. Of two that grow at the same moment one sees the
+//! other, or both do and are refused; never do both get what there is room for only once. The host clears the share of a guest
+//! that has ended, so whatever it counted is given back.
 
+use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A page of WebAssembly linear memory in bytes.
 pub const PAGE_BYTES: u64 = 64 << 10;
 
-/// Layout of the shared page. Only atomics: both sides see every write whole.
-#[derive(Debug, Default)]
+/// Most guests of one container at a time.
+pub const MAX_SHARES: usize = 1023;
+
+/// The kernel has 8 bytes of page tables for 4 KiB of memory, which are charged with it.
+const PAGE_TABLES: u64 = 512;
+
+/// Layout of the shared memory. Only atomics: all sides see every write whole.
+#[derive(Debug)]
 #[repr(C)]
 pub struct BudgetPage {
-    /// Bytes of linear memory that the guest's memories may have together; `u64::MAX` for no limit.
-    pub limit: AtomicU64,
-    /// Bytes that they have now.
-    pub used: AtomicU64,
-    /// The most that they ever had.
-    pub peak: AtomicU64,
+    /// Bytes that the container may take altogether; `u64::MAX` for no limit.
+    limit: AtomicU64,
+    /// How many of the shares have ever been used: the first ones.
+    count: AtomicU64,
+    unused: [u64; 6],
+    shares: [Share; MAX_SHARES],
+}
+
+/// A guest's part of it, in bytes.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Share {
+    /// Bytes that its memories have now.
+    used: AtomicU64,
+    /// Bytes that are held for it beside its memories: by the engine for the module, by the kernel.
+    held: AtomicU64,
+    /// The most that its memories ever had.
+    peak: AtomicU64,
     /// Number of growths refused.
-    pub refused: AtomicU64,
+    refused: AtomicU64,
     /// Size in bytes that the last refused growth would have led to.
-    pub wanted: AtomicU64,
+    wanted: AtomicU64,
+    /// What was taken beside its memories then, by the engine and by others.
+    beside: AtomicU64,
+}
+
+const SHARE_BYTES: u64 = size_of::<Share>() as u64;
+/// The two words of a share that count.
+const COUNTED: usize = 16;
+
+/// A growth that was refused, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// What the program's memories would have had.
+    pub wanted: u64,
+    /// What was taken beside them, by the engine and by the container's other processes.
+    pub beside: u64,
+    /// The container's limit.
+    pub limit: u64,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            wanted,
+            beside,
+            limit,
+        } = self;
+        write!(
+            f,
+            "memory budget exceeded: the program needed {wanted} bytes of memory, its limit is {limit} bytes, of which the engine and the container's other processes hold {beside}"
+        )
+    }
 }
 
 impl BudgetPage {
+    /// A guest's own share, which is never another's at the same time.
+    pub fn share(&self, index: usize) -> Option<GuestShare<'_>> {
+        let own = self.shares.get(index)?;
+        Some(GuestShare { page: self, own })
+    }
+
+    fn taken(&self) -> u64 {
+        let count = usize::try_from(self.count.load(Ordering::SeqCst)).unwrap_or(MAX_SHARES);
+        let shares = self.shares.iter().take(count);
+        shares.map(Share::taken).fold(0, u64::saturating_add)
+    }
+}
+
+impl Share {
+    fn taken(&self) -> u64 {
+        let used = self.used.load(Ordering::SeqCst);
+        let held = self.held.load(Ordering::SeqCst);
+        with_page_tables(used).saturating_add(held)
+    }
+}
+
+fn with_page_tables(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / PAGE_TABLES)
+}
+
+/// The guest's view of the budget.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestShare<'a> {
+    page: &'a BudgetPage,
+    own: &'a Share,
+}
+
+impl GuestShare<'_> {
     /// Asks for `bytes` more; false, and counted, where the budget has no room.
     pub fn grow(&self, bytes: u64) -> bool {
-        let limit = self.limit.load(Ordering::Relaxed);
-        let mut wanted = 0;
-        let grown = self
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                wanted = used.saturating_add(bytes);
-                (wanted <= limit).then_some(wanted)
-            });
-        match grown {
-            Ok(_) => {
-                self.peak.fetch_max(wanted, Ordering::Relaxed);
-                true
+        let used = self.own.used.load(Ordering::SeqCst);
+        let wanted = used.saturating_add(bytes);
+        let limit = self.limit();
+        let growth = with_page_tables(wanted) - with_page_tables(used);
+        // Before it is written down: a request that is hopeless shall not be in the way of another guest's.
+        if self.page.taken().saturating_add(growth) <= limit {
+            self.own.used.store(wanted, Ordering::SeqCst);
+            if self.page.taken() <= limit {
+                self.own.peak.fetch_max(wanted, Ordering::Relaxed);
+                return true;
             }
-            Err(_) => {
-                self.wanted.store(wanted, Ordering::Relaxed);
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                false
-            }
+            self.own.used.store(used, Ordering::SeqCst);
         }
+        let beside = self.page.taken().saturating_sub(used);
+        self.own.wanted.store(wanted, Ordering::Relaxed);
+        self.own.beside.store(beside, Ordering::Relaxed);
+        self.own.refused.fetch_add(1, Ordering::Relaxed);
+        false
     }
 
     /// Gives `bytes` back.
     pub fn shrink(&self, bytes: u64) {
         // Never below zero: an unmapped reservation may never have been counted.
-        let _ = self
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                Some(used.saturating_sub(bytes))
-            });
+        let used = self.own.used.load(Ordering::SeqCst);
+        let left = used.saturating_sub(bytes);
+        self.own.used.store(left, Ordering::SeqCst);
+    }
+
+    /// Bytes that are held for this guest beside its memories.
+    pub fn held(&self) -> u64 {
+        self.own.held.load(Ordering::SeqCst)
+    }
+
+    /// Writes down what is held for this guest beside its memories, in bytes.
+    pub fn hold(&self, bytes: u64) {
+        self.own.held.store(bytes, Ordering::SeqCst);
+    }
+
+    /// The container's limit in bytes; `u64::MAX` for no limit.
+    pub fn limit(&self) -> u64 {
+        self.page.limit.load(Ordering::SeqCst)
+    }
+
+    /// The last growth that was refused, if any was.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let load = |a: &AtomicU64| a.load(Ordering::Relaxed);
+        (load(&self.own.refused) > 0).then(|| Refusal {
+            wanted: load(&self.own.wanted),
+            beside: load(&self.own.beside),
+            limit: self.limit(),
+        })
     }
 }
 
-/// A budget in figures, as [`BudgetPage`] has them.
+/// A budget in figures.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes; `None` for no limit.
+    /// Bytes that the container may take altogether; `None` for no limit.
     pub limit: Option<u64>,
-    /// Bytes.
+    /// Bytes of the guests' memories.
     pub used: u64,
-    /// Bytes.
+    /// The most that the memories of one guest ever had, in bytes.
     pub peak: u64,
     /// Number of growths refused.
     pub refused: u64,
+    /// Bytes held beside the memories, by the engine and the kernel.
+    pub held: u64,
 }
 
 impl Usage {
-    /// Numbers of the fields that carry limit, used, peak and refused in containerd's messages of metrics. Those who do
-    /// not know them skip them.
-    pub const METRICS_FIELDS: [u32; 4] = [1000, 1001, 1002, 1003];
+    /// Numbers of the fields that carry limit, used, peak, refused and held in containerd's messages of metrics. Those who
+    /// do not know them skip them.
+    pub const METRICS_FIELDS: [u32; 5] = [1000, 1001, 1002, 1003, 1004];
 }
 
-/// The host's handle on the page: a memfd, written with positioned writes, so that the host maps nothing.
+/// The host's handle on a container's budget: a memfd, written with positioned writes, so that the host maps nothing.
 #[derive(Debug)]
 pub struct Budget {
     fd: OwnedFd,
+    /// By share: a guest has it.
+    given: Mutex<Vec<bool>>,
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_ne_bytes)
 }
 
 impl Budget {
-    /// A page with this limit in bytes; `None` for no limit.
+    /// A budget with this limit in bytes; `None` for no limit.
     ///
     /// # Errors
     /// memfd_create's or write's.
-    pub fn new(limit: Option<u64>) -> io::Result<Self> {
-        let fd = rustix::fs::memfd_create(c"budget", rustix::fs::MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&fd, 4096)?;
-        let budget = Self { fd };
+    pub fn new(limit: Option<u64>) -> io::Result<Arc<Self>> {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+        let fd = memfd_create(c"budget", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&fd, size_of::<BudgetPage>() as u64)?;
+        // A guest could end the others by taking the page from under them.
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let budget = Self {
+            fd,
+            given: Mutex::default(),
+        };
         budget.set_limit(limit)?;
-        Ok(budget)
+        Ok(Arc::new(budget))
     }
 
-    /// Moves the limit of a running guest, in bytes.
+    fn given(&self) -> MutexGuard<'_, Vec<bool>> {
+        // Never held across a call that can panic.
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the limit of all guests, in bytes.
     ///
     /// # Errors
     /// write's.
@@ -105,57 +236,317 @@ impl Budget {
         Ok(())
     }
 
-    /// What the guest has made of it so far.
+    /// The limit as it is now, in bytes; `None` for no limit.
+    ///
+    /// # Errors
+    /// read's.
+    pub fn limit(&self) -> io::Result<Option<u64>> {
+        let mut bytes = [0u8; 8];
+        rustix::io::pread(&self.fd, &mut bytes[..], 0)?;
+        Ok(Some(word(&bytes)).filter(|limit| *limit != u64::MAX))
+    }
+
+    /// A share for a further guest, with nothing in it.
+    ///
+    /// # Errors
+    /// write's; [`MAX_SHARES`] guests have one.
+    pub fn share(self: &Arc<Self>) -> io::Result<HostShare> {
+        let mut given = self.given();
+        let index = match given.iter().position(|taken| !taken) {
+            Some(free) => free,
+            None if given.len() < MAX_SHARES => {
+                given.push(false);
+                given.len() - 1
+            }
+            None => {
+                return Err(io::Error::other(format!(
+                    "the container has {MAX_SHARES} processes, more cannot share its memory budget: end some first"
+                )));
+            }
+        };
+        let share = HostShare {
+            budget: self.clone(),
+            index,
+        };
+        rustix::io::pwrite(&self.fd, &[0; SHARE_BYTES as usize], share.offset())?;
+        rustix::io::pwrite(&self.fd, &(given.len() as u64).to_ne_bytes(), 8)?;
+        if let Some(taken) = given.get_mut(index) {
+            *taken = true;
+        }
+        drop(given);
+        Ok(share)
+    }
+
+    /// What the guests have made of it so far, those that have ended and are still known included.
     ///
     /// # Errors
     /// read's.
     pub fn read(&self) -> io::Result<Usage> {
-        let mut bytes = [0u8; 32];
-        rustix::io::pread(&self.fd, &mut bytes[..], 0)?;
-        let mut fields = [0u64; 4];
-        for (field, chunk) in fields.iter_mut().zip(bytes.chunks_exact(8)) {
-            let mut word = [0u8; 8];
-            word.copy_from_slice(chunk);
-            *field = u64::from_ne_bytes(word);
-        }
-        let [limit, used, peak, refused] = fields;
-        Ok(Usage {
-            limit: (limit != u64::MAX).then_some(limit),
-            used,
-            peak,
-            refused,
+        let limit = self.limit()?;
+        let count = self.given().len();
+        let mut bytes = vec![0u8; count * SHARE_BYTES as usize];
+        let read = rustix::io::pread(&self.fd, bytes.as_mut_slice(), SHARE_BYTES)?;
+        bytes.truncate(read);
+        let start = Usage {
+            limit,
+            ..Usage::default()
+        };
+        let shares = bytes.chunks_exact(SHARE_BYTES as usize);
+        Ok(shares.map(figures).fold(start, |all, one| Usage {
+            limit,
+            used: all.used.saturating_add(one.used),
+            peak: all.peak.max(one.peak),
+            refused: all.refused.saturating_add(one.refused),
+            held: all.held.saturating_add(one.held),
+        }))
+    }
+}
+
+/// A share's words as figures.
+fn figures(share: &[u8]) -> Usage {
+    let mut words = share.chunks_exact(8).map(word);
+    let mut next = || words.next().unwrap_or(0);
+    let (used, held, peak, refused) = (next(), next(), next(), next());
+    Usage {
+        limit: None,
+        used,
+        peak,
+        refused,
+        held,
+    }
+}
+
+/// The host's handle on one guest's share. Dropped only when the guest is gone.
+#[derive(Debug)]
+pub struct HostShare {
+    budget: Arc<Budget>,
+    index: usize,
+}
+
+impl HostShare {
+    /// Which of the shares it is, for [`crate::ToGuest::Launch`].
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The container's.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    fn offset(&self) -> u64 {
+        SHARE_BYTES * (self.index as u64 + 1)
+    }
+
+    /// Writes down what is held for the guest before its program runs, in bytes.
+    ///
+    /// # Errors
+    /// write's.
+    pub fn hold(&self, bytes: u64) -> io::Result<()> {
+        rustix::io::pwrite(&self.budget.fd, &bytes.to_ne_bytes(), self.offset() + 8)?;
+        Ok(())
+    }
+
+    /// The guest has ended: what it had is the others' again. Its figures of the past stay to be read.
+    pub fn give_back(&self) {
+        // A write to a sealed memfd that is as large as it was made fails for nobody.
+        let _ = rustix::io::pwrite(&self.budget.fd, &[0; COUNTED], self.offset());
+    }
+
+    fn bytes(&self) -> io::Result<[u8; SHARE_BYTES as usize]> {
+        let mut bytes = [0u8; SHARE_BYTES as usize];
+        rustix::io::pread(&self.budget.fd, &mut bytes[..], self.offset())?;
+        Ok(bytes)
+    }
+
+    /// What the guest has made of it so far; without the limit, which is the container's.
+    ///
+    /// # Errors
+    /// read's.
+    pub fn read(&self) -> io::Result<Usage> {
+        self.bytes().map(|bytes| figures(&bytes))
+    }
+
+    /// The last growth that was refused, if any was. Of a guest that could not tell it itself any more.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let bytes = self.bytes().ok()?;
+        let mut words = bytes.chunks_exact(8).map(word).skip(3);
+        let (refused, wanted, beside) = (words.next()?, words.next()?, words.next()?);
+        let limit = self.budget.limit().ok()?.unwrap_or(u64::MAX);
+        (refused > 0).then_some(Refusal {
+            wanted,
+            beside,
+            limit,
         })
     }
 }
 
-impl AsFd for Budget {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
+impl Drop for HostShare {
+    fn drop(&mut self) {
+        self.give_back();
+        if let Some(taken) = self.budget.given().get_mut(self.index) {
+            *taken = false;
+        }
+    }
+}
+
+impl AsFd for HostShare {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.budget.fd.as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+
+    fn page(limit: u64, count: u64) -> Box<BudgetPage> {
+        Box::new(BudgetPage {
+            limit: limit.into(),
+            count: count.into(),
+            unused: [0; 6],
+            shares: std::array::from_fn(|_| Share::default()),
+        })
+    }
+
+    /// Room for so many pages, with the kernel's tables for them.
+    fn pages(n: u64) -> u64 {
+        with_page_tables(n * PAGE_BYTES)
+    }
 
     #[test]
     fn growth_is_refused_past_the_limit_and_counted_once() {
-        let page = BudgetPage::default();
-        page.limit.store(3 * PAGE_BYTES, Ordering::Relaxed);
-        assert!(page.grow(2 * PAGE_BYTES));
-        assert!(!page.grow(2 * PAGE_BYTES));
-        assert!(page.grow(PAGE_BYTES));
-        assert_eq!(page.refused.load(Ordering::Relaxed), 1);
-        assert_eq!(page.wanted.load(Ordering::Relaxed), 4 * PAGE_BYTES);
-        assert_eq!(page.peak.load(Ordering::Relaxed), 3 * PAGE_BYTES);
+        let page = page(pages(3), 1);
+        let guest = page.share(0).unwrap();
+        assert!(guest.grow(2 * PAGE_BYTES));
+        assert_eq!(guest.refusal(), None);
+        assert!(!guest.grow(2 * PAGE_BYTES));
+        assert!(guest.grow(PAGE_BYTES));
+        let refusal = Refusal {
+            wanted: 4 * PAGE_BYTES,
+            beside: 2 * PAGE_BYTES / PAGE_TABLES,
+            limit: pages(3),
+        };
+        assert_eq!(guest.refusal(), Some(refusal));
+        assert_eq!(guest.own.refused.load(Ordering::Relaxed), 1);
+        assert_eq!(guest.own.peak.load(Ordering::Relaxed), 3 * PAGE_BYTES);
+        guest.shrink(u64::MAX);
+        assert!(guest.grow(3 * PAGE_BYTES));
+    }
+
+    #[test]
+    fn what_the_engine_holds_comes_off_the_limit() {
+        let page = page(pages(3), 1);
+        let guest = page.share(0).unwrap();
+        guest.hold(PAGE_BYTES);
+        assert!(!guest.grow(3 * PAGE_BYTES));
+        assert!(guest.grow(2 * PAGE_BYTES));
+        // More is held than there was room for: nothing more is granted, and nothing wraps.
+        guest.hold(u64::MAX);
+        assert!(!guest.grow(1));
+    }
+
+    #[test]
+    fn a_guest_has_what_the_others_have_left() {
+        let page = page(pages(4), 2);
+        let [main, exec] = [0, 1].map(|index| page.share(index).unwrap());
+        assert!(main.grow(3 * PAGE_BYTES));
+        exec.hold(PAGE_BYTES / 2);
+        assert!(!exec.grow(PAGE_BYTES));
+        exec.hold(0);
+        assert!(exec.grow(PAGE_BYTES));
+        assert!(!main.grow(PAGE_BYTES));
+        exec.shrink(PAGE_BYTES);
+        assert!(main.grow(PAGE_BYTES));
+    }
+
+    #[test]
+    fn guests_that_grow_at_once_never_pass_the_limit_together() {
+        const GUESTS: usize = 4;
+        const ROOM: u64 = 64 * PAGE_BYTES;
+        let page = page(with_page_tables(ROOM), GUESTS as u64);
+        let granted = AtomicU64::new(0);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for index in 0..GUESTS {
+                let (guest, granted, over) = (page.share(index).unwrap(), &granted, &over);
+                scope.spawn(move || {
+                    for round in 0..20_000 {
+                        let bytes = PAGE_BYTES * (1 + round % 40);
+                        if guest.grow(bytes) {
+                            let all = granted.fetch_add(bytes, Ordering::SeqCst) + bytes;
+                            over.fetch_or(all > ROOM, Ordering::SeqCst);
+                            granted.fetch_sub(bytes, Ordering::SeqCst);
+                            guest.shrink(bytes);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(!over.load(Ordering::SeqCst));
+        assert_eq!(page.taken(), 0);
     }
 
     #[test]
     fn the_hosts_handle_reads_what_it_wrote() {
         let budget = Budget::new(Some(7)).unwrap();
-        let limit = || budget.read().unwrap().limit;
-        assert_eq!(limit(), Some(7));
+        assert_eq!(budget.limit().unwrap(), Some(7));
         budget.set_limit(None).unwrap();
-        assert_eq!(limit(), None);
+        assert_eq!(budget.limit().unwrap(), None);
+        let shares = [5, 6].map(|held| {
+            let share = budget.share().unwrap();
+            share.hold(held).unwrap();
+            share
+        });
+        assert_eq!([shares[0].index(), shares[1].index()], [0, 1]);
+        assert_eq!(shares[1].read().unwrap().held, 6);
+        assert_eq!(budget.read().unwrap().held, 11);
+        shares[0].give_back();
+        assert_eq!(budget.read().unwrap().held, 6);
+    }
+
+    #[test]
+    fn the_host_reads_what_a_guest_has_written() {
+        let budget = Budget::new(Some(10)).unwrap();
+        let [_, share] = [(), ()].map(|()| budget.share().unwrap());
+        assert_eq!(share.refusal(), None);
+        let mut words = [1u64, 2, 3, 4, 5, 6].map(u64::to_ne_bytes).concat();
+        words.resize(SHARE_BYTES as usize, 0);
+        rustix::io::pwrite(&budget.fd, &words, share.offset()).unwrap();
+        let refusal = Refusal {
+            wanted: 5,
+            beside: 6,
+            limit: 10,
+        };
+        assert_eq!(share.refusal(), Some(refusal));
+        let usage = Usage {
+            limit: None,
+            used: 1,
+            held: 2,
+            peak: 3,
+            refused: 4,
+        };
+        assert_eq!(share.read().unwrap(), usage);
+    }
+
+    #[test]
+    fn a_share_is_given_again_when_its_guest_is_gone() {
+        let budget = Budget::new(None).unwrap();
+        let mut shares: Vec<_> = (0..MAX_SHARES).map(|_| budget.share().unwrap()).collect();
+        let error = budget.share().unwrap_err().to_string();
+        assert!(error.contains("1023 processes"), "{error}");
+        shares[3].hold(9).unwrap();
+        drop(shares.swap_remove(3));
+        let again = budget.share().unwrap();
+        assert_eq!((again.index(), again.read().unwrap().held), (3, 0));
+    }
+
+    #[test]
+    fn a_guest_cannot_take_the_memory_from_under_the_others() {
+        let budget = Budget::new(None).unwrap();
+        let share = budget.share().unwrap();
+        assert!(rustix::fs::ftruncate(share.as_fd(), 0).is_err());
     }
 }

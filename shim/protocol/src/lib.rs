@@ -5,7 +5,7 @@
 //! ```text
 //! host                                   guest
 //!   ◀─ Waiting                             │  engine loaded
-//!   Launch + [budget page, body, module?] ▶│  no privileges dropped, nothing hostile seen
+//!   Launch + [budget, body, module?] ─────▶│  no privileges dropped, nothing hostile seen
 //!   (makes the cgroup meanwhile)           │  joins namespaces, mounts
 //!   Cgroup + [tasks…] ────────────────────▶│  moves itself there, resolves the entrypoint
 //!   ◀─ NoEntrypoint                        │  only where the image has no such file, and no module was given
@@ -43,7 +43,9 @@ mod facts;
 mod names;
 mod seccomp;
 mod timeline;
-pub use budget::{Budget, BudgetPage, PAGE_BYTES, Usage};
+pub use budget::{
+    Budget, BudgetPage, GuestShare, HostShare, MAX_SHARES, PAGE_BYTES, Refusal, Usage,
+};
 pub use facts::{Call, Facts, Purpose};
 pub use names::{encode_names, find_name};
 pub use seccomp::{FORBIDDEN_CALL, Instruction, LOADING_FILTERED, Seccomp};
@@ -62,7 +64,10 @@ const MAX_FDS: usize = 16;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToGuest {
     /// What to become: descriptors of the budget, of a [`Launch`], and of the module where it is no file of the container.
-    Launch,
+    Launch {
+        /// Which of the budget's shares is this guest's.
+        share: usize,
+    },
     /// The cgroup is there: descriptors of files into which the guest writes `0` to move itself. None where it was born
     /// inside.
     Cgroup,
@@ -452,9 +457,9 @@ mod tests {
             ..Launch::default()
         };
         let body = write_launch(&launch).unwrap();
-        send(host.as_fd(), &ToGuest::Launch, &[body.as_fd()]).unwrap();
+        send(host.as_fd(), &ToGuest::Launch { share: 0 }, &[body.as_fd()]).unwrap();
         let (message, mut fds) = recv::<ToGuest>(guest.as_fd()).unwrap();
-        assert!(matches!(message, ToGuest::Launch));
+        assert!(matches!(message, ToGuest::Launch { share: 0 }));
         let launch = read_launch(fds.pop().unwrap()).unwrap();
         assert_eq!(launch.program.args.len(), 20_000);
     }

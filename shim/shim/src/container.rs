@@ -1,16 +1,15 @@
 //! One container of the pod that is our own: the sandbox with its holder, or a Wasm container with its guests.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::events::task::{
     TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
-use slipway_cgroup::{Cgroup, Registration};
+use slipway_cgroup::{Cgroup, OomKill, OomWatch, Registration};
 use slipway_counters::{Counter, Counters};
-use slipway_protocol::{Budget, End, Usage};
+use slipway_protocol::{Budget, End, HostShare, Timeline, Usage};
 use slipway_spec::{Plan, Resources, Role};
 
 use crate::count::{self, Begun};
@@ -31,11 +30,11 @@ pub struct Container {
     pub cgroup: Option<Cgroup>,
     /// Its own process; when that ends, the container ends.
     pub main: Process,
-    /// OOM kills in the cgroup that have been told: a cgroup may be older than its container.
-    oom_kills_told: AtomicU64,
+    /// The kernel's kills in the cgroup.
+    oom: Mutex<Option<OomWatch>>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
-    /// The memory budgets of its guests.
-    budgets: Mutex<Budgets>,
+    /// What all its guests may take together; the sandbox has none.
+    budget: Option<Arc<Budget>>,
     counters: Counters,
     /// `None` for the sandbox, which has no program.
     begun: Option<Begun>,
@@ -49,12 +48,6 @@ pub struct Exec {
     pub plan: Plan,
 }
 
-#[derive(Default)]
-struct Budgets {
-    limit: Option<u64>,
-    pages: Vec<Arc<Budget>>,
-}
-
 /// What a new container is made from.
 pub struct Parts {
     /// See [`Container`].
@@ -65,9 +58,11 @@ pub struct Parts {
     pub plan: Plan,
     /// See [`Container`].
     pub cgroup: Option<Cgroup>,
+    /// Watches it since it was made.
+    pub oom: Option<OomWatch>,
     /// See [`Container`]; created and not started.
     pub main: Process,
-    /// Its memory budget; the sandbox has none.
+    /// See [`Container`].
     pub budget: Option<Arc<Budget>>,
     /// The node's.
     pub counters: Counters,
@@ -84,16 +79,13 @@ impl Container {
     /// A container in state Created, watched to its end.
     pub fn new(parts: Parts, events: Events, log: Log) -> Arc<Self> {
         let container = Arc::new(Self {
-            oom_kills_told: parts.cgroup.as_ref().map_or(0, Cgroup::oom_kills).into(),
+            oom: Mutex::new(parts.oom),
             id: parts.id,
             bundle: parts.bundle,
             cgroup: parts.cgroup,
             main: parts.main,
             execs: Mutex::default(),
-            budgets: Mutex::new(Budgets {
-                limit: parts.plan.resources.memory_budget(),
-                pages: parts.budget.into_iter().collect(),
-            }),
+            budget: parts.budget,
             plan: parts.plan,
             counters: parts.counters,
             begun: parts.begun,
@@ -104,11 +96,19 @@ impl Container {
 
     /// Lets the created container run, as soon as its module is loaded.
     pub async fn start(&self, events: &Events, log: &Log) -> Result<()> {
-        let failed = |_: &_| self.counters.count(Counter::StartFailures);
-        if let Some(steps) = self.main.loaded().await.inspect_err(failed)? {
-            log.debug(&format!("started {}: microseconds: {steps}", self.id));
+        match self.loaded(&self.main).await {
+            Ok(None) => {}
+            Ok(Some(steps)) => {
+                log.debug(&format!("started {}: microseconds: {steps}", self.id));
+            }
+            // To its user it is a container that needs more memory, whenever that showed: its end says so.
+            Err(_) if self.main.oom_kill().is_some() => return Ok(()),
+            Err(e) => {
+                self.counters.count(Counter::StartFailures);
+                return Err(e);
+            }
         }
-        self.main.begin()?;
+        self.main.begin(self.cgroup.as_ref())?;
         if let Some(begun) = self.begun {
             begun.started(&self.counters, self.main.pid());
         }
@@ -118,6 +118,19 @@ impl Container {
             ..TaskStart::default()
         });
         Ok(())
+    }
+
+    /// Waits until the module of a process is loaded; the steps that it took.
+    pub async fn loaded(&self, process: &Process) -> Result<Option<Timeline>> {
+        let loaded = process.loaded().await;
+        if loaded.is_err() && process.is_gone() {
+            // Whoever watches its end finds out why it was killed.
+            process.wait().await;
+            if let Some(reason) = process.oom_kill() {
+                return Err(error::precondition(reason));
+            }
+        }
+        loaded
     }
 
     /// Stops all processes of the container where they are.
@@ -185,14 +198,13 @@ impl Container {
                 ));
                 (applied.memory_limit, applied.memory_swap) = (None, None);
             }
-            let mut budgets = lock(&self.budgets);
-            budgets.limit = resources.memory_budget();
-            for page in &budgets.pages {
-                page.set_limit(budgets.limit).map_err(error::internal)?;
+            let budget = resources.memory_budget();
+            if let Some(shared) = &self.budget {
+                shared.set_limit(budget).map_err(error::internal)?;
             }
-            self.main.limit_memory(budgets.limit);
+            self.main.limit_memory(budget);
             for exec in lock(&self.execs).values() {
-                exec.process.limit_memory(budgets.limit);
+                exec.process.limit_memory(budget);
             }
         }
         match &self.cgroup {
@@ -201,14 +213,10 @@ impl Container {
         }
     }
 
-    /// A budget page for a further guest, with the limit as it is now.
-    pub fn new_budget(&self) -> std::io::Result<Arc<Budget>> {
-        let mut budgets = lock(&self.budgets);
-        let page = Arc::new(Budget::new(budgets.limit)?);
-        // Those of guests that have ended are held by nobody else.
-        budgets.pages.retain(|page| Arc::strong_count(page) > 1);
-        budgets.pages.push(page.clone());
-        Ok(page)
+    /// The share of a further guest in the container's memory budget.
+    pub fn new_share(&self) -> std::io::Result<HostShare> {
+        let none = || std::io::Error::other("a sandbox has no memory budget");
+        self.budget.as_ref().ok_or_else(none)?.share()
     }
 
     /// Processes of the container: all in its cgroup. An ended one that is not deleted yet still has its first: a
@@ -290,14 +298,7 @@ impl Container {
 
     /// How its memory budget stands: of all its guests together, the peak the highest of them. A sandbox has none.
     pub fn memory(&self) -> Option<Usage> {
-        let budgets = lock(&self.budgets);
-        let pages = budgets.pages.iter().filter_map(|page| page.read().ok());
-        pages.reduce(|all, page| Usage {
-            limit: budgets.limit,
-            used: all.used + page.used,
-            peak: all.peak.max(page.peak),
-            refused: all.refused + page.refused,
-        })
+        self.budget.as_ref()?.read().ok()
     }
 
     /// Tells the node's counters of growths that were refused since it was told last.
@@ -311,19 +312,27 @@ impl Container {
         execs.values().for_each(|exec| count(&exec.process));
     }
 
+    /// The kernel's next kill in the container that has not been told.
+    pub fn next_oom_kill(&self) -> Option<OomKill> {
+        lock(&self.oom).as_mut()?.next_kill()
+    }
+
     /// Gives the end of a process its reason where the kernel's OOM killer was it: each of its kills is told once.
-    fn explain_oom_kill(&self, end: &mut End) {
-        let kills = self.cgroup.as_ref().map_or(0, Cgroup::oom_kills);
-        if end.status != 137 || end.out_of_memory || kills <= self.oom_kills_told.load(Relaxed) {
+    fn explain_oom_kill(&self, process: &Process, end: &mut End) {
+        if end.status != slipway_launch::KILLED || end.out_of_memory {
             return;
         }
-        self.oom_kills_told.fetch_add(1, Relaxed);
-        let limit = lock(&self.budgets).limit.map_or_else(
-            || "the pod's memory limit".into(),
-            |bytes| format!("the container's memory limit of {bytes} bytes"),
-        );
+        let Some(kill) = self.next_oom_kill() else {
+            return;
+        };
         end.out_of_memory = true;
-        end.reason = format!("killed by the kernel: {limit} was reached");
+        end.reason = match (process.status(), process.refusal()) {
+            (Status::CREATED, _) => format!("{kill} while its module was loaded"),
+            // What a program and its engine do about a refusal takes memory, too: a trap's report some for each function.
+            (_, Some(refusal)) => format!("{refusal}; then {kill}"),
+            (_, None) => kill.to_string(),
+        };
+        process.note_oom_kill(&end.reason);
     }
 }
 
@@ -351,7 +360,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
     let Some(mut end) = container.main.body_end().await else {
         return;
     };
-    container.explain_oom_kill(&mut end);
+    container.explain_oom_kill(&container.main, &mut end);
     if !end.reason.is_empty() {
         log.info(&format!(
             "container {} ended with status {}: {}",
@@ -366,6 +375,13 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
         let _ = exec.process.kill(libc::SIGKILL.unsigned_abs());
     }
     container.main.output_taken().await;
+    if end.out_of_memory {
+        // Of an exec's end it is not told: containerd would give it as the reason of the container's own.
+        events.publish(&TaskOOM {
+            container_id: container.id.clone(),
+            ..TaskOOM::default()
+        });
+    }
     ended(&container, &container.main, &end, &events);
 }
 
@@ -374,7 +390,7 @@ pub async fn watch_exec(container: Arc<Container>, exec: Arc<Exec>, events: Even
     let Some(mut end) = exec.process.body_end().await else {
         return;
     };
-    container.explain_oom_kill(&mut end);
+    container.explain_oom_kill(&exec.process, &mut end);
     if !end.reason.is_empty() {
         log.info(&format!(
             "exec {} of container {} ended with status {}: {}",
@@ -390,17 +406,12 @@ fn ended(container: &Container, process: &Process, end: &End, events: &Events) {
         status: end.status.into(),
         at: now(),
     };
-    if container.begun.is_some() && process.status() != Status::CREATED {
+    let counts = process.status() != Status::CREATED || end.out_of_memory;
+    if container.begun.is_some() && counts {
         count::ended(&container.counters, process.pid(), end);
         container.count_refused();
     }
     process.stop();
-    if end.out_of_memory {
-        events.publish(&TaskOOM {
-            container_id: container.id.clone(),
-            ..TaskOOM::default()
-        });
-    }
     events.publish(&TaskExit {
         container_id: container.id.clone(),
         id: process.id.clone(),

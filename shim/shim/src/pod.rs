@@ -11,12 +11,12 @@ use std::time::Instant;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
-use slipway_cgroup::{Cgroup, Registration};
+use slipway_cgroup::{Cgroup, OomWatch, Registration};
 use slipway_counters::{Counter, Counters};
 use slipway_launch::{
     Compiler, Guest, Helpers, Install, LayerSource, Resolved, StartError, Surroundings,
 };
-use slipway_protocol::{Budget, Mount, Timeline};
+use slipway_protocol::{Budget, HostShare, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
 use slipway_sys::CgroupEntry;
 use tokio::sync::Notify;
@@ -341,7 +341,8 @@ impl Pod {
             None => self.guest(plan, &mut made)?,
         };
         steps.mark("guest");
-        let budget = Arc::new(Budget::new(plan.resources.memory_budget())?);
+        let budget = Budget::new(plan.resources.memory_budget())?;
+        let share = budget.share()?;
         let around = Surroundings {
             bundle: Path::new(&request.bundle),
             root_mounts: root_mounts(request, plan)?,
@@ -350,8 +351,9 @@ impl Pod {
             exec_in: None,
         };
         let resolved = self
-            .resolve(&guest, plan, around, &budget, &mut made, &compiler)
-            .await?;
+            .resolve(&guest, plan, around, &share, &mut made, &compiler)
+            .await
+            .map_err(|e| e.explained(|| made.oom.as_mut()?.next_kill()))?;
         steps.append(resolved.steps);
         steps.mark("resolved");
         if let Some(why) = &plan.unsupported {
@@ -365,7 +367,7 @@ impl Pod {
         steps.mark("streams");
         self.log_steps(request, &steps);
         let main = Process::new(&request.id, paths(request), request.terminal);
-        main.embody(Body::Guest(guest), Some(budget.clone()), streams);
+        main.embody(Body::Guest(guest), Some(share), streams);
         let begun = Begun::created(&self.counters, asked, resolved.missed);
         let guest = Some((budget, begun));
         Ok(self.container(request, plan, made.keep(), main, guest))
@@ -377,7 +379,7 @@ impl Pod {
         guest: &Guest,
         plan: &Plan,
         around: Surroundings<'_>,
-        budget: &Budget,
+        budget: &HostShare,
         made: &mut Made,
         compiler: &Compiler,
     ) -> std::result::Result<Resolved, StartError> {
@@ -417,7 +419,7 @@ impl Pod {
         &self,
         request: &api::CreateTaskRequest,
         plan: &Plan,
-        cgroup: Option<Cgroup>,
+        (cgroup, oom): (Option<Cgroup>, Option<OomWatch>),
         main: Process,
         guest: Option<(Arc<Budget>, Begun)>,
     ) -> Arc<Container> {
@@ -427,6 +429,7 @@ impl Pod {
             bundle: request.bundle.clone(),
             plan: plan.clone(),
             cgroup,
+            oom,
             main,
             budget,
             counters: self.counters.clone(),
@@ -484,12 +487,13 @@ impl Pod {
             self.events.clone(),
             self.log.clone(),
         ));
-        if let Err(e) = exec.process.loaded().await {
+        if let Err(e) = container.loaded(&exec.process).await {
             // It waits for its end; nobody else would end it.
             let _ = exec.process.kill(libc::SIGKILL.unsigned_abs());
             return Err(e);
         }
-        exec.process.begin()?;
+        // The cgroup is others', too.
+        exec.process.begin(None)?;
         count::exec_started(&self.counters, asked, exec.process.pid());
         container::exec_started(container, exec, &self.events);
         Ok(())
@@ -504,7 +508,8 @@ impl Pod {
         let compiler = self.compiler(container.cgroup.as_ref());
         let mut made = Made::existing(container.cgroup.clone());
         let guest = self.guest(plan, &mut made)?;
-        let budget = container.new_budget()?;
+        raise_oom_score(guest.pid(), container.main.pid());
+        let budget = container.new_share()?;
         let around = Surroundings {
             bundle: Path::new(&container.bundle),
             root_mounts: Vec::new(),
@@ -515,7 +520,7 @@ impl Pod {
         let resolved = self
             .resolve(&guest, plan, around, &budget, &mut made, &compiler)
             .await;
-        resolved.map_err(|e| match e {
+        resolved.map_err(|e| match e.explained(|| container.next_oom_kill()) {
             StartError::NoEntrypoint(what) => StartError::NoEntrypoint(format!(
                 "exec: {what}. A Wasm container has no shell or tools: exec runs modules of its image"
             )),
@@ -666,9 +671,24 @@ fn set_oom_score(plan: &Plan, pid: i32) {
     }
 }
 
+/// Where the kernel has to choose, an exec goes before the container's own program: a point is a thousandth of the limit, so
+/// that it does whatever each of them takes, unless the program's score is above 0 already.
+fn raise_oom_score(exec: i32, main: u32) {
+    const MAX: i32 = 1000;
+    let main = std::fs::read_to_string(format!("/proc/{main}/oom_score_adj"));
+    let main: Option<i32> = main.ok().and_then(|score| score.trim().parse().ok());
+    if let Some(main) = main {
+        let score = main.saturating_add(MAX).min(MAX);
+        // Fails only for a process that has ended.
+        let _ = std::fs::write(format!("/proc/{exec}/oom_score_adj"), score.to_string());
+    }
+}
+
 /// The cgroup of a container that does not exist yet: removed again unless it comes to exist.
 struct Made {
     cgroup: Option<Cgroup>,
+    /// The kernel's kills in it, since it was made.
+    oom: Option<OomWatch>,
     created: bool,
     /// The guest was born in it.
     inside: bool,
@@ -681,6 +701,7 @@ impl Made {
     fn new(cgroup: Option<Cgroup>) -> Self {
         Self {
             cgroup,
+            oom: None,
             created: false,
             inside: false,
             keep: false,
@@ -692,6 +713,7 @@ impl Made {
     fn existing(cgroup: Option<Cgroup>) -> Self {
         Self {
             cgroup,
+            oom: None,
             created: true,
             inside: true,
             keep: true,
@@ -705,6 +727,7 @@ impl Made {
             cgroup
                 .create(&plan.resources)
                 .map_err(std::io::Error::other)?;
+            self.oom = Some(OomWatch::new(cgroup));
         }
         Ok(())
     }
@@ -722,9 +745,9 @@ impl Made {
         Ok(files.map_err(std::io::Error::other)?.unwrap_or_default())
     }
 
-    fn keep(mut self) -> Option<Cgroup> {
+    fn keep(mut self) -> (Option<Cgroup>, Option<OomWatch>) {
         self.keep = true;
-        self.cgroup.take()
+        (self.cgroup.take(), self.oom.take())
     }
 }
 

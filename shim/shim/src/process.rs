@@ -9,13 +9,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use slipway_cgroup::Cgroup;
 use slipway_launch::Guest;
-use slipway_protocol::{Budget, End, Timeline};
+use slipway_protocol::{End, HostShare, Refusal, Timeline};
 use slipway_sys::Child;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -99,10 +100,12 @@ pub struct Process {
     pub terminal: bool,
     /// Unset for an exec that was not started.
     body: OnceLock<Body>,
-    /// The guest's memory budget; kept for as long as the process is known.
-    budget: OnceLock<Arc<Budget>>,
+    /// The guest's share of the memory budget; kept for as long as the process is known.
+    budget: OnceLock<HostShare>,
     /// Refused growths that have been counted.
     refused: AtomicU64,
+    /// Why the kernel's OOM killer has ended it.
+    oom_kill: OnceLock<String>,
     life: Mutex<Life>,
     exit: watch::Sender<Option<Exit>>,
 }
@@ -124,6 +127,7 @@ impl Process {
             body: OnceLock::new(),
             budget: OnceLock::new(),
             refused: AtomicU64::new(0),
+            oom_kill: OnceLock::new(),
             life: Mutex::new(Life {
                 status: Status::CREATED,
                 streams: None,
@@ -134,10 +138,10 @@ impl Process {
     }
 
     /// Gives it its body, once.
-    pub fn embody(&self, body: Body, budget: Option<Arc<Budget>>, streams: Streams) {
+    pub fn embody(&self, body: Body, budget: Option<HostShare>, streams: Streams) {
         let mut life = self.life();
         if self.body.set(body).is_ok() {
-            let _ = budget.map(|page| self.budget.set(page));
+            let _ = budget.map(|share| self.budget.set(share));
             (life.streams, life.kept) = streams;
         }
     }
@@ -188,13 +192,18 @@ impl Process {
         }
     }
 
-    /// Lets a created and loaded process run.
-    pub fn begin(&self) -> Result<()> {
+    /// Lets a created and loaded process run. What is held for it by now comes off its memory budget; `cgroup` is where
+    /// nobody else is charged.
+    pub fn begin(&self, cgroup: Option<&Cgroup>) -> Result<()> {
         self.turn(Status::CREATED, Status::RUNNING)?;
         let streams = self.life().streams.take();
         match (self.body.get(), streams) {
             (Some(Body::Guest(guest)), Some(streams)) => {
-                let budget = self.budget.get().and_then(|page| page.read().ok()?.limit);
+                let share = self.budget.get();
+                let budget = share.and_then(|share| share.budget().limit().ok()?);
+                share
+                    .map_or(Ok(()), |share| share.hold(guest.held(cgroup)))
+                    .map_err(|e| error::internal(format!("memory budget of {}: {e}", self.id)))?;
                 guest.start(&streams, self.terminal, budget).map_err(|e| {
                     error::precondition(format!("process {}: the guest is gone: {e}", self.id))
                 })
@@ -213,7 +222,7 @@ impl Process {
 
     /// Growths of memory that were refused since the last call.
     pub fn newly_refused(&self) -> u64 {
-        let usage = self.budget.get().and_then(|page| page.read().ok());
+        let usage = self.budget.get().and_then(|share| share.read().ok());
         let refused = usage.map_or(0, |usage| usage.refused);
         refused.saturating_sub(self.refused.swap(refused, Relaxed))
     }
@@ -270,9 +279,34 @@ impl Process {
         })
     }
 
-    /// Waits for the end of the body, and takes it off the kernel's table.
+    /// Waits for the end of the body, and takes it off the kernel's table. What it had of the memory budget is the others'.
     pub async fn body_end(&self) -> Option<End> {
-        Some(self.body.get()?.wait().await)
+        let end = self.body.get()?.wait().await;
+        if let Some(share) = self.budget.get() {
+            share.give_back();
+        }
+        Some(end)
+    }
+
+    /// The last growth of memory that it was refused, if any was.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.budget.get()?.refusal()
+    }
+
+    /// There was a process, and it has been taken off the kernel's table.
+    pub fn is_gone(&self) -> bool {
+        let gone = |body: &Body| body.kill(0).is_err();
+        self.body.get().is_some_and(gone)
+    }
+
+    /// It was killed for a memory limit: notes the reason.
+    pub fn note_oom_kill(&self, reason: &str) {
+        let _ = self.oom_kill.set(reason.into());
+    }
+
+    /// Why it was killed, where that was for a memory limit.
+    pub fn oom_kill(&self) -> Option<&str> {
+        self.oom_kill.get().map(String::as_str)
     }
 
     /// Waits, for a bounded time, until somebody has taken the output of a program that has ended. A client that hears of

@@ -30,7 +30,7 @@ pub fn read(cgroup: &Cgroup, memory: Option<Usage>) -> Result<Any, String> {
 /// The message, and the memory budget in fields of its own.
 fn encode(mut metrics: impl Message, memory: Option<Usage>) -> protobuf::Result<Vec<u8>> {
     if let Some(memory) = memory {
-        let [limit, used, peak, refused] = Usage::METRICS_FIELDS;
+        let [limit, used, peak, refused, held] = Usage::METRICS_FIELDS;
         let own = metrics.mut_unknown_fields();
         if let Some(bytes) = memory.limit {
             own.add_varint(limit, bytes);
@@ -38,6 +38,7 @@ fn encode(mut metrics: impl Message, memory: Option<Usage>) -> protobuf::Result<
         own.add_varint(used, memory.used);
         own.add_varint(peak, memory.peak);
         own.add_varint(refused, memory.refused);
+        own.add_varint(held, memory.held);
     }
     metrics.write_to_bytes()
 }
