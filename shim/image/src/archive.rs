@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use slipway_module::{Digest, MAX_MODULE_BYTES};
@@ -10,7 +10,7 @@ use crate::oci::{IMAGE_NAME, parse};
 use crate::unpack::{Unpacked, Unpacker};
 use crate::{
     Descriptor, ImageConfig, ImageError, ImageKind, Index, MAX_ARCHIVE_FILES, MAX_BLOB_BYTES,
-    MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_LAYERS, MAX_MANIFESTS, Manifest, Platform,
+    MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_LAYERS, MAX_MANIFESTS, Manifest, ModuleWriter, Platform,
 };
 
 /// One image of an OCI archive: the one for Wasm, or else for this host.
@@ -75,7 +75,13 @@ impl<R: Read + Seek> Archive<R> {
     /// The module of an artefact. All layers are verified, also those that are something else.
     pub fn artifact_module(&mut self) -> Result<Vec<u8>, ImageError> {
         let wasm = self.manifest.wasm_layer()?;
-        let module = self.files.blob(wasm, MAX_MODULE_BYTES)?;
+        let layer = self.files.blob(wasm, MAX_MODULE_BYTES)?;
+        let mut module = Vec::new();
+        let mut writer = ModuleWriter::new(&mut module);
+        writer
+            .write_all(&layer)
+            .map_err(ImageError::io("reading the module"))?;
+        writer.finish()?;
         for layer in self
             .manifest
             .layers

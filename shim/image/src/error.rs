@@ -1,6 +1,6 @@
 use std::io;
 
-use slipway_module::Digest;
+use slipway_module::{Compression, Digest};
 
 /// Why an image cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +64,19 @@ pub enum ImageError {
     /// The image is of the other kind, or its layers are.
     #[error("{0}")]
     WrongKind(String),
+    /// The module's layer does not unpack, or to too much.
+    #[error(
+        "the module is compressed with {how} and cannot be unpacked: {reason}; build the image anew"
+    )]
+    Compressed {
+        /// With what.
+        how: Compression,
+        /// What is wrong.
+        reason: String,
+    },
     /// A layer has a form that cannot be read.
     #[error(
-        "layer of type {0} is not supported; build the image with gzip layers (docker buildx: compression=gzip)"
+        "layer of type {0} is not supported; build the image with gzip or zstd layers (docker buildx: compression=gzip)"
     )]
     UnsupportedLayer(String),
     /// A file in a layer leaves the root file system or contradicts another.

@@ -26,6 +26,7 @@
 
 mod archive;
 mod build;
+mod compressed;
 mod error;
 mod meter;
 mod oci;
@@ -37,12 +38,13 @@ mod unpack;
 
 pub use archive::{Archive, open_archive};
 pub use build::{BuildOptions, build};
+pub use compressed::ModuleWriter;
 pub use error::ImageError;
 pub use oci::{
     Descriptor, ImageConfig, ImageKind, Index, Manifest, Platform, ProcessConfig, RootFs,
     is_wasm_layer, oci_digest,
 };
-pub use reference::Reference;
+pub use reference::{Reference, full_name};
 pub use tree::Copied;
 pub use unpack::Unpacked;
 

@@ -22,10 +22,13 @@ pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Whether a layer of this media type is a Wasm module rather than files: the CNCF's type, and those of earlier
-/// tools (runwasi, wasm-to-oci).
+/// tools (runwasi, wasm-to-oci). Whether it is compressed is for [`crate::ModuleWriter`] to see: most builders do not say.
 pub fn is_wasm_layer(media_type: &str) -> bool {
+    let plain = ["+gzip", "+zstd"]
+        .iter()
+        .find_map(|suffix| media_type.strip_suffix(suffix));
     matches!(
-        media_type,
+        plain.unwrap_or(media_type),
         WASM_LAYER
             | "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm"
             | "application/vnd.wasm.content.layer.v1+wasm"

@@ -19,6 +19,21 @@ const DEFAULT_PATH: &str = "library";
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
 
+/// The name under which containerd's CRI has an image that a pod names `written`: completed as a [`Reference`] is, and where
+/// there is a digest (`app:1@sha256:…`) without the tag.
+///
+/// # Errors
+/// [`ImageError::Reference`].
+pub fn full_name(written: &str) -> Result<String, ImageError> {
+    match written.split_once('@') {
+        None => written.parse().map(|name: Reference| name.to_string()),
+        Some((tagged, digest)) => {
+            let Reference { name, .. } = tagged.parse()?;
+            Ok(format!("{name}@{digest}"))
+        }
+    }
+}
+
 impl Reference {
     /// The tag alone.
     pub fn tag(&self) -> &str {
@@ -160,6 +175,24 @@ mod tests {
                 (full.to_owned(), short.to_owned())
             );
         }
+    }
+
+    #[test]
+    fn a_pods_name_of_an_image_is_completed_and_a_digest_replaces_the_tag() {
+        for (written, full) in [
+            ("app", "docker.io/library/app:latest"),
+            ("team/app:1", "docker.io/team/app:1"),
+            ("example.com:5000/app", "example.com:5000/app:latest"),
+            ("app@sha256:00", "docker.io/library/app@sha256:00"),
+            ("team/app:1@sha256:00", "docker.io/team/app@sha256:00"),
+            (
+                "example.com:5000/app:1@sha256:00",
+                "example.com:5000/app@sha256:00",
+            ),
+        ] {
+            assert_eq!(full_name(written).unwrap(), full);
+        }
+        assert!(full_name("App@sha256:00").is_err());
     }
 
     #[test]

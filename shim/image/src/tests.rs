@@ -6,14 +6,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde_json::{Value, json};
-use slipway_module::Digest;
+use slipway_module::{Digest, MAX_MODULE_BYTES};
 use tar::EntryType;
 
 use crate::oci::{CONFIG, LAYER, MANIFEST, WASM_CONFIG, WASM_LAYER};
 use crate::{
-    BuildOptions, Copied, ImageConfig, ImageError, ImageKind, Manifest, Platform, ProcessConfig,
-    build, is_wasm_layer, open_archive,
+    BuildOptions, Copied, ImageConfig, ImageError, ImageKind, Manifest, ModuleWriter, Platform,
+    ProcessConfig, build, is_wasm_layer, open_archive,
 };
 
 const MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -84,6 +85,10 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    compress_to_vec(bytes, CompressionLevel::Fastest)
 }
 
 /// An archive under construction: blobs, and documents made by hand.
@@ -419,6 +424,8 @@ fn every_listed_layer_type_is_wasm_and_others_are_not() {
         "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
         "application/vnd.wasm.content.layer.v1+wasm",
         "application/vnd.module.wasm.content.layer.v1+wasm",
+        "application/wasm+gzip",
+        "application/wasm+zstd",
     ] {
         assert!(is_wasm_layer(media_type));
         let mut hand = Hand::default();
@@ -432,7 +439,7 @@ fn every_listed_layer_type_is_wasm_and_others_are_not() {
             MODULE
         );
     }
-    for media_type in ["", LAYER, GZIP_LAYER, "application/wasm+gzip", WASM_CONFIG] {
+    for media_type in ["", LAYER, GZIP_LAYER, "application/wasm+xz", WASM_CONFIG] {
         assert!(!is_wasm_layer(media_type), "{media_type}");
     }
 }
@@ -907,6 +914,16 @@ fn gzip_layers_unpack_and_other_compressions_are_refused_by_name() {
         ),
         (
             "application/vnd.oci.image.layer.v1.tar+zstd",
+            zstd(&layer),
+            None,
+        ),
+        (
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            layer.clone(),
+            Some("layer 0: reading its tar file"),
+        ),
+        (
+            "application/vnd.oci.image.layer.v1.tar+xz",
             layer.clone(),
             Some("compression=gzip"),
         ),
@@ -923,6 +940,73 @@ fn gzip_layers_unpack_and_other_compressions_are_refused_by_name() {
             }
         }
     }
+}
+
+/// What [`ModuleWriter`] makes of a layer that arrives in small pieces.
+fn unpacked(layer: &[u8]) -> Result<Vec<u8>, ImageError> {
+    let mut module = Vec::new();
+    let mut writer = ModuleWriter::new(&mut module);
+    layer
+        .chunks(3)
+        .try_for_each(|piece| writer.write_all(piece))
+        .unwrap();
+    writer.finish().map(|()| module)
+}
+
+#[test]
+fn a_modules_layer_is_unpacked_if_and_as_it_was_compressed() {
+    let module = [&b"\0asm\x01\0\0\0"[..], &[7; 100_000]].concat();
+    let skippable = [&b"\x50\x2a\x4d\x18\x03\0\0\0abc"[..], &zstd(&module)].concat();
+    let halves = module.split_at(module.len() / 2);
+    for layer in [
+        module.clone(),
+        gzip(&module),
+        [gzip(halves.0), gzip(halves.1)].concat(),
+        zstd(&module),
+        [zstd(halves.0), zstd(halves.1)].concat(),
+        [zstd(&module), skippable[..11].to_vec()].concat(),
+    ] {
+        assert_eq!(unpacked(&layer).unwrap(), module);
+    }
+    for short in [&b""[..], b"(", b"\0as"] {
+        assert_eq!(unpacked(short).unwrap(), short);
+    }
+}
+
+#[test]
+fn an_archives_module_may_be_compressed_whatever_its_type_says() {
+    let module = b"\0asm\x01\0\0\0";
+    for (media_type, layer) in [
+        ("application/wasm", gzip(module)),
+        ("application/wasm", zstd(module)),
+        ("application/wasm+gzip", gzip(module)),
+        ("application/wasm+zstd", zstd(module)),
+    ] {
+        let mut hand = Hand::default();
+        let manifest = hand.image(&[(media_type, layer)]);
+        let bytes = hand.archive(&[manifest]);
+        let mut archive = open(&bytes).unwrap();
+        assert_eq!(archive.kind(), ImageKind::Artifact);
+        assert_eq!(archive.artifact_module().unwrap(), module);
+    }
+}
+
+#[test]
+fn a_modules_layer_that_does_not_unpack_or_to_too_much_is_refused() {
+    let module = [7; 100_000];
+    for (how, whole) in [("gzip", gzip(&module)), ("zstd", zstd(&module))] {
+        let error = unpacked(&whole[..whole.len() - 3]).unwrap_err().to_string();
+        assert!(error.contains(&format!("compressed with {how}")), "{error}");
+    }
+    // A frame of a window of 128 KiB; each block is one byte, repeated as often.
+    let block = [0x02_u8, 0x00, 0x10, b'x'];
+    let mut bomb = b"\x28\xb5\x2f\xfd\x00\x38".to_vec();
+    bomb.extend(block.repeat((MAX_MODULE_BYTES >> 17) as usize + 4));
+    let error = unpacked(&bomb).unwrap_err().to_string();
+    assert!(
+        error.contains("more than the 268435456 bytes allowed"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -10,8 +10,9 @@ use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use flate2::read::MultiGzDecoder;
+use slipway_module::Compression;
 
+use crate::compressed::decoder;
 use crate::meter::{Allowance, Metered};
 use crate::{ImageError, MAX_FILES, MAX_HEADER_BYTES, MAX_UNPACKED_BYTES};
 
@@ -344,7 +345,12 @@ fn decompress<'r>(
         | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.gzip"
         | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
-            Ok(Box::new(BufReader::new(MultiGzDecoder::new(layer))))
+            Ok(Box::new(BufReader::new(decoder(Compression::Gzip, layer))))
+        }
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+            Ok(Box::new(BufReader::new(decoder(Compression::Zstd, layer))))
         }
         other => Err(ImageError::UnsupportedLayer(other.to_owned())),
     }

@@ -10,6 +10,8 @@ use crate::{Install, StartError};
 
 /// slipway-layers' status for an image that is no Wasm artefact.
 const NOT_AN_ARTEFACT: u32 = 3;
+/// Its status where it cannot tell what the image is.
+const UNKNOWN: u32 = 4;
 /// Most of its messages that is read, in bytes.
 const MAX_MESSAGE: usize = 16 << 10;
 
@@ -22,15 +24,15 @@ pub struct LayerSource<'a> {
     pub address: &'a str,
     /// containerd's namespace.
     pub namespace: &'a str,
-    /// The image's name there.
-    pub image: &'a str,
+    /// The container's id there: its record tells the image.
+    pub container: &'a str,
     /// The container's command, for an image of several modules.
     pub entrypoint: &'a str,
 }
 
 impl LayerSource<'_> {
     /// Asks a short-lived helper to read the layer from containerd into memory: a gRPC stack in every shim would cost memory
-    /// for a few calls. `missing` is what is said where the image is no artefact.
+    /// for a few calls. `missing` is what is said where the image is no artefact, or perhaps none.
     ///
     /// # Errors
     /// [`StartError::NoEntrypoint`] with `missing`, or the helper's own text.
@@ -39,7 +41,7 @@ impl LayerSource<'_> {
             install,
             address,
             namespace,
-            image,
+            container,
             entrypoint,
         } = *self;
         let io = |e: rustix::io::Errno| StartError::Io(e.into());
@@ -59,8 +61,8 @@ impl LayerSource<'_> {
             address,
             "-namespace",
             namespace,
-            "-image",
-            image,
+            "-container",
+            container,
             "-entrypoint",
             entrypoint,
             "-out",
@@ -89,11 +91,16 @@ impl LayerSource<'_> {
         match slipway_sys::reap(child.pid)? {
             Some(0) => Ok(module),
             Some(NOT_AN_ARTEFACT) => Err(StartError::NoEntrypoint(missing)),
-            _ => {
+            status => {
                 let mut bytes = vec![0; MAX_MESSAGE];
                 let n = rustix::io::pread(&message, &mut bytes[..], 0).map_err(io)?;
                 let said = String::from_utf8_lossy(&bytes[..n]).trim().to_string();
-                Err(StartError::Refused(format!("image {image}: {said}")))
+                Err(match status {
+                    Some(UNKNOWN) => StartError::NoEntrypoint(format!(
+                        "{missing}. Whether it is a Wasm artefact is not known: {said}"
+                    )),
+                    _ => StartError::Refused(said),
+                })
             }
         }
     }

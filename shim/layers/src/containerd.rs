@@ -2,6 +2,7 @@
 //! containerd's `api/services/{images,containers,content}/v1/*.proto` and `api/types/descriptor.proto`, which promise to
 //! keep them.
 
+use std::collections::HashMap;
 use std::error::Error;
 
 use bytes::Bytes;
@@ -15,11 +16,14 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use crate::{ContentStore, LayersError};
+use crate::{ContainerImage, ContentStore, ImageStore, LayersError};
 
 /// How much containerd may send ahead, in bytes: HTTP/2's 64 KiB cost a message back for each piece of a layer, and
 /// containerd sends pieces of 1 MiB.
 const WINDOW_BYTES: u32 = 2 << 20;
+
+/// The key of what CRI adds to a container's record.
+const CRI_EXTENSION: &str = "io.cri-containerd.container.metadata";
 
 /// A connection to containerd.
 #[derive(Debug)]
@@ -56,58 +60,23 @@ impl Containerd {
         })
     }
 
-    /// The index or manifest of the image that is registered as `name`: a full reference (`docker.io/library/app:1`), or,
-    /// for CRI's images, their ID (`sha256:…`).
-    ///
-    /// # Errors
-    /// [`LayersError::NotFound`], [`LayersError::Call`].
-    pub async fn image(&mut self, name: &str) -> Result<Descriptor, LayersError> {
-        let call = "/containerd.services.images.v1.Images/Get";
-        let response: GetImageResponse = self
-            .unary(
-                call,
-                GetImageRequest {
-                    name: name.to_owned(),
-                },
-            )
-            .await
-            .map_err(|status| self.problem("image", name, &status))?;
-        let target = response
-            .image
-            .and_then(|image| image.target)
-            .unwrap_or_default();
-        let invalid = |message| LayersError::Call {
-            call: format!("describe image {name:?}"),
-            code: "Internal".to_owned(),
-            message,
-        };
-        let size = target
-            .size
-            .try_into()
-            .map_err(|_| invalid(format!("its size is {}", target.size)))?;
-        Ok(Descriptor::new(
-            target.media_type,
-            Digest::from_oci(&target.digest).map_err(|e| invalid(e.to_string()))?,
-            size,
-        ))
-    }
-
-    /// The name of the image that the container was created from.
+    /// What containerd noted of the image that the container was created from.
     ///
     /// # Errors
     /// [`LayersError::NotFound`], [`LayersError::NoImage`], [`LayersError::Call`].
-    pub async fn container_image(&mut self, id: &str) -> Result<String, LayersError> {
+    pub async fn container_image(&mut self, id: &str) -> Result<ContainerImage, LayersError> {
         let call = "/containerd.services.containers.v1.Containers/Get";
         let response: GetContainerResponse = self
             .unary(call, GetContainerRequest { id: id.to_owned() })
             .await
             .map_err(|status| self.problem("container", id, &status))?;
-        let image = response.container.unwrap_or_default().image;
-        if image.is_empty() {
-            Err(LayersError::NoImage(id.to_owned()))
-        } else {
-            Ok(image)
+        let record = response.container.unwrap_or_default();
+        if record.image.is_empty() {
+            return Err(LayersError::NoImage(id.to_owned()));
         }
+        let cri = record.extensions.get(CRI_EXTENSION);
+        let cri = cri.map(|extension| extension.value.as_ref());
+        Ok(ContainerImage::new(record.image, cri))
     }
 
     async fn unary<Q, R>(&mut self, call: &'static str, request: Q) -> Result<R, Status>
@@ -152,6 +121,39 @@ impl Containerd {
             },
             _ => failed(format!("get {what} {name:?}"), status),
         }
+    }
+}
+
+impl ImageStore for Containerd {
+    async fn image(&mut self, name: &str) -> Result<Descriptor, LayersError> {
+        let call = "/containerd.services.images.v1.Images/Get";
+        let response: GetImageResponse = self
+            .unary(
+                call,
+                GetImageRequest {
+                    name: name.to_owned(),
+                },
+            )
+            .await
+            .map_err(|status| self.problem("image", name, &status))?;
+        let target = response
+            .image
+            .and_then(|image| image.target)
+            .unwrap_or_default();
+        let invalid = |message| LayersError::Call {
+            call: format!("describe image {name:?}"),
+            code: "Internal".to_owned(),
+            message,
+        };
+        let size = target
+            .size
+            .try_into()
+            .map_err(|_| invalid(format!("its size is {}", target.size)))?;
+        Ok(Descriptor::new(
+            target.media_type,
+            Digest::from_oci(&target.digest).map_err(|e| invalid(e.to_string()))?,
+            size,
+        ))
     }
 }
 
@@ -247,6 +249,14 @@ struct GetContainerResponse {
 struct ContainerRecord {
     #[prost(string, tag = "3")]
     image: String,
+    #[prost(map = "string, message", tag = "10")]
+    extensions: HashMap<String, Extension>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Extension {
+    #[prost(bytes = "bytes", tag = "2")]
+    value: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]

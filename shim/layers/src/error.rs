@@ -1,3 +1,4 @@
+use slipway_image::ImageError;
 use slipway_module::Digest;
 
 use crate::MAX_INDEX_DEPTH;
@@ -14,6 +15,14 @@ pub enum LayersError {
         address: String,
         /// The system's text.
         reason: String,
+    },
+    /// The image was removed, or its tag has moved.
+    #[error(
+        "containerd no longer has the image that the container was made from, by none of the names {names}; pull or import it again"
+    )]
+    ImageGone {
+        /// Those that it may have had.
+        names: String,
     },
     /// No such image or container.
     #[error(
@@ -122,6 +131,9 @@ pub enum LayersError {
         /// What was asked for.
         entrypoint: String,
     },
+    /// The module is compressed and cannot be unpacked.
+    #[error(transparent)]
+    Unpack(ImageError),
     /// The module's destination.
     #[error("cannot write the module: {0}; check -out and the space left")]
     Write(std::io::Error),

@@ -1,8 +1,8 @@
 //! `slipway-layers`: writes the module of a Wasm artefact in containerd to a file or an inherited descriptor. The shim
 //! starts it for a container whose entrypoint is no file in its root file system; nothing of it stays in memory.
 //!
-//! Its exit status is 0; 3 for an image that is no Wasm artefact; 2 for arguments that make no sense; 1 for anything
-//! else. A line on stderr says why.
+//! Its exit status is 0; 3 for an image that is no Wasm artefact; 4 where it cannot tell whether the image is one; 2 for arguments that
+//! make no sense; 1 for anything else. A line on stderr says why.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -11,31 +11,32 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use slipway_layers::{Containerd, LayersError, Module, copy_module, find_module};
+use slipway_layers::{
+    Containerd, Image, LayersError, Module, copy_module, find_image, find_module,
+};
 
-const USAGE: &str = "usage: slipway-layers -address SOCKET -namespace NAMESPACE (-image NAME | -container ID) [-entrypoint NAME] [-out DESCRIPTOR|FILE]";
+const USAGE: &str = "usage: slipway-layers -address SOCKET -namespace NAMESPACE -container ID [-entrypoint NAME] [-out DESCRIPTOR|FILE]";
 /// For everything: containerd answers within milliseconds, and a pod's creation waits.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const FAILED: u8 = 1;
 const WRONG_USAGE: u8 = 2;
 const NOT_WASM: u8 = 3;
+const UNKNOWN: u8 = 4;
 
 /// The command line.
 struct Options {
     address: String,
     namespace: String,
-    image: Image,
+    container: String,
     /// Which of several modules.
     entrypoint: Option<String>,
     /// Where the module goes; without it, it is only described.
     out: Option<String>,
 }
 
-enum Image {
-    Name(String),
-    OfContainer(String),
-}
+/// The exit status and what is said.
+type Failure = (u8, String);
 
 fn main() -> ExitCode {
     let options = match parse(std::env::args_os().skip(1)) {
@@ -44,42 +45,63 @@ fn main() -> ExitCode {
     };
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e @ LayersError::NotWasm { .. }) => fail(NOT_WASM, e),
-        Err(e) => fail(FAILED, e),
+        Err((status, problem)) => fail(status, problem),
     }
 }
 
-fn run(options: &Options) -> Result<(), LayersError> {
+fn run(options: &Options) -> Result<(), Failure> {
     let address = &options.address;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
+    let unknown = |e: LayersError| (UNKNOWN, e.to_string());
     let module = runtime
         .map_err(|e| LayersError::Connect {
             address: address.clone(),
             reason: e.to_string(),
-        })?
+        })
+        .map_err(unknown)?
         .block_on(async { tokio::time::timeout(DEADLINE, fetch(options)).await })
         .map_err(|_| LayersError::Late {
             address: address.clone(),
             seconds: DEADLINE.as_secs(),
-        })??;
-    writeln!(io::stdout(), "{}", serde_json::json!(module)).map_err(LayersError::Write)
+        })
+        .map_err(unknown)??;
+    writeln!(io::stdout(), "{}", serde_json::json!(module))
+        .map_err(|e| (FAILED, LayersError::Write(e).to_string()))
 }
 
-async fn fetch(options: &Options) -> Result<Module, LayersError> {
-    let mut containerd = Containerd::connect(&options.address, &options.namespace).await?;
-    let image = match &options.image {
-        Image::Name(name) => containerd.image(name).await?,
-        Image::OfContainer(id) => {
-            let name = containerd.container_image(id).await?;
-            containerd.image(&name).await?
-        }
+async fn fetch(options: &Options) -> Result<Module, Failure> {
+    let unknown = |e: LayersError| (UNKNOWN, e.to_string());
+    let mut containerd = Containerd::connect(&options.address, &options.namespace)
+        .await
+        .map_err(unknown)?;
+    let noted = match containerd.container_image(&options.container).await {
+        Err(e @ LayersError::NoImage(_)) => return Err((NOT_WASM, e.to_string())),
+        noted => noted.map_err(unknown)?,
     };
-    let module = find_module(&mut containerd, image, options.entrypoint.as_deref()).await?;
+    let in_image = |status| {
+        let name = noted.name();
+        move |e: LayersError| (status, format!("image {name}: {e}"))
+    };
+    let image = find_image(&mut containerd, &noted)
+        .await
+        .map_err(in_image(UNKNOWN))?;
+    match copy(&mut containerd, &image, options).await {
+        Err(e @ LayersError::NotWasm { .. }) => Err(in_image(NOT_WASM)(e)),
+        copied => copied.map_err(in_image(FAILED)),
+    }
+}
+
+async fn copy(
+    containerd: &mut Containerd,
+    image: &Image,
+    options: &Options,
+) -> Result<Module, LayersError> {
+    let module = find_module(containerd, image, options.entrypoint.as_deref()).await?;
     if let Some(out) = &options.out {
         let mut file = create(out)?;
-        let copied = copy_module(&mut containerd, &module, &mut file).await;
+        let copied = copy_module(containerd, &module, &mut file).await;
         if copied.is_err() {
             // Nobody shall run what arrived so far. A pipe cannot take it back; its reader has our exit status.
             let _ = file.set_len(0);
@@ -109,16 +131,14 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Options, String> {
     let [
         mut address,
         mut namespace,
-        mut image,
         mut container,
         mut entrypoint,
         mut out,
-    ] = [const { None }; 6];
+    ] = [const { None }; 5];
     while let Some(flag) = args.next() {
         let value = match flag.as_str() {
             "-address" => &mut address,
             "-namespace" => &mut namespace,
-            "-image" => &mut image,
             "-container" => &mut container,
             "-entrypoint" => &mut entrypoint,
             "-out" => &mut out,
@@ -129,11 +149,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Options, String> {
     Ok(Options {
         address: address.ok_or("-address is missing")?,
         namespace: namespace.ok_or("-namespace is missing")?,
-        image: match (image, container) {
-            (Some(name), None) => Image::Name(name),
-            (None, Some(id)) => Image::OfContainer(id),
-            _ => return Err("exactly one of -image and -container is needed".to_owned()),
-        },
+        container: container.ok_or("-container is missing")?,
         entrypoint,
         out,
     })

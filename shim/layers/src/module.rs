@@ -2,10 +2,12 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use slipway_image::{Descriptor, ImageKind, Index, MAX_JSON_BYTES, Manifest, oci_digest};
+use slipway_image::{
+    Descriptor, ImageError, ImageKind, Index, MAX_JSON_BYTES, ModuleWriter, oci_digest,
+};
 use slipway_module::{Digest, Hasher, MAX_MODULE_BYTES};
 
-use crate::{LayersError, MAX_INDEX_DEPTH, choose};
+use crate::{Image, LayersError, MAX_INDEX_DEPTH, choose};
 
 /// Blobs by digest.
 pub trait ContentStore {
@@ -24,35 +26,33 @@ pub trait ContentStore {
 /// The layer that is an artefact's module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Module {
-    /// The module's digest.
+    /// The layer's digest.
     #[serde(with = "oci_digest")]
     pub digest: Digest,
     /// The layer's media type.
     pub media_type: String,
-    /// The module's length in bytes, at most [`MAX_MODULE_BYTES`].
+    /// The layer's length in bytes, at most [`MAX_MODULE_BYTES`].
     pub size: u64,
     /// The digest of the manifest that refers to it.
     #[serde(with = "oci_digest")]
     pub manifest: Digest,
 }
 
-/// Finds the module of the image that starts with the index or manifest `image`. `entrypoint`, the container's command,
-/// matters only where the image has several modules.
+/// Finds the image's module. `entrypoint`, the container's command, matters only where the image has several.
 ///
 /// # Errors
 /// [`LayersError::NotWasm`] for an ordinary image.
 pub async fn find_module(
     store: &mut impl ContentStore,
-    image: Descriptor,
+    image: &Image,
     entrypoint: Option<&str>,
 ) -> Result<Module, LayersError> {
-    let descriptor = find_manifest(store, image).await?;
-    let manifest: Manifest = read_json(store, "manifest", &descriptor).await?;
+    let manifest = &image.manifest;
     // Its config's `architecture` is no criterion: the layers of an artefact that is named for a machine are not unpacked
     // either, so that there is nothing else to run.
     if manifest.kind() != ImageKind::Artifact {
         return Err(LayersError::NotWasm {
-            config: manifest.config.media_type,
+            config: manifest.config.media_type.clone(),
         });
     }
     // containerd has made the container's spec from the config; a damaged one must not go unnoticed.
@@ -64,30 +64,35 @@ pub async fn find_module(
         &mut io::sink(),
     )
     .await?;
-    let layer = choose::module(&manifest, entrypoint)?;
+    let layer = choose::module(manifest, entrypoint)?;
     bound("module", layer, MAX_MODULE_BYTES)?;
     Ok(Module {
         digest: layer.digest,
         media_type: layer.media_type.clone(),
         size: layer.size,
-        manifest: descriptor.digest,
+        manifest: image.descriptor.digest,
     })
 }
 
-/// Copies the module to `out`, whose content is of use only when this succeeds.
+/// Copies the module to `out`, unpacked where its builder has compressed it. The content of `out` is of use only when this succeeds.
 ///
 /// # Errors
-/// [`LayersError::Damaged`] where other bytes arrived, [`LayersError::Write`].
+/// [`LayersError::Damaged`] where other bytes arrived, [`LayersError::Unpack`], [`LayersError::Write`].
 pub async fn copy_module(
     store: &mut impl ContentStore,
     module: &Module,
     out: &mut impl Write,
 ) -> Result<(), LayersError> {
     let layer = Descriptor::new(module.media_type.clone(), module.digest, module.size);
-    copy(store, "module", &layer, MAX_MODULE_BYTES, out).await
+    let mut writer = ModuleWriter::new(out);
+    copy(store, "module", &layer, MAX_MODULE_BYTES, &mut writer).await?;
+    writer.finish().map_err(|e| match e {
+        ImageError::Io { source, .. } => LayersError::Write(source),
+        e => LayersError::Unpack(e),
+    })
 }
 
-async fn find_manifest(
+pub(crate) async fn find_manifest(
     store: &mut impl ContentStore,
     image: Descriptor,
 ) -> Result<Descriptor, LayersError> {
@@ -108,7 +113,7 @@ async fn find_manifest(
     Err(LayersError::TooDeep)
 }
 
-async fn read_json<T: DeserializeOwned>(
+pub(crate) async fn read_json<T: DeserializeOwned>(
     store: &mut impl ContentStore,
     what: &'static str,
     blob: &Descriptor,

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use slipway_image::{Descriptor, MAX_JSON_BYTES};
 use slipway_module::{Digest, MAX_MODULE_BYTES};
 
-use crate::{ContentStore, LayersError, Module, copy_module, find_module};
+use crate::{
+    ContainerImage, ContentStore, Image, ImageStore, LayersError, Module, copy_module, find_image,
+    find_module, read_image,
+};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -18,8 +21,22 @@ const MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
 #[derive(Default)]
 struct Store {
+    images: BTreeMap<String, Descriptor>,
     blobs: BTreeMap<Digest, Vec<u8>>,
     read: Vec<Digest>,
+}
+
+impl ImageStore for Store {
+    async fn image(&mut self, name: &str) -> Result<Descriptor, LayersError> {
+        self.images
+            .get(name)
+            .cloned()
+            .ok_or_else(|| LayersError::NotFound {
+                what: "image",
+                name: name.to_owned(),
+                namespace: "k8s.io".to_owned(),
+            })
+    }
 }
 
 impl ContentStore for Store {
@@ -69,7 +86,26 @@ impl Store {
     }
 
     fn find(&mut self, image: &Value, entrypoint: Option<&str>) -> Result<Module, LayersError> {
-        wait(find_module(self, described(image), entrypoint))
+        let image = wait(read_image(self, described(image)))?;
+        wait(find_module(self, &image, entrypoint))
+    }
+
+    /// The image that containerd's notes of a container mean.
+    fn find_image(&mut self, container: &ContainerImage) -> Result<Image, LayersError> {
+        wait(find_image(self, container))
+    }
+
+    /// Registers an artefact whose module has a title and whose config is `config`, as CRI does: by name and by id.
+    fn register(&mut self, name: &str, title: &str, config: &[u8]) -> Digest {
+        let layer = self.module(WASM, title);
+        let config = self.refer(WASM_CONFIG, config);
+        let id = described(&config).digest;
+        let manifest = json!({ "mediaType": MANIFEST, "config": config, "layers": [layer] });
+        let manifest = self.refer(MANIFEST, manifest.to_string().as_bytes());
+        for name in [name.to_owned(), format!("{id:?}")] {
+            self.images.insert(name, described(&manifest));
+        }
+        id
     }
 
     /// Finds the module and copies it.
@@ -129,6 +165,113 @@ fn the_module_of_an_artefact_arrives_byte_for_byte_and_is_described() {
     );
 }
 
+/// What containerd notes of a container: a record's image and CRI's extension of it.
+fn noted(recorded: &str, id: Digest, written: &str) -> ContainerImage {
+    let extension = json!({ "Version": "v1", "Metadata": { "ID": "c", "ImageRef": format!("{id:?}"),
+        "Config": { "metadata": { "name": "c" }, "image": { "image": "x", "user_specified_image": written } } } });
+    ContainerImage::new(recorded.to_owned(), Some(extension.to_string().as_bytes()))
+}
+
+fn titles(image: &Image) -> Vec<&str> {
+    let layers = image.manifest.layers.iter();
+    layers
+        .map(|layer| layer.annotations["org.opencontainers.image.title"].as_str())
+        .collect()
+}
+
+#[test]
+fn what_cri_notes_of_a_container_is_read_and_what_is_not_cris_is_left_out() {
+    let id = Digest::of(b"config");
+    let expected = ContainerImage {
+        recorded: "a:1".to_owned(),
+        id: Some(id),
+        written: Some("team/app".to_owned()),
+    };
+    assert_eq!(noted("a:1", id, "team/app"), expected);
+    let nothing = ContainerImage {
+        recorded: "a:1".to_owned(),
+        id: None,
+        written: None,
+    };
+    for extension in [
+        None,
+        Some(&b"{}"[..]),
+        Some(b"\x0a\x00"),
+        Some(br#"{"Metadata":{"ImageRef":"sha512:00"}}"#),
+    ] {
+        assert_eq!(ContainerImage::new("a:1".to_owned(), extension), nothing);
+    }
+}
+
+#[test]
+fn a_containers_image_is_found_by_the_name_that_the_pod_wrote() {
+    for written in ["team/app:1", "docker.io/team/app:1", ""] {
+        let mut store = Store::default();
+        let id = store.register("docker.io/team/app:1", "it", b"{}");
+        let image = store.find_image(&noted("docker.io/team/app:1", id, written));
+        assert_eq!(titles(&image.unwrap()), ["it"], "{written}");
+    }
+}
+
+#[test]
+fn of_two_images_with_one_id_the_named_one_is_the_containers() {
+    let mut store = Store::default();
+    store.register("docker.io/team/a:1", "a", b"{}");
+    let id = store.register("docker.io/team/b:1", "b", b"{}");
+    // CRI notes the first name of the id.
+    for name in ["a", "b"] {
+        let image = store.find_image(&noted("docker.io/team/a:1", id, &format!("team/{name}:1")));
+        assert_eq!(titles(&image.unwrap()), [name]);
+    }
+}
+
+#[test]
+fn an_image_whose_tag_has_moved_is_found_by_its_id_even_if_the_new_one_is_broken() {
+    let mut store = Store::default();
+    let name = "docker.io/team/app:1";
+    let id = store.register(name, "old", b"{}");
+    store.register(name, "new", b"{ }");
+    let container = noted(name, id, "team/app:1");
+    assert_eq!(titles(&store.find_image(&container).unwrap()), ["old"]);
+    let manifest = store.images[name].digest;
+    store.blobs.remove(&manifest);
+    assert_eq!(titles(&store.find_image(&container).unwrap()), ["old"]);
+}
+
+#[test]
+fn an_image_that_is_gone_is_told_with_the_names_that_it_had() {
+    let mut store = Store::default();
+    let id = Digest::of(b"config");
+    let problem = store
+        .find_image(&noted("docker.io/team/a:1", id, "team/b"))
+        .unwrap_err()
+        .to_string();
+    for name in [
+        "docker.io/team/b:latest",
+        "docker.io/team/a:1",
+        &format!("sha256:{id}"),
+    ] {
+        assert!(problem.contains(name), "{problem}");
+    }
+}
+
+#[test]
+fn a_damaged_image_is_told_rather_than_that_there_is_none() {
+    let mut store = Store::default();
+    let id = store.register("docker.io/team/app:1", "it", b"{}");
+    store.blobs.clear();
+    let problem = store.find_image(&noted("docker.io/team/other:1", id, "team/app:1"));
+    assert!(matches!(problem, Err(LayersError::Missing(_))));
+}
+
+#[test]
+fn without_cri_the_records_image_is_the_containers() {
+    let mut store = Store::default();
+    store.register("example.com/app:1", "it", b"{}");
+    let image = store.find_image(&ContainerImage::new("example.com/app:1".to_owned(), None));
+    assert_eq!(titles(&image.unwrap()), ["it"]);
+}
+
 #[test]
 fn a_manifest_without_an_index_is_an_image() {
     let mut store = Store::default();
@@ -149,6 +292,22 @@ fn every_layer_type_of_a_module_makes_an_artefact_whatever_its_config() {
         let layers = [store.refer(TAR, b"files"), store.module(media_type, "")];
         let manifest = store.manifest(CONFIG, &layers);
         assert_eq!(store.find(&manifest, None).unwrap().media_type, media_type);
+    }
+}
+
+#[test]
+fn a_compressed_module_arrives_unpacked_and_a_damaged_one_is_told() {
+    // One block, not compressed, in a frame of Zstandard.
+    let zstd = [&b"\x28\xb5\x2f\xfd\x20\x08\x41\x00\x00"[..], MODULE].concat();
+    for (layer, expected) in [(&zstd[..], Some(MODULE)), (&zstd[..12], None)] {
+        let mut store = Store::default();
+        let layer = store.refer(WASM, layer);
+        let image = store.manifest(WASM_CONFIG, &[layer]);
+        match (store.fetch(&image), expected) {
+            (Ok(module), Some(expected)) => assert_eq!(module, expected),
+            (Err(e), None) => assert!(e.to_string().contains("compressed with zstd"), "{e}"),
+            (unexpected, _) => panic!("{unexpected:?}"),
+        }
     }
 }
 
@@ -299,7 +458,7 @@ fn a_damaged_or_missing_blob_anywhere_is_an_error_that_names_its_digest() {
         ] {
             let mut store = Store {
                 blobs: healthy.blobs.clone(),
-                read: Vec::new(),
+                ..Store::default()
             };
             match wrong {
                 Some(wrong) => store.blobs.insert(digest, wrong),

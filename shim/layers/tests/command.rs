@@ -27,20 +27,13 @@ fn senseless_arguments_are_status_2_and_the_usage() {
     for (args, problem) in [
         (&["-x"][..], "unknown argument \"-x\""),
         (&["-address"], "-address needs a value"),
-        (&["-namespace", "n", "-image", "i"], "-address is missing"),
-        (&["-address", "a", "-namespace", "n"], "exactly one of"),
         (
-            &[
-                "-address",
-                "a",
-                "-namespace",
-                "n",
-                "-image",
-                "i",
-                "-container",
-                "c",
-            ],
-            "exactly one of",
+            &["-namespace", "n", "-container", "c"],
+            "-address is missing",
+        ),
+        (
+            &["-address", "a", "-namespace", "n"],
+            "-container is missing",
         ),
     ] {
         let (status, message) = slipway_layers(args);
@@ -53,13 +46,19 @@ fn senseless_arguments_are_status_2_and_the_usage() {
 }
 
 #[test]
-fn an_address_where_nobody_listens_is_status_1_with_the_systems_reason() {
+fn an_address_where_nobody_listens_is_status_4_with_the_systems_reason() {
     let scratch = tempfile::tempdir().unwrap();
     let address = scratch.path().join("none.sock");
     let address = address.to_str().unwrap();
-    let (status, message) =
-        slipway_layers(&["-address", address, "-namespace", "k8s.io", "-image", "a:1"]);
-    assert_eq!(status, Some(1));
+    let (status, message) = slipway_layers(&[
+        "-address",
+        address,
+        "-namespace",
+        "k8s.io",
+        "-container",
+        "c",
+    ]);
+    assert_eq!(status, Some(4));
     assert!(
         message.contains(address) && message.contains("No such file"),
         "{message}"
@@ -67,7 +66,7 @@ fn an_address_where_nobody_listens_is_status_1_with_the_systems_reason() {
 }
 
 #[test]
-fn a_server_that_hangs_up_is_status_1_at_once() {
+fn a_server_that_hangs_up_is_status_4_at_once() {
     let scratch = tempfile::tempdir().unwrap();
     let address = scratch.path().join("containerd.sock");
     let listener = UnixListener::bind(&address).unwrap();
@@ -77,9 +76,9 @@ fn a_server_that_hangs_up_is_status_1_at_once() {
         address.to_str().unwrap(),
         "-namespace",
         "k8s.io",
-        "-image",
-        "a:1",
+        "-container",
+        "c",
     ]);
-    assert_eq!(status, Some(1), "{message}");
+    assert_eq!(status, Some(4), "{message}");
     server.join().unwrap();
 }

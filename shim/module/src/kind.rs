@@ -22,6 +22,38 @@ pub enum Kind {
     Other,
 }
 
+/// How a file is compressed, judged by its first bytes only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl Compression {
+    /// How many leading bytes [`Compression::sniff`] needs.
+    pub const SNIFF_BYTES: usize = 4;
+
+    /// Judges a file by its first bytes. Neither begins as a module does, in binary or in text.
+    pub fn sniff(bytes: &[u8]) -> Option<Compression> {
+        match bytes {
+            [0x1f, 0x8b, ..] => Some(Compression::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Compression::Zstd),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        })
+    }
+}
+
 const MAGIC: &[u8] = b"\0asm";
 /// Bytes 6 and 7 of a binary, little-endian: 0 in a core module, 1 in a component (component-model, Binary.md).
 const COMPONENT_LAYER: &[u8] = &[1, 0];

@@ -25,7 +25,7 @@ pub use describe::{
 };
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use entrypoint::{Entrypoint, START};
-pub use kind::Kind;
+pub use kind::{Compression, Kind};
 pub use problem::{Problem, Reason};
 pub use proposals::{PROPOSALS, Proposal};
 

@@ -13,10 +13,8 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use slipway_cgroup::{Cgroup, OomWatch, Registration};
 use slipway_counters::{Counter, Counters};
-use slipway_launch::{
-    Compiler, Guest, Helpers, Install, LayerSource, Resolved, StartError, Surroundings,
-};
-use slipway_protocol::{Budget, HostShare, Mount, Timeline};
+use slipway_launch::{Compiler, Guest, Helpers, Install, LayerSource, StartError, Surroundings};
+use slipway_protocol::{Budget, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
 use slipway_sys::CgroupEntry;
 use tokio::sync::Notify;
@@ -350,8 +348,15 @@ impl Pod {
             cache_bytes: self.cache_bytes,
             exec_in: None,
         };
-        let resolved = self
-            .resolve(&guest, plan, around, &share, &mut made, &compiler)
+        let helpers = Helpers {
+            budget: &share,
+            module: None,
+            enter: || made.enter(plan),
+            layer: Some(self.layer(&request.id, plan)),
+            compiler: &compiler,
+        };
+        let launch = slipway_launch::launch(&self.install, plan, around);
+        let resolved = slipway_launch::resolve(&guest, &launch, helpers)
             .await
             .map_err(|e| e.explained(|| made.oom.as_mut()?.next_kill()))?;
         steps.append(resolved.steps);
@@ -373,32 +378,15 @@ impl Pod {
         Ok(self.container(request, plan, made.keep(), main, guest))
     }
 
-    /// Leads a guest to its module: a file of the root file system, or, where there is none, the image's layer.
-    async fn resolve(
-        &self,
-        guest: &Guest,
-        plan: &Plan,
-        around: Surroundings<'_>,
-        budget: &HostShare,
-        made: &mut Made,
-        compiler: &Compiler,
-    ) -> std::result::Result<Resolved, StartError> {
-        let launch = slipway_launch::launch(&self.install, plan, around);
-        let layer = plan.image.as_ref().map(|image| LayerSource {
+    /// Where a container's module is when it is no file of the root file system.
+    fn layer<'a>(&'a self, container: &'a str, plan: &'a Plan) -> LayerSource<'a> {
+        LayerSource {
             install: &self.install,
             address: &self.grpc,
             namespace: &self.namespace,
-            image,
+            container,
             entrypoint: plan.program.args.first().map_or("", String::as_str),
-        });
-        let helpers = Helpers {
-            budget,
-            module: None,
-            enter: || made.enter(plan),
-            layer,
-            compiler,
-        };
-        slipway_launch::resolve(guest, &launch, helpers).await
+        }
     }
 
     fn compiler(&self, cgroup: Option<&Cgroup>) -> Compiler {
@@ -517,9 +505,15 @@ impl Pod {
             cache_bytes: self.cache_bytes,
             exec_in: i32::try_from(container.main.pid()).ok(),
         };
-        let resolved = self
-            .resolve(&guest, plan, around, &budget, &mut made, &compiler)
-            .await;
+        let helpers = Helpers {
+            budget: &budget,
+            module: None,
+            enter: || made.enter(plan),
+            layer: Some(self.layer(&container.id, plan)),
+            compiler: &compiler,
+        };
+        let launch = slipway_launch::launch(&self.install, plan, around);
+        let resolved = slipway_launch::resolve(&guest, &launch, helpers).await;
         resolved.map_err(|e| match e.explained(|| container.next_oom_kill()) {
             StartError::NoEntrypoint(what) => StartError::NoEntrypoint(format!(
                 "exec: {what}. A Wasm container has no shell or tools: exec runs modules of its image"

@@ -13,7 +13,6 @@ pub(crate) const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace"
 pub(crate) const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 pub(crate) const SANDBOX_IMAGE: &str = "io.kubernetes.cri.podsandbox.image-name";
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 const COMPILE: &str = "slipway.dev/compile";
 const CPU_TIME: &str = "slipway.dev/cpu-time";
 const STOP: &str = "slipway.dev/stop";
@@ -131,8 +130,6 @@ pub struct Plan {
     pub role: Role,
     /// The pod's id, for a container of a pod.
     pub sandbox_id: Option<String>,
-    /// The image's name, as CRI knows it.
-    pub image: Option<String>,
     /// What the container runs. Bounds of its annotations (`slipway.dev/cpu-time`, `slipway.dev/stop`, `slipway.dev/compile`) and
     /// of linux.seccomp included.
     pub program: Program,
@@ -274,7 +271,6 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
     Ok(Plan {
         role,
         sandbox_id: annotation(SANDBOX_ID),
-        image: annotation(IMAGE_NAME),
         terminal: process.terminal,
         oom_score_adj: process.oom_score_adj,
         program: Program {
