@@ -134,7 +134,7 @@ class Pod:
     def create(self, image, args=(), command=(), **fields):
         name = f"c{self.bed.number()}"
         config = {
-            "metadata": {"name": name}, "image": {"image": image}, "args": list(args), "log_path": f"{name}.log",
+            "metadata": {"name": name}, "image": image if isinstance(image, dict) else {"image": image}, "args": list(args), "log_path": f"{name}.log",
             "linux": {"security_context": {"namespace_options": {"pid": 1}}}, **fields,
         }
         if command:

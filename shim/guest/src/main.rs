@@ -102,6 +102,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     join_cgroup(control, &launch)?;
     steps.mark("cgroup");
     let (mut module, entry) = find_module(control, &launch, given, rootfs.as_fd())?;
+    let directory = working_directory(&launch, rootfs.as_fd())?;
     steps.mark("module");
     let artefact = find_artefact(control, &store, &launch, &module)?;
     steps.mark("artefact");
@@ -124,6 +125,10 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     let _in_use = artefact
         .through(Path::new(OsStr::from_bytes(mounts::ARTEFACT.to_bytes())))
         .map_err(|e| e.to_string())?;
+    if let Some(directory) = directory {
+        // As runc does it: before the privileges go, so that the program may start where only root can look in.
+        rustix::process::fchdir(&directory).map_err(|e| format!("process.cwd: {e}"))?;
+    }
     steps.mark("skeleton");
     drop_privileges(&launch, user)?;
     steps.mark("privileges");
@@ -211,6 +216,22 @@ fn find_module(
         found => found,
     };
     found.map_err(|refusal| Stop::Tell(refusal.into()))
+}
+
+/// The working directory, where it is not the root: found below the container's root like every path of an image.
+fn working_directory(launch: &Launch, rootfs: BorrowedFd<'_>) -> Result<Option<OwnedFd>, String> {
+    let cwd = launch.program.cwd.as_str();
+    if cwd == "/" {
+        return Ok(None);
+    }
+    let found = mounts::resolve_directory(rootfs, cwd);
+    found.map(Some).map_err(|e| {
+        let why = match e {
+            rustix::io::Errno::NOTDIR => "not a directory".to_string(),
+            e => e.to_string(),
+        };
+        format!("process.cwd {cwd:?}: {why}; set workingDir to a directory of the image, or leave it out")
+    })
 }
 
 /// Moves this process into the container's cgroup, which the host has made meanwhile.
@@ -373,12 +394,9 @@ fn wasi(launch: &Launch) -> Result<Wasi, String> {
     let mut env = launch.program.env.clone();
     let mut preopens = Vec::new();
     if launch.program.cwd != "/" {
-        // WASI has no working directory. Libraries that know one take it from PWD (Go) or a preopen named ".";
-        // "/" comes last, for wasi-libc takes the last of equal length and ignores a leading slash.
-        preopens.push(format!(
-            ".:/rootfs/{}",
-            launch.program.cwd.trim_start_matches('/')
-        ));
+        // WASI has no working directory. Libraries that know one take it from PWD (Go) or a preopen named ".", which is this
+        // process's; "/" comes last, for wasi-libc takes the last of equal length and ignores a leading slash.
+        preopens.push(".:.".to_string());
         if !env.iter().any(|e| e.starts_with("PWD=")) {
             env.push(format!("PWD={}", launch.program.cwd));
         }

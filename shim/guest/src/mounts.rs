@@ -618,6 +618,16 @@ pub fn resolve(root: BorrowedFd<'_>, at: &str) -> rustix::io::Result<OwnedFd> {
     )
 }
 
+/// A directory below the container's root, likewise; ENOTDIR where it is something else.
+pub fn resolve_directory(root: BorrowedFd<'_>, at: &str) -> rustix::io::Result<OwnedFd> {
+    let found = resolve(root, at)?;
+    let kind = rustix::fs::fstat(&found)?.st_mode & libc::S_IFMT;
+    match kind == libc::S_IFDIR {
+        true => Ok(found),
+        false => Err(rustix::io::Errno::NOTDIR),
+    }
+}
+
 /// A mount point below the container's root, made with its parents where it is missing.
 fn make_target(root: BorrowedFd<'_>, at: &str, directory: bool) -> Result<OwnedFd, String> {
     let mut so_far = String::from("/");

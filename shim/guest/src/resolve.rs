@@ -45,6 +45,8 @@ impl From<Refusal> for FromGuest {
 const MAX_MODULE_BYTES: u64 = 256 << 20;
 /// The longest name of a function, in bytes: what is said about it must fit a message, however it is escaped.
 const MAX_FUNCTION_BYTES: usize = 4096;
+/// The longest path that a message proposes, in bytes.
+const MAX_NAMED: usize = 200;
 /// PATH of a container that has none in its environment, as containerd's images default to.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -152,6 +154,12 @@ fn open_entrypoint(
     root: BorrowedFd<'_>,
     path: &str,
 ) -> Result<(String, File), Refusal> {
+    if path.is_empty() {
+        return Err(Refusal::Missing(
+            "the entrypoint names no file; write the module's path before the function, as in /app.wasm#function"
+                .to_string(),
+        ));
+    }
     let mut reason = String::new();
     for candidate in candidates(launch, path) {
         // NONBLOCK: a FIFO in the image must not hold the start.
@@ -184,10 +192,37 @@ fn open_entrypoint(
     if !reason.is_empty() {
         return Err(Refusal::Bad(reason));
     }
+    let missing = format!("entrypoint {path:?}: no such file in the image");
+    if let Some(module) = in_shell_form(launch) {
+        return Err(Refusal::Missing(format!(
+            "{missing}: the image's command is in shell form, which needs a shell; write it in exec form, as in ENTRYPOINT [{module:?}], or set the pod's command: [{module:?}]"
+        )));
+    }
     Err(Refusal::Missing(format!(
-        "entrypoint {path:?}: no such file in the image (searched PATH and the working directory {:?}); name the module by its absolute path",
+        "{missing} (searched PATH and the working directory {:?}); name the module by its absolute path",
         launch.program.cwd
     )))
+}
+
+/// The module of `/bin/sh -c "app.wasm arguments"`, which is what Docker makes of a command that is no list. Somebody who calls a
+/// shell by exec means a shell.
+fn in_shell_form(launch: &Launch) -> Option<&str> {
+    match launch.program.args.as_slice() {
+        [shell, option, command, ..]
+            if matches!(shell.as_str(), "/bin/sh" | "/bin/bash" | "/bin/ash")
+                && option == "-c"
+                && launch.exec_in.is_none() =>
+        {
+            let is_module = |word: &&str| {
+                word.len() <= MAX_NAMED && (word.ends_with(".wasm") || word.ends_with(".wat"))
+            };
+            command
+                .split_whitespace()
+                .find(is_module)
+                .or(Some("/app.wasm"))
+        }
+        _ => None,
+    }
 }
 
 fn regular(path: String, fd: OwnedFd) -> Result<(String, File), Refusal> {
@@ -233,6 +268,10 @@ fn sniff(path: &str, file: &mut File) -> Result<(), Refusal> {
         }
         [0x7f, b'E', b'L', b'F', ..] => Err(Refusal::Linux(format!("{path} is an ELF program"))),
         [b'#', b'!', ..] => Err(Refusal::Linux(format!("{path} is a script"))),
+        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => Err(Refusal::Bad(format!(
+            "{path}: compressed with {}; put the module into the image as it was before",
+            if head[0] == 0x1f { "gzip" } else { "zstd" }
+        ))),
         // WebAssembly text opens with a form or a comment.
         _ if matches!(text, Some(b'(' | b';')) => Ok(()),
         _ => Err(Refusal::Bad(format!(

@@ -12,12 +12,12 @@ use wasmparser::{
 };
 
 use crate::problem::{Problem, Reason};
-use crate::proposals::{enabled, explain, known};
+use crate::proposals::{enabled, explain, known, switched_off};
 use crate::values;
 use crate::wasi::{self, Wanted};
 use crate::{
-    Kind, MAX_CUSTOM_SECTIONS, MAX_EXPORTS, MAX_IMPORTS, MAX_MEMORIES, MAX_MODULE_BYTES,
-    MAX_TEXT_BYTES, NAMED_IN_MESSAGE, PAGE_BYTES, START,
+    Compression, Kind, MAX_CUSTOM_SECTIONS, MAX_EXPORTS, MAX_IMPORTS, MAX_MEMORIES,
+    MAX_MODULE_BYTES, MAX_TEXT_BYTES, NAMED_IN_MESSAGE, PAGE_BYTES, START,
 };
 
 /// Parameters, and results, beyond this number are left out of a signature's text: a type has up to 1,000 of each, and
@@ -316,9 +316,18 @@ fn to_binary(kind: Kind, bytes: &[u8]) -> Result<Cow<'_, [u8]>, Problem> {
     match kind {
         Kind::CoreModule => Ok(Cow::Borrowed(bytes)),
         Kind::Wat => wat::parse_bytes(bytes).map_err(|error| {
+            if let Some(problem) = old_exceptions(bytes) {
+                return problem;
+            }
             let text = format!("the module's text does not parse: {error}");
             Problem::new(Reason::Text, text, "correct the text, or give the module in binary form")
         }),
+        Kind::Component if names_http(bytes) => Err(Problem::new(
+            Reason::Component,
+            "this is a WebAssembly component that names wasi:http, and no engine for components is installed",
+            wasi::NO_HTTP,
+        )
+        .at(4)),
         Kind::Component => Err(Problem::new(
             Reason::Component,
             "this is a WebAssembly component, and no engine for components is installed",
@@ -335,11 +344,35 @@ fn to_binary(kind: Kind, bytes: &[u8]) -> Result<Cow<'_, [u8]>, Problem> {
             "make the module itself the entrypoint, or run the image without the runtime class of Wasm",
         ),
         Kind::Empty => not_wasm("the file is empty".to_owned(), WANTED),
+        Kind::Other if let Some(how) = Compression::sniff(bytes) => not_wasm(
+            format!("this is no WebAssembly module but a file that is compressed with {how}"),
+            "give the module as it was before; only an image's layer of type application/wasm may be compressed",
+        ),
         Kind::Other => {
             let start = &bytes[..bytes.len().min(8)];
             not_wasm(format!("this is not a WebAssembly module: it starts with the bytes {start:02x?}"), WANTED)
         }
     }
+}
+
+/// Why a text does not parse that has the words of the old form of exception handling, which its parser does not know.
+fn old_exceptions(text: &[u8]) -> Option<Problem> {
+    let is_word = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'(' | b')' | b';');
+    let word = text
+        .split(|byte| !is_word(byte))
+        .find(|word| matches!(*word, b"try" | b"rethrow" | b"delegate"))?;
+    let word = String::from_utf8_lossy(word);
+    switched_off(
+        WasmFeatures::LEGACY_EXCEPTIONS,
+        &format!("its old form, with {word}"),
+    )
+}
+
+/// Whether a component, in binary or text, names an interface of wasi:http. For a message: it need not be read to know.
+fn names_http(component: &[u8]) -> bool {
+    component
+        .windows(wasi::HTTP.len())
+        .any(|name| name == wasi::HTTP.as_bytes())
 }
 
 /// Fills `info` from the sections of `binary`; with `types`, those of a valid module, also signatures and whether

@@ -135,29 +135,30 @@ fn features(wanted: impl Fn(&&Proposal) -> bool) -> WasmFeatures {
 
 /// Turns the validator's complaint into a problem: a proposal that is off, or an invalid module.
 pub(crate) fn explain(error: &BinaryReaderError) -> Problem {
-    let missing = error.missing_wasm_feature().and_then(|features| {
-        PROPOSALS
-            .iter()
-            .find(|proposal| !proposal.on && proposal.features.intersects(features))
-    });
-    match missing {
-        Some(proposal) => Problem::new(
-            Reason::Proposal,
-            format!(
-                "the module uses {}, which is not enabled here: {}",
-                proposal.name,
-                error.message()
-            ),
-            proposal.remedy,
-        ),
-        None => Problem::new(
-            Reason::Invalid,
-            format!(
-                "the module is truncated, damaged or invalid: {}",
-                error.message()
-            ),
-            "build or copy the file again and compare its size and checksum with the original's",
-        ),
-    }
-    .at(error.offset())
+    let missing = error.missing_wasm_feature();
+    missing
+        .and_then(|features| switched_off(features, error.message()))
+        .unwrap_or_else(|| {
+            Problem::new(
+                Reason::Invalid,
+                format!(
+                    "the module is truncated, damaged or invalid: {}",
+                    error.message()
+                ),
+                "build or copy the file again and compare its size and checksum with the original's",
+            )
+        })
+        .at(error.offset())
+}
+
+/// The problem with a module that needs `features`, if a proposal with one of them is off; `how` says where it shows.
+pub(crate) fn switched_off(features: WasmFeatures, how: &str) -> Option<Problem> {
+    let proposal = PROPOSALS
+        .iter()
+        .find(|proposal| !proposal.on && proposal.features.intersects(features))?;
+    let text = format!(
+        "the module uses {}, which is not enabled here: {how}",
+        proposal.name
+    );
+    Some(Problem::new(Reason::Proposal, text, proposal.remedy))
 }

@@ -214,6 +214,27 @@ fn proposals_that_are_off_are_named_with_a_remedy() {
 }
 
 #[test]
+fn the_old_form_of_exception_handling_is_named_in_binary_and_text() {
+    const TRY: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\0\x0a\x07\x01\x05\0\x06\x40\x0b\x0b";
+    for module in [
+        TRY,
+        b"(module (func (export \"_start\") (try (do) (catch_all))))",
+        b"(module (tag $e) (func (export \"_start\") try catch $e rethrow 0 end))",
+        b"(module (func (export \"_start\") try delegate 0))",
+    ] {
+        let problem = refusal(module);
+        assert_eq!(problem.reason, Reason::Proposal, "{problem}");
+        assert!(
+            problem.text.contains("uses exception handling,"),
+            "{problem}"
+        );
+        assert!(problem.remedy.contains("-fwasm-exceptions"), "{problem}");
+    }
+    let problem = refusal(b"(module (func $try (export \"_start\") i32.conts 1))");
+    assert_eq!(problem.reason, Reason::Text, "{problem}");
+}
+
+#[test]
 fn proposals_that_are_on_are_accepted() {
     for text in [
         "(global (export \"g\") (mut i32) (i32.const 0))",
@@ -268,8 +289,13 @@ fn unknown_imports_are_named_with_the_remedy_for_their_origin() {
         ),
         (
             r#""wasi:io/streams@0.2.0" "f" (func)"#,
-            "wasi:io/streams@0.2.0::f",
+            "wasi:io/streams@0.2.0",
             "not wasm32-wasip2",
+        ),
+        (
+            r#""wasi:http/types@0.2.0" "[method]fields.get" (func)"#,
+            "wasi:http/types@0.2.0",
+            "preview 1 has no HTTP",
         ),
         (
             r#""wasi_ephemeral_nn" "load" (func)"#,
@@ -306,6 +332,49 @@ fn unknown_imports_are_named_with_the_remedy_for_their_origin() {
         );
         assert!(problem.offset.is_some(), "{problem}");
     }
+}
+
+#[test]
+fn a_component_of_http_is_not_told_to_build_for_preview_1() {
+    let binary = [
+        &b"\0asm\x0d\0\x01\0\x0a\x1a\x01\0\x15wasi:http/types@0.2.0"[..],
+        &[5, 0],
+    ]
+    .concat();
+    refusal(&binary);
+    let problem = refusal(br#"(component (import "wasi:http/types@0.2.0" (instance)))"#);
+    assert_eq!(problem.reason, Reason::Component);
+    assert!(
+        problem.text.contains("wasi:http") && problem.remedy.contains("preview 1 has no HTTP"),
+        "{problem}"
+    );
+    assert_eq!(refusal(&binary).remedy, problem.remedy);
+    let other = refusal(br#"(component (import "wasi:io/streams@0.2.0" (instance)))"#);
+    assert!(!other.to_string().contains("http"), "{other}");
+}
+
+#[test]
+fn interfaces_are_listed_once_and_long_names_are_cut() {
+    let functions: String = (0..30)
+        .map(|n| {
+            let interface = ["wasi:io/streams@0.2.0", "wasi:http/types@0.2.0"][n / 15];
+            format!(r#"(import "{interface}" "[method]outgoing-body.finish-{n}" (func))"#)
+        })
+        .collect();
+    let problem = refusal(format!("(module {functions} (func (export \"_start\")))").as_bytes());
+    assert!(
+        problem
+            .text
+            .ends_with("provide: wasi:io/streams@0.2.0, wasi:http/types@0.2.0"),
+        "{problem}"
+    );
+    assert!(problem.remedy.contains("no HTTP"), "{problem}");
+    let long = "ü".repeat(50_000);
+    let problem = refusal(
+        format!(r#"(module (import "{long}" "{long}" (func)) (func (export "_start")))"#)
+            .as_bytes(),
+    );
+    assert!(problem.text.len() < 400, "{}", problem.text.len());
 }
 
 #[test]

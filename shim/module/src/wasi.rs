@@ -8,6 +8,15 @@ use crate::problem::{Problem, Reason};
 /// The one module that the engine provides.
 const PREVIEW1: &str = "wasi_snapshot_preview1";
 
+/// How the names of WASI 0.2's interfaces begin, as in `wasi:io/streams@0.2.0`.
+const INTERFACES: &str = "wasi:";
+/// How the names of its interfaces for HTTP begin.
+pub(crate) const HTTP: &str = "wasi:http/";
+/// What to do without them.
+pub(crate) const NO_HTTP: &str = "WASI preview 1 has no HTTP, so building for wasm32-wasip1 alone does not help: write the server or client over \
+     WasmEdge's sockets, as examples/http-server and examples/https-client do, or run this one in a runtime that has wasi:http, such \
+     as wasmtime serve or Spin";
+
 /// Function and parameters (`i` = i32, `I` = i64) of WasmEdge 0.17.1's `wasi_snapshot_preview1`, in order of names, as
 /// `WasmEdge_ModuleInstanceListFunction` and `WasmEdge_FunctionInstanceGetFunctionType` give them: preview 1, and
 /// WasmEdge's sockets. All return one i32 but `proc_exit`, which returns nothing.
@@ -118,13 +127,16 @@ impl Wanted<'_> {
             })
     }
 
-    /// `module::name`, with what the engine has instead if only the type differs.
+    /// `module::name`, with what the engine has instead if only the type differs. Of an interface of WASI 0.2 the functions' names
+    /// say nothing more, and are long.
     fn describe(&self) -> String {
-        let Wanted { module, name, .. } = self;
-        match parameters(name) {
-            Some(_) if *module == PREVIEW1 => {
+        let module = shortened(self.module);
+        let name = shortened(self.name);
+        match parameters(self.name) {
+            Some(_) if self.module == PREVIEW1 => {
                 format!("{module}::{name} (with another type than the engine's)")
             }
+            _ if self.module.starts_with(INTERFACES) => module,
             _ => format!("{module}::{name}"),
         }
     }
@@ -152,7 +164,8 @@ impl Wanted<'_> {
             module if module.starts_with("__wbindgen") => {
                 "this is a module for browsers (wasm-bindgen): build a program for wasm32-wasip1"
             }
-            module if module.starts_with("wasi:") => {
+            module if module.starts_with(HTTP) => NO_HTTP,
+            module if module.starts_with(INTERFACES) => {
                 "this is the core of a WASI 0.2 component: build for wasm32-wasip1, not wasm32-wasip2"
             }
             module if module.starts_with("wasi_") => {
@@ -183,20 +196,32 @@ fn parameters(name: &str) -> Option<&'static str> {
 
 /// The problem with those of `imports` that the engine does not provide, if any. `offset` is the import section's.
 pub(crate) fn missing(imports: &[Wanted<'_>], offset: u64) -> Option<Problem> {
-    let mut missing = imports.iter().filter(|wanted| !wanted.is_provided());
-    let first = missing.next()?;
+    let missing = || imports.iter().filter(|wanted| !wanted.is_provided());
+    // What tells most about where the module comes from: HTTP is what no other build brings.
+    let telling = missing()
+        .find(|wanted| wanted.module.starts_with(HTTP))
+        .or(missing().next())?;
+    let mut names: Vec<String> = missing().map(Wanted::describe).collect();
+    names.dedup();
+    let unnamed = names.len().saturating_sub(NAMED_IN_MESSAGE);
+    names.truncate(NAMED_IN_MESSAGE);
     let mut text = format!(
         "the module imports what this engine does not provide: {}",
-        first.describe()
+        names.join(", ")
     );
-    for wanted in missing.by_ref().take(NAMED_IN_MESSAGE - 1) {
-        text = text + ", " + &wanted.describe();
-    }
-    let unnamed = missing.count();
     if unnamed > 0 {
         text += &format!(" and {unnamed} more");
     }
-    Some(Problem::new(Reason::Import, text, first.remedy()).at(offset))
+    Some(Problem::new(Reason::Import, text, telling.remedy()).at(offset))
+}
+
+/// A name for a message: as it is, or its beginning. Names may have 100,000 bytes.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 60;
+    match name.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
 }
 
 #[cfg(test)]
