@@ -1,6 +1,6 @@
 //! What is accepted, what is refused with which words, and what hostile bytes can do (nothing).
 
-use crate::{ExternKind, Kind, MAX_CUSTOM_SECTIONS, Problem, Reason, inspect, prepare};
+use crate::{ExternKind, Kind, MAX_CUSTOM_SECTIONS, PROPOSALS, Problem, Reason, inspect, prepare};
 
 fn wasm(text: &str) -> Vec<u8> {
     wat::parse_str(text).unwrap()
@@ -211,6 +211,28 @@ fn proposals_that_are_off_are_named_with_a_remedy() {
             "{text}: {problem}"
         );
     }
+}
+
+#[test]
+fn the_documents_table_of_proposals_is_the_codes() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/wasi.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, section) = page.split_once("\n## Proposals\n").unwrap();
+    let table = section.split("\n## ").next().unwrap();
+    let rows: Vec<_> = table
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.split(" | ");
+            let name = cells.next()?;
+            let state = cells.next()?.split([':', ',', ' ']).next()?;
+            matches!(state, "on" | "off").then_some((name, state == "on"))
+        })
+        .collect();
+    let code: Vec<_> = PROPOSALS
+        .iter()
+        .map(|proposal| (proposal.name, proposal.on))
+        .collect();
+    assert_eq!(rows, code);
 }
 
 #[test]
