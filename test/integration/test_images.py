@@ -246,7 +246,7 @@ class ImageNames(ImageTest):
         pod = self.pod()
         for image in ({"image": "team/app:1"}, self.asked("team/app:1")):
             failed = pod.create(image, command=["/bin/sh"]).start(check=False)
-            self.assertIn('entrypoint "/bin/sh": no such file in the image', failed.stderr)
+            self.assertIn('entrypoint \\"/bin/sh\\": no such file in the image', failed.stderr)
             self.assertNotIn("has no image", failed.stderr)
 
     def test_an_exec_of_a_shell_says_that_there_is_none_even_when_the_image_is_gone(self):
@@ -263,4 +263,4 @@ class ImageNames(ImageTest):
         self.bed.images.discard(image)
         done = self.bed.crictl("exec", container.id, "sh", check=False)
         self.assertIn("no shell or tools", done.stderr)
-        self.assertIn("whether it is a Wasm artefact is not known", done.stderr)
+        self.assertIn("Whether it is a Wasm artefact is not known", done.stderr)
