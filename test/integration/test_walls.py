@@ -5,8 +5,8 @@ import os
 import subprocess
 import tempfile
 
+import test_spec
 from harness import KillTest, PodTest, slow_module
-from test_spec import RUNTIME, Spec
 from test_users import HANDLER as USERS_HANDLER, IDS, USERS
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -75,10 +75,10 @@ class Mounts(PodTest):
     def test_a_device_node_of_an_image_cannot_be_opened_even_where_the_root_is_read_only(self):
         for read_only in (False, True):
             with self.subTest(read_only), tempfile.TemporaryDirectory() as d:
-                path, container = Spec.config(self, d, "envfiles", "cat", "/zero", root={"path": f"{d}/rootfs", "readonly": read_only})
+                path, container = test_spec.Spec.config(self, d, "envfiles", "cat", "/zero", root={"path": f"{d}/rootfs", "readonly": read_only})
                 subprocess.run(["mknod", "-m", "666", f"{d}/rootfs/zero", "c", "1", "5"], check=True)
                 # Where it can be opened it never ends.
-                done = self.bed.run("timeout", "20", "ctr", "-n", "k8s.io", "run", "--rm", "--config", path, "--runtime", RUNTIME, container, check=False)
+                done = self.bed.run("timeout", "20", "ctr", "-n", "k8s.io", "run", "--rm", "--config", path, "--runtime", test_spec.RUNTIME, container, check=False)
                 self.bed.ctr("tasks", "rm", "-f", container, check=False)
                 self.bed.ctr("containers", "rm", container, check=False)
                 self.assertEqual(done.returncode, 1, done.stderr[-400:])
