@@ -481,7 +481,7 @@ class Demo(PodTest):
             with self.subTest(moment), tempfile.TemporaryDirectory(prefix="demo") as d:
                 # What it needs is built: -o takes that for granted. A shell's background jobs ignore SIGINT, and so would it.
                 demo = subprocess.Popen(
-                    ["env", "--default-signal=INT", "make", "-s", "-o", "dist", "-o", "bed", "-o", "examples", "demo"], cwd=ROOT, env={**os.environ, "TMPDIR": d},
+                    ["env", "--default-signal=INT", "make", "-s", "-o", "dist", "-o", "bed-demo", "-o", "hello", "demo"], cwd=ROOT, env={**os.environ, "TMPDIR": d},
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
                 for line in demo.stdout:
                     if moment in line:
