@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 TREE := target/dist/opt/slipway
 
-.PHONY: help setup engine build dist bed-demo bed examples hello guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
+.PHONY: help setup engine build dist bed-demo bed examples hello guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image helm cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -76,8 +76,10 @@ cluster-down: ## Take it down again
 e2e: $(if $(KUBECONFIG),,e2e-parts) ## Run the end-to-end tests on a cluster of their own; KUBECONFIG=… for another
 	@test/e2e/run
 
-e2e-parts: cluster dist examples guests
-	@test/chart/fetch
+helm: bed ## Build helm into target/chart-tools
+	@test/chart/fetch helm
+
+e2e-parts: cluster dist examples guests helm
 
 e2e-cgroup2: e2e-parts ## Run those that cgroups have a part in on cgroup v2, with systemd's driver
 	@test/cgroup2/e2e

@@ -291,8 +291,8 @@ async fn linger(fifo: &OwnedFd) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{ErrorKind, Read, Write};
     use super::*;
+    use std::io::{ErrorKind, Read, Write};
 
     type Tested = Result<(), Box<dyn std::error::Error>>;
 
