@@ -2,11 +2,10 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import tempfile
 
-from harness import EXAMPLES, PATIENCE, PodTest, slipway
+from harness import EXAMPLES, PodTest
 
 
 class Lifecycle(PodTest):
