@@ -2,6 +2,8 @@
 
 SHELL := /bin/bash
 TREE := target/dist/opt/slipway
+# The demo's downloads take no processor: they come while the programs are built.
+MAKEFLAGS += $(if $(filter demo,$(MAKECMDGOALS)),-j2)
 
 .PHONY: help setup engine build dist bed-demo bed examples hello guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image helm cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
 
