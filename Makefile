@@ -2,8 +2,10 @@
 
 SHELL := /bin/bash
 TREE := target/dist/opt/slipway
+# The demo's downloads take no processor: they come while the programs are built.
+MAKEFLAGS += $(if $(filter demo,$(MAKECMDGOALS)),-j2)
 
-.PHONY: help setup engine build dist bed examples guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
+.PHONY: help setup engine build dist bed-demo bed examples hello guests demo test test-unit test-integration test-examples test-soak test-cgroup2 chart-test image helm cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -20,16 +22,22 @@ build: engine ## Build shim, guest, compiler and command line
 dist: build ## Assemble the installable tree and its tar under target/dist
 	@engine/dist
 
-bed: setup ## Fetch containerd, runc, crun and CNI plugins into target/bed
+bed-demo: setup
+	@test/bed/fetch demo
+
+bed: bed-demo ## Fetch containerds, runc, crun and CNI plugins into target/bed
 	@test/bed/fetch
 
 examples: setup ## Build the small example modules into target/examples
 	@examples/build-all light
 
+hello: setup
+	@examples/hello/build
+
 guests: setup ## Build the programs that the integration tests run in pods, into target/guests
 	@test/guests/build
 
-demo: dist bed examples ## Run a Wasm pod through CRI on a private containerd, beside the same pod under runc
+demo: dist bed-demo hello ## Run a Wasm pod through CRI on a private containerd, beside the same pod under runc
 	@test/demo
 
 test: test-unit test-integration ## Run all tests
@@ -70,8 +78,10 @@ cluster-down: ## Take it down again
 e2e: $(if $(KUBECONFIG),,e2e-parts) ## Run the end-to-end tests on a cluster of their own; KUBECONFIG=… for another
 	@test/e2e/run
 
-e2e-parts: cluster dist examples guests
-	@test/chart/fetch
+helm: bed ## Build helm into target/chart-tools
+	@test/chart/fetch helm
+
+e2e-parts: cluster dist examples guests helm
 
 e2e-cgroup2: e2e-parts ## Run those that cgroups have a part in on cgroup v2, with systemd's driver
 	@test/cgroup2/e2e

@@ -1,6 +1,8 @@
 """A bed with containerd, and what every test may ask of it."""
+import collections
 import concurrent.futures
 import contextlib
+import glob
 import json
 import os
 import re
@@ -20,8 +22,8 @@ with open("/proc/cpuinfo") as f:
     USER_MODE_LINUX = "User Mode Linux" in f.read()
 # The driver of the bed's cgroups; cgroupfs but in one part of test/cgroup2/suite.
 SYSTEMD = os.environ.get("CGROUP_DRIVER") == "systemd"
-# Bound of every wait for something that containerd does.
-PATIENCE = 30
+# Seconds: bound of every wait for something that happens by itself. Only a test that fails waits that long, however slow the machine.
+PATIENCE = 120
 
 
 def run(*command, check=True, timeout=300, **options):
@@ -34,6 +36,26 @@ def run(*command, check=True, timeout=300, **options):
 
 def slipway(*args, **options):
     return run(f"{TREE}/bin/slipway", *args, **options)
+
+
+def wait_for(condition, problem="never came to be", patience=PATIENCE):
+    """Waits for what has no event; returns what the condition has found. The problem may be a function of what was found last."""
+    deadline = time.monotonic() + patience
+    while True:
+        # Looked at first: a machine that stood still is asked once more.
+        late = time.monotonic() >= deadline
+        if found := condition():
+            return found
+        if late:
+            raise AssertionError(problem() if callable(problem) else problem)
+        time.sleep(0.05)
+
+
+def mounts(mountinfo, of=""):
+    """Lines of a mountinfo that have this text, without what changes from outside: ids, propagation, options of the file system."""
+    lines = (line.partition(" - ") for line in mountinfo.splitlines() if of in line)
+    split = ((before.split(" "), after.split(" ")) for before, _, after in lines)
+    return [f"{source} on {point} ({kind}, {options}, from {root})" for (_, _, _, root, point, options, *_), (kind, source, *_) in split]
 
 
 class Bed:
@@ -87,6 +109,10 @@ class Bed:
                 raise
             self.crictl(*command)
 
+    def python(self, script, *args, **options):
+        """Runs a script in the bed's network. Its sockets are as patient as all others here."""
+        return self.run("python3", "-c", f"import socket\nsocket.setdefaulttimeout({PATIENCE})\n{script}", *args, **options)
+
     def ctr(self, *args, **options):
         return self.run("ctr", "-n", "k8s.io", *args, **options)
 
@@ -117,14 +143,36 @@ class Bed:
         return reference
 
     def state(self):
-        """All that a pod may leave behind, on the host and inside."""
-        inside = self.run("sh", "-c", "cat /proc/mounts; find /run/containerd/s /run/containerd/io.containerd.runtime.v2.task /run/containerd/fifo /run/netns -mindepth 1 2>/dev/null | grep -v 'task/k8s.io$'; ps -eo comm | grep -E 'slipway|shim|pause'", check=False).stdout
-        cgroups = run("find", "/sys/fs/cgroup", "-path", f"*{self.cgroup_parent}/*", "-type", "d", check=False).stdout
-        # It would make the cgroup of a unit that it still knows anew.
-        units = run("systemctl", "list-units", "--plain", "--no-legend", "cri-containerd-*.scope", check=False).stdout if SYSTEMD else ""
-        host = open("/proc/self/mountinfo").read()
-        return (sorted(inside.splitlines()), sorted(cgroups.splitlines()), sorted(units.splitlines()), len(host.splitlines()),
-                sorted(os.listdir(self.temporary)))
+        """What pods may leave behind, by its kind. It is the bed's own alone, for others mount, start and write things on this machine too."""
+        mountinfo, files, processes = self.run(
+            "sh", "-c", "cat /proc/self/mountinfo; echo ==; find /run/containerd/s /run/containerd/io.containerd.runtime.v2.task "
+            "/run/containerd/fifo /run/netns -mindepth 1 2>/dev/null; echo ==; ps -eo pid=,comm=,cgroup=").stdout.split("==\n")
+        with open("/proc/self/mountinfo") as f:
+            host = f.read()
+        # With systemd's driver the bed has no pid namespace, but cgroups of its own.
+        cgroups = (os.path.basename(self.root), self.cgroup_parent) if SYSTEMD else ("",)
+        state = {
+            "mounts in the bed": mounts(mountinfo),
+            "mounts of the host": mounts(host, of=self.root) + mounts(host, of=TREE),
+            "files of /run": [path for path in files.splitlines() if not path.endswith("task/k8s.io")],
+            "processes": [
+                " ".join(line.split()[:2]) for line in processes.splitlines()
+                if re.search("slipway|shim|pause", line.split()[1]) and any(name in line for name in cgroups)],
+            "cgroups": [path for of in ("", "/*") for path in glob.glob(f"/sys/fs/cgroup{of}{self.cgroup_parent}/**/", recursive=True)],
+            "temporary files": os.listdir(self.temporary),
+        }
+        if SYSTEMD:
+            # It would make the cgroup of a unit that it still knows anew.
+            units = run("systemctl", "show", "--property=Id,Slice", "cri-containerd-*.scope").stdout.split("\n\n")
+            state["units"] = [unit for unit in units if self.cgroup_parent.strip("/").removesuffix(".slice") in unit]
+        return state
+
+    def left_since(self, before):
+        """What is there now and was not there before, by its kind. What has gone is nobody's concern: who removes a mount point takes
+        its mount away from the bed, too."""
+        now = self.state()
+        left = {kind: list((collections.Counter(now[kind]) - collections.Counter(before[kind])).elements()) for kind in now}
+        return {kind: lines for kind, lines in left.items() if lines}
 
 
 class Pod:
@@ -164,6 +212,10 @@ class Container:
     def start(self, check=True):
         return self.bed.crictl("start", self.id, check=check)
 
+    def stop(self):
+        """Asks it to end, and gives it all the time for that: on a busy machine too it ends by the first signal."""
+        self.bed.crictl("stop", "-t", str(PATIENCE), self.id)
+
     def status(self):
         return json.loads(self.bed.crictl("inspect", self.id).stdout)["status"]
 
@@ -172,12 +224,15 @@ class Container:
 
     def ended(self):
         """Status once it has ended."""
-        for _ in range(PATIENCE * 10):
-            status = self.status()
-            if status["state"] == "CONTAINER_EXITED":
-                return status
-            time.sleep(0.1)  # CRI has no call that waits for the end of a container
-        raise AssertionError(f"still running: {status}")
+        # CRI has no call that waits for the end of a container.
+        status = {}
+
+        def is_over():
+            status.update(self.status())
+            return status["state"] == "CONTAINER_EXITED"
+
+        wait_for(is_over, lambda: f"still running: {status}")
+        return status
 
     def log(self):
         """Lines as (stream, text)."""
@@ -192,11 +247,8 @@ class Container:
 
     def until(self, text):
         """Waits for a text in the log."""
-        for _ in range(PATIENCE * 10):
-            if text in self.text():
-                return
-            time.sleep(0.1)  # a file has no event that all file systems give
-        raise AssertionError(f"no {text!r} in {self.text()!r}")
+        # A file has no event that all file systems give.
+        wait_for(lambda: text in self.text(), lambda: f"no {text!r} in {self.text()!r}")
 
 
 class PodTest(unittest.TestCase):
@@ -213,16 +265,18 @@ class PodTest(unittest.TestCase):
     def tearDown(self):
         self.leave_nothing()
 
-    def leave_nothing(self):
+    def leave_nothing(self, patience=PATIENCE):
         while self.pods:
             self.pods.pop().remove()
-        for _ in range(PATIENCE):
-            after = self.bed.state()
-            if after == self.before:
-                return
-            time.sleep(0.1)  # containerd removes some files after its answer
-        for before, now in zip(self.before, after):
-            self.assertEqual(before, now, "left behind")
+        left = {}
+
+        def is_clean():
+            left.clear()
+            left.update(self.bed.left_since(self.before))
+            return not left
+
+        # containerd removes some files after its answer.
+        wait_for(is_clean, lambda: f"left behind: {json.dumps(left, indent=2)}", patience)
 
     def pod_config(self, **fields):
         """The file with what CRI is told of a new pod."""
@@ -248,13 +302,8 @@ class PodTest(unittest.TestCase):
         command = f"{ROOT}/test/bed/bed run {self.bed.root} crictl -c {self.bed.root}/crictl.yaml {' '.join(command)}"
         return subprocess.Popen(["script", "-qec", command, "/dev/null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def until(self, condition):
-        """Waits for what has no event; returns what the condition has found."""
-        for _ in range(PATIENCE * 20):
-            if found := condition():
-                return found
-            time.sleep(0.05)
-        self.fail("never came to be")
+    def until(self, condition, problem="never came to be"):
+        return wait_for(condition, problem)
 
 
 class Watched(PodTest):
@@ -277,12 +326,12 @@ class Watched(PodTest):
                 return [(topic.removeprefix("/tasks/"), json.loads(fields)) for _, topic, fields in found]
 
             try:
-                for _ in range(PATIENCE * 10):
-                    if lines():
-                        break
+                def listens():
                     # It does not say when it has begun to listen: it is called until it answers.
                     self.bed.ctr("images", "label", image, f"called={time.monotonic_ns()}")
-                    time.sleep(0.1)
+                    return lines()
+
+                self.until(listens)
                 yield tasks
             finally:
                 os.killpg(watcher.pid, signal.SIGKILL)
@@ -318,18 +367,11 @@ class KillTest(PodTest):
         return [pid for pid, stat, name, args in lines if stat[0] != "Z" and (name == command[:15] or compiler(args))]
 
     def appears(self, command):
-        for _ in range(PATIENCE * 20):
-            if pids := self.pids(command):
-                return pids
-            time.sleep(0.05)  # a process of somebody else's has no event
-        raise AssertionError(f"no {command}")
+        # A process of somebody else's has no event.
+        return self.until(lambda: self.pids(command), f"no {command}")
 
     def disappears(self, command):
-        for _ in range(PATIENCE * 20):
-            if not self.pids(command):
-                return
-            time.sleep(0.05)  # as above
-        raise AssertionError(f"{command} is still there")
+        self.until(lambda: not self.pids(command), f"{command} is still there")
 
     def kill(self, *pids):
         self.bed.run("kill", "-9", *pids)

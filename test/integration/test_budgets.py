@@ -144,7 +144,7 @@ class Memory(BudgetTest):
         after = self.top(container)
         self.assertEqual((after["budget_bytes"], after["used_bytes"], after["peak_bytes"]), (8 * MIB, row["used_bytes"], row["peak_bytes"]))
         self.assertEqual(container.text(), "granted\nrefused\ngranted\nrefused")
-        self.bed.crictl("stop", "-t", "5", container.id)
+        container.stop()
         # What it did with the refusals, it has survived.
         self.assertEqual((container.status()["exitCode"], container.status()["reason"]), (143, "Error"))
 
@@ -288,8 +288,10 @@ class KernelKills(BudgetTest):
 
     def test_a_sidecar_is_told_as_out_of_memory_once(self):
         with self.watched() as tasks:
-            # It goes on for a moment: runc's shim may come too late to see why a container ended at once.
-            container = self.limited("localhost/busybox:1", 16 * MIB, ["-c", "tail /dev/zero; sleep 3; exit 1"])
+            # It goes on until that is told: runc's shim may come too late to see why a container ended at once.
+            container = self.limited("localhost/busybox:1", 16 * MIB, ["-c", "tail /dev/zero; cat; exit 1"], stdin=True)
+            self.until(lambda: "oom" in self.topics(tasks(), container.id))
+            self.bed.crictl("stop", "-t", "0", container.id)
             self.assertEqual(container.ended()["reason"], "OOMKilled")
             self.until(lambda: "exit" in self.topics(tasks(), container.id))
             self.assertEqual([topic for topic in self.topics(tasks(), container.id) if topic in ("oom", "exit")], ["oom", "exit"])

@@ -98,8 +98,7 @@ class Cgroup2(CgroupTest):
         container = self.pod().start(self.bed.example("hello"), ["spin"], linux=with_resources(cpu_period=100000, cpu_quota=10000))
         container.until("Hello")
         directory = self.cgroup(container)
-        while self.counters(directory, "cpu.stat")["nr_throttled"] < 3:
-            pass
+        self.until(lambda: self.counters(directory, "cpu.stat")["nr_throttled"] >= 3)
         cpu = self.metrics(container)["cpu"]
         self.assertGreaterEqual(cpu["nr_throttled"], 3)
         self.assertGreaterEqual(cpu["nr_periods"], cpu["nr_throttled"])

@@ -6,15 +6,13 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 import unittest
-import urllib.request
 from unittest import mock
 
-from harness import BED, EXAMPLES, GUESTS, PATIENCE, ROOT, TREE, slipway
+from harness import BED, EXAMPLES, GUESTS, PATIENCE, ROOT, TREE, run, slipway
 
 # A program that says a word and then sleeps.
 SLEEPER = '#include <stdio.h>\n#include <unistd.h>\nint main(void) {{ puts("{}"); fflush(stdout); for (;;) sleep(1000); }}\n'
@@ -42,8 +40,8 @@ def descendants(pid):
 
 
 def ended(processes):
-    """Whether the processes behind these descriptors end, soon; whoever has to may reap them later."""
-    return all(select.select([process], [], [], 20)[0] for process in processes)
+    """Whether the processes behind these descriptors end; whoever has to may reap them later."""
+    return all(select.select([process], [], [], PATIENCE)[0] for process in processes)
 
 
 def write(path, text):
@@ -90,7 +88,7 @@ class Cli(unittest.TestCase):
             process = subprocess.Popen([f"{TREE}/bin/slipway", "run", f"{EXAMPLES}/hello.wasm", "spin"], stdout=subprocess.PIPE, text=True)
             process.stdout.readline()
             process.send_signal(number)
-            process.communicate(timeout=20)
+            process.communicate(timeout=PATIENCE)
             self.assertEqual(process.returncode, status)
 
     def test_a_program_ends_with_its_run(self):
@@ -102,7 +100,7 @@ class Cli(unittest.TestCase):
                 process.stdout.readline()
                 process.kill()
                 # The guest has the pipe's other end: it is closed when the guest has ended, too.
-                process.communicate(timeout=20)
+                process.communicate(timeout=PATIENCE)
 
     def test_the_tree_runs_on_a_host_without_its_libc(self):
         # A root with nothing but a static busybox: neither glibc nor any library of the host is in sight.
@@ -115,7 +113,7 @@ class Cli(unittest.TestCase):
             enter = '''cd "$0" && mount --bind . . && cd "$0" && mount -t proc proc proc && mount --rbind /dev dev && mount --rbind /sys sys &&
                 pivot_root . old && exec bin/busybox chroot . /bin/busybox sh -c "busybox umount -l /old && opt/slipway/bin/slipway run /hello.wasm exit 7"'''
             done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", enter, root],
-                env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=120)
+                env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=PATIENCE)
             self.assertEqual((done.returncode, done.stdout.splitlines()[:1]), (7, ["Hello from Slipway"]), done.stderr)
 
     def test_run_gives_directories_and_stdin(self):
@@ -371,15 +369,14 @@ class Cli(unittest.TestCase):
 
     def test_a_new_project_in_c_runs(self):
         project = self.project("c", "clang")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        with self.running("-e", f"PORT={port}", project) as server:
-            self.assertEqual(server.stdout.readline(), f"listening on port {port}\n")
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
-                self.assertIn(b"Hello", answer.read())
+        # All ports are free in a network of its own.
+        own = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+        with self.running(project, before=own) as server:
+            self.assertEqual(server.stdout.readline(), "listening on port 8080\n")
+            ask = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8080/').read())"
+            self.assertIn("Hello", run("nsenter", "-t", str(server.pid), "-n", "python3", "-c", ask).stdout)
             server.terminate()
-            self.assertEqual(server.wait(timeout=20), 143)
+            self.assertEqual(server.wait(timeout=PATIENCE), 143)
 
     def test_a_new_project_in_cpp_runs(self):
         done = slipway("run", self.project("cpp", "clang++"), "--top", "1", input="to be or\nnot to be\n")
@@ -425,9 +422,9 @@ class Cli(unittest.TestCase):
                     self.assertIn(word, done.stderr)
 
     @contextlib.contextmanager
-    def running(self, *args, **options):
+    def running(self, *args, before=(), **options):
         """A `slipway run` in the background, which does not outlive the test."""
-        command = [f"{TREE}/bin/slipway", "run", *args]
+        command = [*before, f"{TREE}/bin/slipway", "run", *args]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
             # Who waits for a line that does not come finds the end of the stream.
             deadline = threading.Timer(PATIENCE, process.terminate)
@@ -461,7 +458,7 @@ class Cli(unittest.TestCase):
         """Ctrl-C ends it with 130, and all that it has started."""
         started = self.started(process)
         process.send_signal(signal.SIGINT)
-        self.assertEqual(process.wait(timeout=20), 130)
+        self.assertEqual(process.wait(timeout=PATIENCE), 130)
         self.assertTrue(ended(started))
 
     def said(self, process, words):

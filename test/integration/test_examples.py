@@ -18,6 +18,8 @@ except ImportError:
 
 from harness import EXAMPLES, PATIENCE, ROOT, USER_MODE_LINUX, PodTest, run
 
+# The number of a system call that Python has no function for.
+PIDFD_GETFD = 438
 # On two busy cores the compiler needs several minutes for Yosys.
 COMPILE = 1800
 
@@ -71,9 +73,9 @@ class Light(ExampleTest):
         pod = self.pod()
         container = pod.start(self.bed.example("tcp-echo"), envs=[{"key": "PORT", "value": "7777"}])
         container.until("7777")
-        answer = self.bed.run("python3", "-c", (
+        answer = self.bed.python((
             "import socket, sys\n"
-            "with socket.create_connection((sys.argv[1], 7777), 10) as s:\n"
+            "with socket.create_connection((sys.argv[1], 7777)) as s:\n"
             "    s.sendall(b'x' * 100000)\n"
             "    s.shutdown(socket.SHUT_WR)\n"
             "    print(len(b''.join(iter(lambda: s.recv(65536), b''))))"), pod.ip())
@@ -82,9 +84,9 @@ class Light(ExampleTest):
     def test_http_server_answers_at_the_pods_address(self):
         pod = self.pod()
         pod.start(self.bed.example("http-server")).until("8080")
-        answer = self.bed.run("python3", "-c", (
+        answer = self.bed.python((
             "import http.client, sys\n"
-            "c = http.client.HTTPConnection(sys.argv[1], 8080, timeout=10)\n"
+            "c = http.client.HTTPConnection(sys.argv[1], 8080)\n"
             "for path in ('/', '/none', '/'):\n"
             "    c.request('GET', path)\n"
             "    r = c.getresponse()\n"
@@ -121,6 +123,7 @@ class Light(ExampleTest):
             for name, text in (("first", "To be or not to be"), ("second", "that is")):
                 with open(f"{texts}/{name}", "w") as f:
                     f.write(text)
+            before = datetime.datetime.now(datetime.timezone.utc)
             # The working directory says where a relative path leads.
             container = self.pod(annotations={"slipway.dev/compile": "quick"}).start(
                 self.bed.example("go-wordfreq"), ["-top", "2", "-out", "/out/report.json", "."], working_dir="/texts",
@@ -133,7 +136,8 @@ class Light(ExampleTest):
         self.assertEqual(report["top"], [{"word": "be", "count": 2}, {"word": "to", "count": 2}])
         self.assertEqual((report["files"], report["words"]), (2, 5))
         written = datetime.datetime.fromisoformat(report["at"].split(".")[0] + "+00:00")
-        self.assertLess(abs((datetime.datetime.now(datetime.timezone.utc) - written).total_seconds()), 60)
+        self.assertGreaterEqual(written, before.replace(microsecond=0))
+        self.assertLessEqual(written, datetime.datetime.now(datetime.timezone.utc))
 
     def test_plugin_returns_its_result_and_is_ended_by_its_budgets(self):
         pod = self.pod(annotations={"slipway.dev/cpu-time": "1s"})
@@ -159,34 +163,47 @@ class Light(ExampleTest):
     def test_tokio_http_server_answers_others_while_requests_wait(self):
         pod = self.pod()
         pod.start(self.bed.example("tokio-http-server")).until("8080")
-        # One after the other, those that wait would take 8 seconds.
-        answer = self.bed.run("python3", "-c", (
-            "import http.client, sys, time\n"
-            "*later, other = (http.client.HTTPConnection(sys.argv[1], 8080, timeout=20) for _ in range(9))\n"
-            "since = time.monotonic()\n"
-            "for connection in later:\n"
-            "    connection.request('GET', '/later')\n"
-            "for method, path, body in (('GET', '/', None), ('POST', '/echo', b'x' * 1000000), ('GET', '/none', None)):\n"
-            "    other.request(method, path, body)\n"
-            "    r = other.getresponse()\n"
-            "    text = r.read()\n"
-            "    print(r.status, len(text), body in (None, text))\n"
-            "print([connection.getresponse().read() for connection in later] == [b'Hello from Slipway\\n'] * 8)\n"
-            "print(1 <= time.monotonic() - since < 8)"), pod.ip())
-        self.assertEqual(answer.stdout.splitlines(), ["200 19 True", "200 1000000 True", "404 10 True", "True", "True"])
+        # A server that does one thing after the other has answered all that came before, always. On a busy machine this one may
+        # have, too: it is asked again.
+        answer = self.bed.python((
+            "import http.client, select, sys, time\n"
+            "*later, other = (http.client.HTTPConnection(sys.argv[1], 8080) for _ in range(9))\n"
+            "overtaken = False\n"
+            "for _ in range(20):\n"
+            "    since = time.monotonic()\n"
+            "    for connection in later:\n"
+            "        connection.request('GET', '/later')\n"
+            "    for method, path, body in (('GET', '/', None), ('POST', '/echo', b'x' * 1000000), ('GET', '/none', None)):\n"
+            "        other.request(method, path, body)\n"
+            "        r = other.getresponse()\n"
+            "        text = r.read()\n"
+            "        print(r.status, len(text), body in (None, text))\n"
+            "    overtaken = not select.select([connection.sock for connection in later], [], [], 0)[0]\n"
+            "    print([connection.getresponse().read() for connection in later] == [b'Hello from Slipway\\n'] * 8, time.monotonic() - since >= 1)\n"
+            "    if overtaken:\n"
+            "        break\n"
+            "print(overtaken)"), pod.ip())
+        *rounds, overtaken = answer.stdout.splitlines()
+        self.assertEqual(rounds, ["200 19 True", "200 1000000 True", "404 10 True", "True True"] * (len(rounds) // 4))
+        self.assertEqual(overtaken, "True")
 
     def test_an_answer_in_two_writes_does_not_wait_for_the_clients_acknowledgement(self):
         pod = self.pod()
-        pod.start(self.bed.example("tokio-http-server")).until("8080")
-        # Without TCP_NODELAY each takes 40 ms: 8 seconds.
-        answer = self.bed.run("python3", "-c", (
-            "import http.client, sys, time\n"
-            "connection = http.client.HTTPConnection(sys.argv[1], 8080, timeout=20)\n"
-            "since = time.monotonic()\n"
-            "for _ in range(200):\n"
-            "    connection.request('GET', '/')\n"
-            "    connection.getresponse().read()\n"
-            "print(time.monotonic() - since < 6)"), pod.ip())
+        container = pod.start(self.bed.example("tokio-http-server"))
+        container.until("8080")
+        # The server's sockets, and whether they have TCP_NODELAY: once a client is there, the one that is connected.
+        script = (
+            "import ctypes, http.client, os, sys\n"
+            "connection = http.client.HTTPConnection(sys.argv[1], 8080)\n"
+            "connection.request('GET', '/')\n"
+            "connection.getresponse().read()\n"
+            "pidfd = os.pidfd_open(int(sys.argv[2]))\n"
+            "for name in os.listdir(f'/proc/{sys.argv[2]}/fd'):\n"
+            "    if 'socket:' in os.readlink(f'/proc/{sys.argv[2]}/fd/{name}'):\n"
+            f"        with socket.socket(fileno=ctypes.CDLL(None).syscall({PIDFD_GETFD}, pidfd, int(name), 0)) as s:\n"
+            "            if s.family == socket.AF_INET and not s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):\n"
+            "                print(bool(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))")
+        answer = self.bed.python(script, pod.ip(), str(container.info()["pid"]))
         self.assertEqual(answer.stdout, "True\n")
 
     def test_wat_hello_runs_from_its_text(self):
@@ -207,9 +224,9 @@ class Heavy(ExampleTest):
         pod = self.pod(annotations={"slipway.dev/compile": "quick"})
         container = pod.start(self.bed.example("go-http-server"), envs=[{"key": "PORT", "value": "8082"}])
         container.until("8082")
-        answer = self.bed.run("python3", "-c", (
+        answer = self.bed.python((
             "import http.client, json, sys\n"
-            "clients = [http.client.HTTPConnection(sys.argv[1], 8082, timeout=10) for _ in range(20)]\n"
+            "clients = [http.client.HTTPConnection(sys.argv[1], 8082) for _ in range(20)]\n"
             "for c in clients: c.request('GET', '/')\n"
             "print({c.getresponse().read() for c in clients})\n"
             "clients[0].request('GET', '/status')\n"
@@ -479,9 +496,9 @@ class Manifests(ExampleTest):
 
     def get(self, pod, path):
         """What the pod's web server answers, once it does."""
-        script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode(), end='')"
+        script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode(), end='')"
         url = f"http://{pod.ip()}:8080{path}"
-        return self.until(lambda: self.bed.run("python3", "-c", script, url, check=False).stdout)
+        return self.until(lambda: self.bed.python(script, url, check=False).stdout)
 
     def test_every_manifest_is_of_images_that_are_there(self):
         found = sorted(os.path.relpath(path, f"{ROOT}/examples") for path in glob.glob(f"{ROOT}/examples/*/*.yaml"))

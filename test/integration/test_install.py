@@ -10,11 +10,10 @@ import ssl
 import subprocess
 import tempfile
 import threading
-import time
 import unittest
 import urllib.request
 
-from harness import BED, PATIENCE, ROOT, TREE, USER_MODE_LINUX, PodTest, run
+from harness import BED, PATIENCE, ROOT, TREE, USER_MODE_LINUX, PodTest, run, wait_for
 
 SYSTEMD = USER_MODE_LINUX and os.path.isdir("/run/systemd/system")
 # System calls before each of which the command is killed once: what is before the nth is done, what is after is not.
@@ -414,10 +413,8 @@ class InstallSystemd(unittest.TestCase):
             with open(f"{self.directory}/log", "w+") as log:
                 process = subprocess.Popen(installer, stdout=log, stderr=log)
                 try:
-                    for _ in range(PATIENCE * 10):
-                        if page("/readyz")[0] == 200 or process.poll() is not None:
-                            break
-                        time.sleep(0.2)  # as the kubelet probes
+                    # As the kubelet probes.
+                    wait_for(lambda: page("/readyz")[0] == 200 or process.poll() is not None)
                     log.seek(0)
                     self.said = log.read()
                     self.assertEqual(page("/readyz"), (200, "installed\n"), self.said)
@@ -441,7 +438,7 @@ class InstallSystemd(unittest.TestCase):
         with running():
             self.assertIn("installed already", self.said)
             self.assertEqual(self.pid(), restarted)
-            hook = (*environment, f"{self.tree}/bin/slipway", "installer", "--uninstall-cluster", "--runtime-class", "slipway", "--timeout", "60s")
+            hook = (*environment, f"{self.tree}/bin/slipway", "installer", "--uninstall-cluster", "--runtime-class", "slipway", "--timeout", f"{PATIENCE}s")
             api.pods = [{"metadata": {"namespace": "a", "name": "b"}, "spec": {"runtimeClassName": "slipway"}}]
             self.assertIn("a/b", run(*hook, check=False).stderr)
             self.assertEqual(self.node(), installed)

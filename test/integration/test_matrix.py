@@ -16,7 +16,6 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 import unittest
 
 from harness import PATIENCE, ROOT, USER_MODE_LINUX, KillTest
@@ -45,9 +44,11 @@ class Matrix(KillTest):
                 try:
                     with step() as (container, victims):
                         self.kill(*victims.get(victim) or self.pids(PROGRAMS[victim]))
+                        if victim == "containerd":
+                            # What stood still goes on without it.
+                            self.disappears("containerd")
                         self.go_on()
                         if victim == "containerd":
-                            self.disappears("containerd")
                             self.restart()
                     self.becomes(truth, container)
                     before_next()
@@ -56,16 +57,18 @@ class Matrix(KillTest):
                     self.clear(restart)
 
     def becomes(self, truth, container):
-        for _ in range(PATIENCE * 10):
+        now = []
+
+        def is_true():
             sandboxes = json.loads(self.bed.crictl("pods", "-o", "json").stdout)["items"]
-            now = [sandbox["state"] for sandbox in sandboxes]
+            now[:] = [sandbox["state"] for sandbox in sandboxes]
             if container:
                 status = container.status()
-                now += [status["state"], status["exitCode"]]
-            if now == truth:
-                return
-            time.sleep(0.1)  # CRI has no call that waits for a state
-        self.assertEqual(now, truth)
+                now.extend([status["state"], status["exitCode"]])
+            return now == truth
+
+        # CRI has no call that waits for a state.
+        self.until(is_true, lambda: f"{now} did not become {truth}")
 
     def clear(self, restart):
         """Removes all pods as the kubelet does, also those that have come to nothing, and finds nothing left."""
@@ -244,16 +247,29 @@ class Matrix(KillTest):
     def exec_being_loaded(self):
         container = self.running_container()
         guest = self.main_pid(container)
-        with self.held_after("setresuid", *self.pids(PROGRAMS["shim"]), "exec", "-s", "--timeout", "20", container.id, "/hello.wasm", "sleep") as exec:
-            yield container, {"guest": [guest], "exec": [exec]}
+        with self.held_after("setresuid", *self.pids(PROGRAMS["shim"]), *self.exec_command(container)) as exec:
+            with self.ended_afterwards(exec):
+                yield container, {"guest": [guest], "exec": [exec]}
 
     @contextlib.contextmanager
     def exec_running(self):
         container = self.running_container()
         guest = self.main_pid(container)
-        with self.background("exec", "-s", "--timeout", "20", container.id, "/hello.wasm", "sleep"):
-            exec = self.until(lambda: [pid for pid in self.pids("slipway-guest") if pid != guest])
-            yield container, {"guest": [guest], "exec": exec}
+        with self.background(*self.exec_command(container)):
+            [exec] = self.until(lambda: [pid for pid in self.pids("slipway-guest") if pid != guest])
+            with self.ended_afterwards(exec):
+                yield container, {"guest": [guest], "exec": [exec]}
+
+    def exec_command(self, container):
+        return ["exec", "-s", "--timeout", str(PATIENCE), container.id, "/hello.wasm", "sleep"]
+
+    @contextlib.contextmanager
+    def ended_afterwards(self, pid):
+        """Nobody waits for the end of an exec that survives."""
+        try:
+            yield
+        finally:
+            self.bed.run("kill", "-9", pid, check=False)
 
     def test_an_exec_is_being_loaded_and_runs(self):
         truths = {
@@ -294,7 +310,7 @@ class Matrix(KillTest):
     def being_deleted(self):
         """The first of its cgroups is gone."""
         container = self.running_container()
-        with self.held_after("rmdir", *self.pids(PROGRAMS["shim"]), "stop", "-t", "5", container.id):
+        with self.held_after("rmdir", *self.pids(PROGRAMS["shim"]), "stop", "-t", str(PATIENCE), container.id):
             yield container, {}
 
     def test_a_container_is_being_deleted(self):
@@ -306,7 +322,7 @@ class Matrix(KillTest):
     @contextlib.contextmanager
     def sandbox_being_deleted(self):
         container = self.running_container()
-        self.bed.crictl("stop", "-t", "5", container.id)
+        container.stop()
         with self.held_after("rmdir", *self.pids(PROGRAMS["shim"]), "stopp", *self.bed.crictl("pods", "-q").stdout.split()):
             yield container, {}
 

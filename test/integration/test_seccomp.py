@@ -49,8 +49,8 @@ class Seccomp(PodTest):
         server.start()
         server.until("listening")
         self.assertEqual(self.modes(server), ["2"])
-        done = self.bed.run("python3", "-c", (
-            "import socket,sys; s=socket.create_connection((sys.argv[1],8080),5); s.sendall(b'ping'); print(s.recv(4))"), pod.ip())
+        done = self.bed.python((
+            "import socket,sys; s=socket.create_connection((sys.argv[1],8080)); s.sendall(b'ping'); print(s.recv(4))"), pod.ip())
         self.assertIn("ping", done.stdout)
 
         files = self.create(pod, self.bed.example("envfiles"), ["stdin"], RUNTIME_DEFAULT, stdin=True)

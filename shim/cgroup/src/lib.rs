@@ -749,10 +749,9 @@ mod tests {
             "/slipway-frozen-{}",
             std::process::id()
         )));
-        if let Err(e) = cgroup.create(&Resources::default()) {
-            eprintln!("skipped: {e}");
-            return;
-        }
+        cgroup
+            .create(&Resources::default())
+            .expect("a cgroup is made: these tests run as root");
         let (program, mut runs) = sleeper();
         let child = slipway_sys::spawn(program, 0, None, &cgroup.entry().unwrap()).unwrap();
         runs.read_exact(&mut [0]).unwrap();
@@ -880,10 +879,9 @@ mod tests {
             cpu_shares: Some(2),
             ..Resources::default()
         };
-        if let Err(e) = cgroup.create(&resources) {
-            eprintln!("skipped: {e}");
-            return;
-        }
+        cgroup
+            .create(&resources)
+            .expect("a cgroup is made: these tests run as root");
         let (program, mut runs) = sleeper();
         let child = slipway_sys::spawn(program, 0, None, &cgroup.entry().unwrap()).unwrap();
         runs.read_exact(&mut [0]).unwrap();

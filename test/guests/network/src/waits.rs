@@ -13,7 +13,8 @@ use wasmedge_wasi_socket::{Shutdown, TcpListener, TcpStream};
 
 use crate::{Outcome, raw};
 
-const WAIT: Duration = Duration::from_millis(500);
+/// Far longer than anything takes that does not wait, on a busy machine too.
+const WAIT: Duration = Duration::from_secs(3);
 /// A wait that is woken more often than this is none.
 const MOST_ROUNDS: u32 = 1000;
 
@@ -44,11 +45,10 @@ fn wait(socket: &impl AsRawFd, reading: bool) -> io::Result<(String, u32)> {
 /// The kind of error of a call, and whether it took the time of a wait.
 fn waited<T>(started: Instant, result: io::Result<T>) -> String {
     let kind = result.map_or_else(|error| format!("{:?}", error.kind()), |_| "success".into());
-    let passed = started.elapsed();
-    match passed {
-        _ if passed < WAIT => format!("{kind} at once"),
-        _ if passed < WAIT * 10 => format!("{kind} in time"),
-        _ => format!("{kind} after {passed:?}"),
+    if started.elapsed() < WAIT {
+        format!("{kind} at once")
+    } else {
+        format!("{kind} in time")
     }
 }
 
