@@ -683,11 +683,16 @@ fn uninstall_logged(options: &Options, removal: Removal, report: &mut Report) ->
     Ok(())
 }
 
-/// The containerd that an installation was made for, where it runs.
+/// The containerd that an installation was made for, where it runs. By its unit, where it has one: its address may be in the
+/// configuration alone, which may be broken now.
 fn serving(options: &Options, journal: Option<&Journal>) -> Option<Node> {
-    let address = journal.map(|journal| journal.address.clone());
+    let unit = options.containerd_unit.clone();
+    let unit = unit.or_else(|| journal?.unit.clone());
+    let address = options.containerd_address.clone();
+    let address = address.or_else(|| Some(journal?.address.clone()));
     let options = Options {
-        containerd_address: options.containerd_address.clone().or(address),
+        containerd_address: address.filter(|_| unit.is_none()),
+        containerd_unit: unit,
         ..options.clone()
     };
     Node::find(&options).ok()
