@@ -111,7 +111,7 @@ impl Handlers {
 
     /// Adds the handlers to a configuration. `effective` is what containerd makes of it now: where the file names no
     /// runtimes, containerd 1.7 would lose its default ones to ours, so they are written, too.
-    pub fn add(&self, text: &str, effective: &Effective) -> Result<String, String> {
+    pub fn add(&self, text: &str, effective: &Effective, ours: &Ours) -> Result<String, String> {
         let schema = Schema::of(text)?;
         let mut document = parse(text)?;
         let section = parse(&self.section(schema))?;
@@ -119,7 +119,9 @@ impl Handlers {
         let new = descend(section.as_table(), &path).ok_or("no handlers")?;
         let runtimes = descend_or_make(document.as_table_mut(), &path)?;
         for (name, table) in effective.runtimes(schema) {
-            if !runtimes.contains_key(name) && !new.contains_key(name) {
+            // One of ours that is there but not wanted, as an alias of before, is no default.
+            let default = !ours.shim(program(Some(table)));
+            if default && !runtimes.contains_key(name) && !new.contains_key(name) {
                 runtimes.insert(name, significant(table));
             }
         }
@@ -651,8 +653,11 @@ mod tests {
     fn adding_twice_is_adding_once_and_removing_gives_the_bytes_back() {
         for found in FOUND {
             let handlers = handlers(&["slipway", "wasmedge"]);
-            let added = handlers.add(found, &nothing()).unwrap();
-            assert_eq!(handlers.add(&added, &nothing()).unwrap(), added);
+            let added = handlers.add(found, &nothing(), &Ours::default()).unwrap();
+            assert_eq!(
+                handlers.add(&added, &nothing(), &Ours::default()).unwrap(),
+                added
+            );
             let effective = Effective::parse(&added).unwrap();
             assert_eq!(effective.program("slipway"), Some(SHIM), "{added}");
             assert_eq!(effective.program("wasmedge"), Some(SHIM), "{added}");
@@ -729,11 +734,28 @@ address = "hush-8"
         let dump = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\nruntime_path = \"\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nIoGid = 0\n";
         let effective = Effective::parse(dump).unwrap();
         let added = handlers(&["slipway"])
-            .add("version = 2\n", &effective)
+            .add("version = 2\n", &effective, &Ours::default())
             .unwrap();
         let after = Effective::parse(&added).unwrap();
         assert_eq!(after.program("runc"), Some("io.containerd.runc.v2"));
         assert!(!added.contains("IoGid"), "{added}");
+    }
+
+    #[test]
+    fn an_alias_that_is_wanted_no_more_is_no_default_runtime() {
+        let handlers = handlers(&["slipway", "wasmedge"]);
+        let added = handlers
+            .add("version = 2\n", &nothing(), &Ours::default())
+            .unwrap();
+        let effective = Effective::parse(&added).unwrap();
+        let wanted = Handlers {
+            names: vec!["slipway".into()],
+            ..handlers
+        };
+        let again = wanted
+            .add("version = 2\n", &effective, &ours(&[], &[]))
+            .unwrap();
+        assert!(!again.contains("wasmedge"), "{again}");
     }
 
     #[test]
@@ -770,7 +792,9 @@ address = "hush-8"
     fn a_handler_is_of_runcs_type_unless_it_has_options_that_runc_has_not() {
         let mut handlers = handlers(&["slipway"]);
         for (kind, path) in [(Some(RUNC), Some(SHIM)), (Some(SHIM), None)] {
-            let added = handlers.add("version = 3\n", &nothing()).unwrap();
+            let added = handlers
+                .add("version = 3\n", &nothing(), &Ours::default())
+                .unwrap();
             let effective = Effective::parse(&added).unwrap();
             assert_eq!(effective.program("slipway"), Some(SHIM));
             let (_, table) = effective.all_runtimes().next().unwrap();
@@ -789,7 +813,9 @@ address = "hush-8"
             ("[plugins.cri]\n", "migrate"),
             ("version = ", "not TOML"),
         ] {
-            let error = handlers(&["slipway"]).add(text, &nothing()).unwrap_err();
+            let error = handlers(&["slipway"])
+                .add(text, &nothing(), &Ours::default())
+                .unwrap_err();
             assert!(error.contains(word), "{text:?}: {error}");
         }
     }

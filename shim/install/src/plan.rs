@@ -116,7 +116,7 @@ impl Planner<'_> {
         if schema.0 == 2 {
             let after = self
                 .handlers
-                .add(&text, self.effective)
+                .add(&text, self.effective, &self.ours())
                 .map_err(self.wrong(&main.path))?;
             return Ok(Plan {
                 main: after.clone(),
@@ -189,7 +189,7 @@ impl Planner<'_> {
         Ok(Plan {
             main: self
                 .handlers
-                .add(&without, self.effective)
+                .add(&without, self.effective, &self.ours())
                 .map_err(&wrong)?,
             changes: vec![found.to(after)],
             drop_in: None,
@@ -202,9 +202,11 @@ impl Planner<'_> {
         let schema = Schema(if self.major >= 2 { 3 } else { 2 });
         let path = self.node.directory().join("containerd.d").join(DROP_IN);
         let drop_in = self.drop_in(&path, schema)?;
-        let checked = self
-            .handlers
-            .add(&format!("version = {}\n", schema.0), self.effective);
+        let checked = self.handlers.add(
+            &format!("version = {}\n", schema.0),
+            self.effective,
+            &self.ours(),
+        );
         Ok(Plan {
             // k0s merges before containerd reads: what containerd checks is the drop-in by itself.
             main: checked.unwrap_or(text),
