@@ -236,22 +236,26 @@ class Rights(unittest.TestCase):
         for name in SETS:
             text = manifest(name)
             roles = {
-                role["metadata"]["name"]: {
-                    (group, resource, verb)
+                (role["kind"], role["metadata"]["name"]): {
+                    (group, resource, verb, *rule.get("resourceNames", []))
                     for rule in role["rules"] for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
                 }
                 for role in objects(text) if role["kind"] in ("Role", "ClusterRole")
             }
-            granted = {
-                subject["name"]: (binding["kind"], subject["kind"], subject["namespace"], roles[binding["roleRef"]["name"]])
-                for binding in objects(text) if binding["kind"] in ("RoleBinding", "ClusterRoleBinding") for subject in binding["subjects"]
-            }
+            granted = {}
+            for binding in objects(text):
+                if binding["kind"] in ("RoleBinding", "ClusterRoleBinding"):
+                    for subject in binding["subjects"]:
+                        self.assertEqual((subject["kind"], subject["namespace"]), ("ServiceAccount", NAMESPACE))
+                        reference = binding["roleRef"]
+                        self.assertEqual(reference["kind"] + "Binding", binding["kind"])
+                        granted.setdefault(subject["name"], set()).update(roles[reference["kind"], reference["name"]])
             prefix = "wasm-runtime" if name == "full" else "slipway"
-            installer, uninstaller = f"{prefix}-installer", f"{prefix}-uninstaller"
-            account = ("ClusterRoleBinding", "ServiceAccount", NAMESPACE)
+            installer, uninstaller, wish = (f"{prefix}-{of}" for of in ("installer", "uninstaller", "wish"))
             expected = {
-                installer: (*account, {("", "nodes", "get"), ("", "nodes", "patch")}),
-                uninstaller: (*account, {("", "nodes", "list"), ("", "nodes", "patch"), ("", "pods", "list")}),
+                installer: {("", "nodes", "get"), ("", "nodes", "patch"), ("", "configmaps", "get", wish)},
+                uninstaller: {("", "nodes", "list"), ("", "pods", "list"), ("node.k8s.io", "runtimeclasses", "list"),
+                              ("", "configmaps", "patch", wish)},
             }
             if name == "keep":
                 del expected[uninstaller]
@@ -327,9 +331,25 @@ class Meaning(unittest.TestCase):
             self.assertEqual(item["scheduling"]["nodeSelector"], {"slipway.dev/installed": "true", "pool": "wasm"})
         args = pods(text)["DaemonSet", "wasm-runtime-installer"]["containers"][0]["args"]
         self.assertEqual([arg for arg in args if "alias" in arg], ["--alias=wasmedge", "--alias=wasi"])
+        # What the classes are called is no matter.
         job = pods(text)["Job", "wasm-runtime-uninstaller"]["containers"][0]["args"]
-        self.assertEqual([arg for arg in job if "class" in arg],
-                         ["--runtime-class=wasm", "--runtime-class=wasmedge", "--runtime-class=wasi"])
+        self.assertEqual([arg for arg in job if "alias" in arg], ["--alias=wasmedge", "--alias=wasi"])
+
+    def test_the_wish_is_one_object_that_all_read(self):
+        for name in ("default", "full", "job", "keep"):
+            text = manifest(name)
+            [wish] = [item for item in of(text, "ConfigMap").values() if item["metadata"]["name"].endswith("-wish")]
+            with self.subTest(name):
+                # Helm puts it back: it is no hook, and has the one key that an uninstallation takes away.
+                self.assertNotIn("annotations", wish["metadata"])
+                self.assertEqual(wish["data"], {"install": ""})
+                asked = {arg for (kind, _), spec in pods(text).items() if kind != "Pod" for arg in spec["containers"][0]["args"] if "--wish" in arg}
+                self.assertEqual(asked, {f"--wish={wish['metadata']['namespace']}/{wish['metadata']['name']}"})
+        self.assertEqual(of(manifest("none"), "ConfigMap"), {})
+
+    def test_a_refusal_names_the_command_that_takes_it_back(self):
+        args = pods(manifest("default"))["Job", "slipway-uninstaller"]["containers"][0]["args"]
+        self.assertIn(f"--take-back=helm rollback slipway 1 --namespace {NAMESPACE}", args)
 
     def test_jobs_are_for_one_node_each_and_helm_waits_for_them(self):
         jobs = [job for job in of(manifest("job"), "Job").values() if "slipway.dev/node" in job["metadata"]["annotations"]]
@@ -376,7 +396,7 @@ class Plain(Conforming):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_kustomizations_fit_the_schemas_of_kubernetes(self):
-        for folder, count in ((".", 1), ("installer", 7), ("uninstaller", 6)):
+        for folder, count in ((".", 1), ("installer", 10), ("uninstaller", 6)):
             text = run(f"{TOOLS}/kustomize", "build", f"{ROOT}/runtime-class/{folder}").stdout
             self.assertEqual(len(objects(text)), count, folder)
             self.assertNotIn("helm", text.lower())
@@ -385,7 +405,7 @@ class Plain(Conforming):
 
 class Dashboard(unittest.TestCase):
     def setUp(self):
-        [config] = [item for item in objects(manifest("full")) if item["kind"] == "ConfigMap"]
+        [config] = [item for item in objects(manifest("full")) if item["kind"] == "ConfigMap" and "slipway.json" in item["data"]]
         self.dashboard = json.loads(config["data"]["slipway.json"])
 
     def test_it_asks_for_all_metrics_that_are_served_and_no_others(self):

@@ -7,7 +7,6 @@ import unittest
 from test_chart import NAMESPACE, TOOLS, manifest, run
 
 INSTALLER = f"system:serviceaccount:{NAMESPACE}:slipway-installer"
-UNINSTALLER = f"system:serviceaccount:{NAMESPACE}:slipway-uninstaller"
 NODE = {
     "metadata": {
         "name": "worker-1",
@@ -82,11 +81,6 @@ class Policy(unittest.TestCase):
         self.refused("", INSTALLER, NODE, before=None)
         self.refused("", INSTALLER, None)
         self.refused("may only change labels", INSTALLER, NODE, subresource="status")
-
-    def test_the_uninstaller_may_set_its_one_label_on_every_node(self):
-        self.allowed(UNINSTALLER, node(labels={"slipway.dev/state": "uninstalling"}), on="worker-2")
-        self.refused("not Slipway's to change: slipway.dev/installed", UNINSTALLER, node(labels={"slipway.dev/installed": None}))
-        self.refused("nothing of a node but its labels", UNINSTALLER, node(unschedulable=True))
 
     def test_others_are_none_of_the_policies_business(self):
         for user in ("system:node:worker-1", "system:serviceaccount:default:slipway-installer", INSTALLER + "x"):

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -139,6 +140,168 @@ func TestChart(t *testing.T) {
 	}
 	if after := nodeState(t); after != before {
 		t.Errorf("the node is not as it was:\n%s", difference(before, after))
+	}
+
+	for _, interruption := range interruptions {
+		t.Run(interruption.name, func(t *testing.T) {
+			before := nodeState(t)
+			rolledOut(t, append([]string{"install", "slipway"}, values(chart)...)...)
+			interruption.happens(alone(t), chart)
+			helm(t, "uninstall", "slipway", "--wait", "--timeout", "3m")
+			if labels := labels(t); strings.Contains(labels, "slipway.dev") {
+				t.Errorf("labels: %s", labels)
+			}
+			if after := nodeState(t); after != before {
+				t.Errorf("the node is not as it was:\n%s", difference(before, after))
+			}
+		})
+	}
+	t.Run("a first installation that fails", func(t *testing.T) {
+		before := nodeState(t)
+		broken(t)
+		helm(t, append([]string{"install", "slipway", "--timeout", "3m"}, values(chart)...)...)
+		eventually(t, "the installer says why", func() bool { return strings.Contains(installerLog(), "containerd refuses") })
+		mended(t)
+		// The installer tries again some time; nobody waits for that here.
+		helm(t, "uninstall", "slipway", "--wait", "--timeout", "3m")
+		if after := nodeState(t); after != before {
+			t.Errorf("the node is not as it was:\n%s", difference(before, after))
+		}
+	})
+}
+
+// What may happen to an installation, each time to a new one; uninstalled afterwards, it leaves nothing.
+var interruptions = []struct {
+	name    string
+	happens func(s *Space, chart string)
+}{
+	{"an uninstallation that is refused and taken back", func(s *Space, chart string) {
+		own := s.name + "-own"
+		s.apply("apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: " + own + "}\nhandler: slipway\n")
+		s.Cleanup(func() { _ = exec.Command("kubectl", "delete", "runtimeclass", own).Run() })
+		s.apply(strings.Replace(lasting("p", "files", serving), "CLASS", own, 1))
+		s.pod("p", ready)
+		out, err := tryHelm("uninstall", "slipway", "--wait", "--timeout", "2m")
+		if err == nil {
+			s.Fatalf("uninstalled under a running pod: %s", out)
+		}
+		s.contains(installerAndHookLog(), s.name+"/p", "helm rollback slipway 1 ")
+		s.contains(labels(s.T), "\"slipway.dev/installed\":\"true\"")
+		rolledOut(s.T, "rollback", "slipway", "1")
+		s.kubectl("delete", "pod", "p")
+		s.works()
+	}},
+	{"an uninstallation that is late and taken back", func(s *Space, chart string) {
+		rolledOut(s.T, append([]string{"upgrade", "slipway", "--set", "uninstall.timeout=40s"}, values(chart)...)...)
+		// Something hinders the node, as a pod would that came meanwhile.
+		node(s.T, "systemd-run", "--unit=e2e-hinder", "flock", "/opt/slipway/state/lock", "sleep", "infinity")
+		s.Cleanup(func() { _ = exec.Command(onNode[0], append(onNode[1:], "systemctl", "stop", "e2e-hinder")...).Run() })
+		if out, err := tryHelm("uninstall", "slipway", "--timeout", "2m"); err == nil {
+			s.Fatalf("uninstalled: %s", out)
+		}
+		helm(s.T, "rollback", "slipway", "2", "--timeout", "3m")
+		node(s.T, "systemctl", "stop", "e2e-hinder")
+		s.works()
+	}},
+	{"an installer that is deleted by force while it uninstalls", func(s *Space, chart string) {
+		done := make(chan string, 1)
+		go func() {
+			out, err := tryHelm("uninstall", "slipway", "--wait", "--timeout", "3m")
+			if err != nil {
+				out += err.Error()
+			} else {
+				out = ""
+			}
+			done <- out
+		}()
+		eventually(s.T, "the installer begins to uninstall", func() bool { return strings.Contains(labels(s.T), "uninstalling") })
+		_ = exec.Command("kubectl", "-n", "slipway-system", "delete", "pod", "-l", "app.kubernetes.io/component=installer", "--force").Run()
+		if failed := <-done; failed != "" {
+			helmFailed(s.T, "helm uninstall", failed)
+		}
+		s.contains(node(s.T, "sh", "-c", "test -e /opt/slipway && echo there || echo gone"), "gone")
+		// For the uninstallation that ends each of these.
+		rolledOut(s.T, append([]string{"install", "slipway"}, values(chart)...)...)
+	}},
+	{"another install directory", func(s *Space, chart string) {
+		rolledOut(s.T, append([]string{"upgrade", "slipway", "--set", "node.installDir=/opt/other"}, values(chart)...)...)
+		s.works()
+		s.contains(node(s.T, "sh", "-c", "test -e /opt/slipway/current && echo there || echo gone"), "gone")
+	}},
+	{"a failing check", func(s *Space, chart string) {
+		broken(s.T)
+		s.kubectl("-n", "slipway-system", "delete", "pod", "-l", "app.kubernetes.io/component=installer", "--wait")
+		eventually(s.T, "the installer says why", func() bool { return strings.Contains(installerLog(), "containerd refuses") })
+		s.works()
+		mended(s.T)
+		rolledOut(s.T, append([]string{"upgrade", "slipway"}, values(chart)...)...)
+	}},
+	{"an alias that is removed under its pods", func(s *Space, chart string) {
+		rolledOut(s.T, append([]string{"upgrade", "slipway", "--set", "runtimeClass.aliases={wasmedge}"}, values(chart)...)...)
+		s.apply(strings.Replace(lasting("p", "files", serving), "CLASS", "wasmedge", 1))
+		s.pod("p", ready)
+		rolledOut(s.T, append([]string{"upgrade", "slipway"}, values(chart)...)...)
+		s.contains(installerLog(), "handler wasmedge stays until its pods have ended")
+		// It can be started again: containerd still knows its handler.
+		node(s.T, "pkill", "-KILL", "-x", "slipway-guest")
+		s.pod("p", restarted(1))
+		s.kubectl("delete", "pod", "p")
+	}},
+}
+
+// works says that a new pod comes to the node and ends well.
+func (s *Space) works() {
+	s.Helper()
+	eventually(s.T, "pods may come to the node", func() bool {
+		return strings.Contains(labels(s.T), "\"slipway.dev/installed\":\"true\"")
+	})
+	s.apply(one("works", "hello", ""))
+	if end := s.ended("works", "c"); end.ExitCode != 0 {
+		s.Errorf("a pod ended with %d", end.ExitCode)
+	}
+}
+
+// broken puts a mistake into containerd's configuration, which containerd does not read again by itself.
+func broken(t *testing.T) {
+	t.Helper()
+	node(t, "sh", "-c", "cp -p /etc/containerd/config.toml /root/e2e-config.toml && echo '[mistake' >>/etc/containerd/config.toml")
+	t.Cleanup(func() {
+		restore := "! test -e /root/e2e-config.toml || mv /root/e2e-config.toml /etc/containerd/config.toml"
+		_ = exec.Command(onNode[0], append(onNode[1:], "sh", "-c", restore)...).Run()
+	})
+}
+
+func mended(t *testing.T) {
+	t.Helper()
+	node(t, "mv", "/root/e2e-config.toml", "/etc/containerd/config.toml")
+}
+
+func labels(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("kubectl", "get", "nodes", "-o", "jsonpath={.items[*].metadata.labels}").CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl get nodes: %v: %s", err, out)
+	}
+	return string(out)
+}
+
+func installerLog() string {
+	out, _ := exec.Command("kubectl", "-n", "slipway-system", "logs", "-l", "app.kubernetes.io/component=installer", "--tail=-1").CombinedOutput()
+	return string(out)
+}
+
+func installerAndHookLog() string {
+	out, _ := exec.Command("kubectl", "-n", "slipway-system", "logs", "-l", "app.kubernetes.io/component=uninstaller", "--tail=-1").CombinedOutput()
+	return installerLog() + string(out)
+}
+
+// eventually waits for what the cluster or a node does.
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !condition(); time.Sleep(200 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			helmFailed(t, "in vain until "+what, labels(t))
+		}
 	}
 }
 

@@ -51,11 +51,12 @@ class Install(PodTest):
         super().setUp()
         self.directory = tempfile.mkdtemp(dir=self.bed.root)
         self.config = f"{self.bed.root}/config.toml"
-        self.opt = f"{self.directory}/opt"
+        self.opt, self.other = f"{self.directory}/opt", f"{self.directory}/other"
         self.found = self.node()[0]
 
     def tearDown(self):
-        self.slipway("uninstall", "--force", "--purge", check=False)
+        for opt in (self.opt, self.other):
+            self.slipway("uninstall", "--force", "--purge", opt=opt, check=False)
         # Other tests go on with the bed as it was made.
         with open(self.config, "w") as f:
             f.write(self.found)
@@ -67,9 +68,9 @@ class Install(PodTest):
         # Its output would be a pipe of containerd's.
         subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
 
-    def slipway(self, verb, *args, tree=TREE, before=(), **options):
+    def slipway(self, verb, *args, tree=TREE, before=(), opt=None, **options):
         return self.bed.run(
-            "env", f"SLIPWAY_ROOT={tree}", *before, f"{tree}/bin/slipway", verb, "--install-dir", self.opt, "--no-restart", *args, **options)
+            "env", f"SLIPWAY_ROOT={tree}", *before, f"{tree}/bin/slipway", verb, "--install-dir", opt or self.opt, "--no-restart", *args, **options)
 
     def node(self):
         """containerd's configuration as it lies on the disk."""
@@ -127,6 +128,85 @@ class Install(PodTest):
         self.pods.pop().remove()
         self.slipway("uninstall", "--purge")
         self.assertEqual((self.node(), os.path.exists(self.opt)), (before, False))
+
+    def test_an_alias_that_pods_run_by_stays_until_they_have_ended(self):
+        before = self.node()
+        self.slipway("install", "--alias", "wasmedge")
+        self.restart()
+        container = self.pod("wasmedge").start(self.bed.example("hello"), ["sleep"])
+        self.assertIn("handler wasmedge stays until its pods have ended", self.slipway("install").stdout)
+        self.restart()
+        self.assertLessEqual({"slipway", "wasmedge"}, self.handlers())
+        # As the kubelet does with one that has ended.
+        self.bed.crictl("stop", "-t", "0", container.id)
+        self.pods[0].start(self.bed.example("hello"), ["sleep"])
+        self.pods.pop().remove()
+        self.slipway("install")
+        self.restart()
+        self.assertNotIn("wasmedge", self.handlers())
+        self.slipway("uninstall", "--purge")
+        self.assertEqual(self.node(), before)
+
+    def test_another_directory_takes_the_place_of_the_first(self):
+        """And back again, as by helm upgrade and rollback; taken away from there, the node is as it was."""
+        before = self.node()
+        tree = small_tree(f"{self.directory}/tree")
+        self.slipway("install", "--alias", "wasmedge", tree=tree)
+        first = self.node()
+        for opt, old, alias in ((self.other, self.opt, ()), (self.opt, self.other, ("--alias", "wasmedge"))):
+            self.restart()
+            self.slipway("install", *alias, tree=tree, opt=opt)
+            self.assertTrue(os.path.exists(f"{old}/current"), "containerd still starts the shim from there")
+            self.restart()
+            self.slipway("install", *alias, tree=tree, opt=opt)
+            self.assertEqual(("wasmedge" in self.handlers(), "slipway" in self.handlers()), (bool(alias), True))
+            self.assertFalse(os.path.exists(old), "nothing is left where nothing looks any more")
+            self.assertNotIn(old, str(self.node()))
+        self.assertEqual(self.node(), first)
+        self.slipway("install", tree=tree, opt=self.other)
+        self.slipway("uninstall", "--purge", tree=tree, opt=self.other)
+        self.assertEqual((self.node(), os.path.exists(self.opt), os.path.exists(self.other)), (before, False, False))
+
+    def test_what_was_installed_elsewhere_is_taken_away_too(self):
+        """As where an installation in a new directory has failed, and the user gives up."""
+        before = self.node()
+        tree = small_tree(f"{self.directory}/tree")
+        self.slipway("install", tree=tree)
+        self.restart()
+        self.slipway("uninstall", "--purge", tree=tree, opt=self.other)
+        self.assertEqual((self.node(), os.path.exists(self.opt), os.path.exists(self.other)), (before, False, False))
+
+    def test_another_directory_when_the_first_one_was_removed_by_hand(self):
+        before = self.node()
+        tree = small_tree(f"{self.directory}/tree")
+        self.slipway("install", tree=tree)
+        shutil.rmtree(self.opt)
+        self.slipway("install", tree=tree, opt=self.other)
+        self.slipway("uninstall", "--purge", tree=tree, opt=self.other)
+        text, drop_ins = self.node()
+        self.assertNotIn(self.directory, text)
+        # Who has made the directory of drop-ins, nobody knows any more; and of the bed's own handler, where 1.7's file had it.
+        self.assertEqual([path for path, content in drop_ins.items() if content is not None], [])
+        if self.bed.version != "1.7":
+            self.assertEqual(text, before[0])
+
+    def test_taking_away_touches_nothing_while_containerd_refuses_its_configuration(self):
+        """What it runs with still works: a restart would be its end."""
+        self.slipway("install", tree=small_tree(f"{self.directory}/tree"))
+        self.restart()
+        good = self.node()[0]
+        try:
+            with open(self.config, "a") as f:
+                f.write("[timeouts]\n  a = 7\n")
+            broken = self.node()
+            refused = self.slipway("uninstall", check=False)
+            self.assertEqual(refused.returncode, 125, refused.stdout)
+            self.assertRegex(refused.stderr, "containerd refuses .*(.|\n)*nothing was changed")
+            self.assertEqual(self.node(), broken)
+            self.assertIn("slipway", self.handlers())
+        finally:
+            with open(self.config, "w") as f:
+                f.write(good)
 
     def test_the_caches_bound_reaches_the_shims(self):
         """As an option of the handler, which each containerd passes in its own way."""
@@ -214,6 +294,23 @@ class Install(PodTest):
                 self.assertEqual((self.node(), os.path.exists(self.opt)), (before, False))
         self.assertGreater(steps, 20)
 
+    def test_a_move_that_is_killed_can_be_gone_on_with_or_taken_back(self):
+        if self.bed.version != "2.1":
+            self.skipTest("the steps are the same with each containerd")
+        before = self.node()
+        tree = small_tree(f"{self.directory}/tree")
+        self.slipway("install", tree=tree)
+        for steps, step in enumerate(self.each_step("install", tree=tree, opt=self.other)):
+            with self.subTest(step):
+                self.bed.run("containerd", "--config", self.config, "config", "dump")
+                if steps % 2:
+                    self.slipway("install", tree=tree, opt=self.other)
+                    self.assertNotIn(self.opt + "/", str(self.node()))
+                # containerd was not started again: whose handlers it has, the files say.
+                self.slipway("uninstall", "--purge", tree=tree, opt=self.other)
+                self.assertEqual((self.node(), os.path.exists(self.opt), os.path.exists(self.other)), (before, False, False))
+                self.slipway("install", tree=tree)
+
     def test_an_uninstallation_that_is_killed_can_be_gone_on_with(self):
         if self.bed.version != "2.1":
             self.skipTest("the steps are the same with each containerd")
@@ -229,10 +326,13 @@ class Install(PodTest):
 
 
 class ApiServer:
-    """As much of a Kubernetes API server as the installer calls: one Node, and pods."""
+    """As much of a Kubernetes API server as the installer calls: one Node, the ConfigMap with the wish, RuntimeClasses and pods."""
+
+    WISH = "/api/v1/namespaces/ns/configmaps/slipway-wish"
 
     def __init__(self, directory):
-        self.labels, self.history, self.pods = {}, [], []
+        self.labels, self.history, self.pods, self.classes = {}, [], [], {"slipway": "slipway"}
+        self.wish = {"install": ""}
         self.ready = True
         self.handlers = lambda: []
         make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
@@ -251,7 +351,8 @@ class ApiServer:
                 self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def answer(self, patch):
-                status, body = (200, server.answer(self.path, patch))
+                body = server.answer(self.path, patch)
+                status = body.get("code", 200)
                 if self.headers["Authorization"] != "Bearer a-token":
                     status, body = 401, {"message": "Unauthorized"}
                 text = json.dumps(body).encode()
@@ -276,18 +377,30 @@ class ApiServer:
             "runtimeHandlers": [{"name": name} for name in self.handlers()]}}
 
     def answer(self, path, patch):
-        if path == "/api/v1/nodes/n1":
-            for name, value in (patch or {"metadata": {"labels": {}}})["metadata"]["labels"].items():
-                self.history.append((name, value))
-                self.labels.pop(name, None)
+        def merged(into, changes):
+            for name, value in changes.items():
+                into.pop(name, None)
                 if value is not None:
-                    self.labels[name] = value
+                    into[name] = value
+
+        if path == "/api/v1/nodes/n1":
+            labels = patch["metadata"]["labels"] if patch else {}
+            self.history.extend(labels.items())
+            merged(self.labels, labels)
             return self.node()
-        if path.startswith("/api/v1/nodes?labelSelector=slipway.dev%2Finstalled&"):
-            return {"metadata": {}, "items": [self.node()] if "slipway.dev/installed" in self.labels else []}
+        if path == self.WISH and self.wish is not None:
+            merged(self.wish, patch["data"] if patch else {})
+            return {"metadata": {"name": "slipway-wish"}, "data": self.wish}
+        if selected := re.match(r"/api/v1/nodes\?labelSelector=slipway.dev%2F(\w+)&", path):
+            return {"metadata": {}, "items": [self.node()] if f"slipway.dev/{selected[1]}" in self.labels else []}
+        if path.startswith("/apis/node.k8s.io/v1/runtimeclasses?"):
+            return {"metadata": {}, "items": [{"metadata": {"name": name}, "handler": handler} for name, handler in self.classes.items()]}
         if path.startswith("/api/v1/pods?"):
             return {"metadata": {}, "items": self.pods}
-        return {"message": f"unknown {path}"}
+        return {"code": 404, "message": f"unknown {path}"}
+
+    def pod(self, runtime_class):
+        return {"metadata": {"namespace": "a", "name": "b"}, "spec": {"runtimeClassName": runtime_class}}
 
 
 @unittest.skipUnless(SYSTEMD, "changes the machine's services: test/cgroup2/run -s test/integration/run 2.1 InstallSystemd")
@@ -317,6 +430,14 @@ class InstallSystemd(unittest.TestCase):
         run("systemctl", "daemon-reload")
         run("systemctl", "restart", self.UNIT)
         self.addCleanup(run, "systemctl", "stop", self.UNIT)
+        self.addCleanup(self.emptied)
+
+    def emptied(self):
+        """The next test finds a node as this one has."""
+        for opt in ("/opt/slipway", "/opt/other"):
+            self.slipway("uninstall", "--force", "--purge", "--no-restart", "--install-dir", opt, check=False)
+            shutil.rmtree(opt, ignore_errors=True)
+        shutil.rmtree("/etc/node")
 
     def setUp(self):
         self.directory = tempfile.mkdtemp()
@@ -361,6 +482,7 @@ class InstallSystemd(unittest.TestCase):
         self.slipway("uninstall")
         self.assertEqual(self.node(), before)
         self.assertNotIn("slipway", self.handlers())
+        self.a_handler_of_the_nodes_own(unit)
 
         with open("/run/refuse", "w"):
             pass
@@ -371,6 +493,21 @@ class InstallSystemd(unittest.TestCase):
         self.assertLessEqual({"runc"}, self.handlers())
         self.assertFalse(os.path.exists("/opt/slipway/state/journal.json"))
         return unit, before
+
+    def a_handler_of_the_nodes_own(self, unit):
+        """It was there before and is there again, under the same name."""
+        text = self.node()[0]
+        table = re.search(r"\[(plugins.*\.runtimes)\.runc\]", text).group(1)
+        with open(self.CONFIG, "a") as f:
+            f.write(f'[{table}.slipway]\n  runtime_type = "io.containerd.slipway.v1"\n')
+        before = self.node()
+        self.slipway("install", *unit)
+        self.slipway("uninstall")
+        self.assertEqual(self.node(), before)
+        self.assertIn("slipway", self.handlers())
+        with open(self.CONFIG, "w") as f:
+            f.write(text)
+        run("systemctl", "restart", self.UNIT)
 
     def test_an_old_containerd(self):
         self.installs("1.7")
@@ -385,71 +522,193 @@ class InstallSystemd(unittest.TestCase):
         self.assertEqual(self.node(), before)
         os.remove("/etc/node/other.toml")
 
-    def test_a_pod_installs_over_systemds_socket(self):
-        self.service("2.1")
+    def cluster(self):
+        """A Kubernetes around the node: its API server, and the commands of an installer and of the uninstaller."""
         account = "/var/run/secrets/kubernetes.io/serviceaccount"
-        os.makedirs(account)
+        os.makedirs(account, exist_ok=True)
         with open(f"{account}/token", "w") as f:
             f.write("a-token\n")
-        api = ApiServer(account)
-        api.handlers = lambda: ["", "runc", *(["slipway"] if os.path.exists("/opt/slipway/current") else [])]
-        before, pid = self.node(), self.pid()
-        environment = ("env", "-i", "KUBERNETES_SERVICE_HOST=127.0.0.1", f"KUBERNETES_SERVICE_PORT={api.port}", "NODE_NAME=n1")
-        installer = (
-            *environment, f"{self.tree}/bin/slipway", "installer", "--source", self.tree, "--host-dir", "/opt/slipway", "--systemd-dir",
-            "/run/systemd", "--metrics-address", "127.0.0.1:9464", "--containerd-unit", self.UNIT)
+        self.api = api = ApiServer(account)
+        api.handlers = self.told
+        self.asked = (None, [])
+        program = (
+            "env", "-i", "KUBERNETES_SERVICE_HOST=127.0.0.1", f"KUBERNETES_SERVICE_PORT={api.port}", "NODE_NAME=n1",
+            f"{self.tree}/bin/slipway", "installer", "--wish", "ns/slipway-wish")
+        self.hook = (*program, "--uninstall-cluster", "--take-back", "helm rollback slipway 3")
+        self.installer = (
+            *program, "--source", self.tree, "--systemd-dir", "/run/systemd", "--metrics-address", "127.0.0.1:9464", "--purge",
+            "--containerd-unit", self.UNIT)
 
-        def page(path):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:9464{path}", timeout=10) as answer:
-                    return answer.status, answer.read().decode()
-            except urllib.error.HTTPError as e:
-                return e.code, e.read().decode()
-            except OSError:
-                return 0, ""
+    def told(self):
+        """The handlers that the kubelet tells of: those of the containerd that it has asked last."""
+        pid = self.pid()
+        if pid != self.asked[0]:
+            with contextlib.suppress(AssertionError):  # it is not there yet
+                self.asked = (pid, sorted(self.handlers()))
+        return self.asked[1]
 
-        @contextlib.contextmanager
-        def running():
-            with open(f"{self.directory}/log", "w+") as log:
-                process = subprocess.Popen(installer, stdout=log, stderr=log)
-                try:
-                    # As the kubelet probes.
-                    wait_for(lambda: page("/readyz")[0] == 200 or process.poll() is not None)
-                    log.seek(0)
-                    self.said = log.read()
-                    self.assertEqual(page("/readyz"), (200, "installed\n"), self.said)
-                    yield process
-                finally:
-                    process.kill()
-                    process.wait()
+    def page(self, path):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:9464{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+        except OSError:
+            return 0, ""
 
-        with running() as process:
+    def ready(self):
+        return self.page("/readyz")[0] == 200
+
+    def until(self, condition):
+        # As the kubelet probes.
+        wait_for(condition, self.said)
+
+    def said(self):
+        """What the installer that runs, or that ran last, has said."""
+        with open(f"{self.directory}/log") as log:
+            return log.read()
+
+    @contextlib.contextmanager
+    def running(self, opt="/opt/slipway"):
+        with open(f"{self.directory}/log", "w") as log:
+            process = subprocess.Popen((*self.installer, "--host-dir", opt, "--install-dir", opt), stdout=log, stderr=log)
+        try:
+            self.until(lambda: self.page("/healthz")[0] == 200)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def installed(self):
+        return self.api.labels.get("slipway.dev/installed") == "true" and "slipway" in self.handlers()
+
+    def clean(self):
+        return self.api.labels == {} and not os.path.exists("/opt/slipway")
+
+    def test_a_pod_installs_over_systemds_socket(self):
+        self.service("2.1")
+        self.cluster()
+        api, before, pid = self.api, self.node(), self.pid()
+        with self.running() as process:
+            self.until(self.ready)
             self.assertEqual(api.history, [
-                ("slipway.dev/installed", "false"), ("slipway.dev/installed", "true"), ("slipway.dev/version", api.labels["slipway.dev/version"])])
+                ("slipway.dev/state", "installing"), ("slipway.dev/installed", "true"), ("slipway.dev/state", "installed"),
+                ("slipway.dev/version", api.labels["slipway.dev/version"])])
             self.assertIn("slipway", self.handlers())
-            self.assertIn(f"restart {self.UNIT}", self.said)
-            self.assertRegex(page("/metrics")[1], '(?m)^slipway_info{version="[0-9.]+"} 1\n(.*\n)*slipway_installed 1$')
-            self.assertEqual(page("/other")[0], 404)
+            self.assertIn(f"restart {self.UNIT}", self.said())
+            self.assertRegex(self.page("/metrics")[1], '(?m)^slipway_info{version="[0-9.]+"} 1\n(.*\n)*slipway_installed 1$')
+            self.assertEqual(self.page("/other")[0], 404)
             installed, restarted = self.node(), self.pid()
             self.assertNotEqual(restarted, pid)
             process.send_signal(signal.SIGTERM)
             self.assertEqual(process.wait(PATIENCE), 0)
             self.assertEqual(self.node(), installed, "the end of the pod is not that of the installation")
-        with running():
-            self.assertIn("installed already", self.said)
+        with self.running():
+            self.until(self.ready)
+            self.assertIn("installed already", self.said())
             self.assertEqual(self.pid(), restarted)
-            hook = (*environment, f"{self.tree}/bin/slipway", "installer", "--uninstall-cluster", "--runtime-class", "slipway", "--timeout", f"{PATIENCE}s")
-            api.pods = [{"metadata": {"namespace": "a", "name": "b"}, "spec": {"runtimeClassName": "slipway"}}]
-            self.assertIn("a/b", run(*hook, check=False).stderr)
-            self.assertEqual(self.node(), installed)
-            api.pods = []
-            self.assertIn("all nodes are clean", run(*hook).stdout)
-            self.assertEqual((self.node(), api.labels, page("/readyz")[0]), (before, {}, 503))
+            # Of a class of the user's own: its handler counts, not its name.
+            api.classes["own"] = "slipway"
+            api.pods = [api.pod("own")]
+            refused = run(*self.hook, check=False)
+            self.assertIn("a/b", refused.stderr)
+            self.assertIn("helm rollback slipway 3", refused.stderr)
+            self.assertEqual((self.node(), api.wish), (installed, {"install": ""}), "nothing was touched")
+            api.pods = [api.pod(None)]
+            self.assertIn("all nodes are clean", run(*self.hook).stdout)
+            self.assertEqual((self.node(), api.labels, self.page("/readyz")[0], self.clean()), (before, {}, 503, True))
         self.assertIn(("slipway.dev/state", "uninstalling"), api.history)
-        # A node that cannot be changed says why, and keeps its label.
+        # Whoever comes late finds the wish, or none.
+        for wish in ({"uninstall": ""}, None):
+            api.wish = wish
+            with self.running():
+                self.until(lambda: "wish: " in self.said())
+            self.assertEqual((self.node(), api.labels, self.clean()), (before, {}, True))
+            self.assertIn("does not ask for Slipway", run(*self.installer, "--once", check=False).stderr)
+
+    def test_an_uninstallation_that_is_taken_back_cleans_nothing_later(self):
+        self.service("2.1")
+        self.cluster()
+        with self.running():
+            self.until(self.ready)
+            # Something hinders the node, as a pod would.
+            holder = subprocess.Popen(["flock", "/opt/slipway/state/lock", "sleep", "1000"], start_new_session=True)
+            try:
+                self.until(lambda: "is locked by" in self.slipway("uninstall", check=False).stderr)
+                failed = run(*self.hook, "--timeout", "1s", check=False)
+                self.assertRegex(failed.stderr, "not clean after 1 s: n1.*helm rollback slipway 3")
+                self.until(lambda: self.api.labels["slipway.dev/installed"] == "false")
+                # What helm rollback and kubectl apply do.
+                self.api.wish["install"] = ""
+                self.until(lambda: "wish: Install\n" in self.said().split("wish: Uninstall")[-1])
+            finally:
+                os.killpg(holder.pid, signal.SIGKILL)
+                holder.wait()
+            self.until(self.ready)
+            self.assertTrue(self.installed(), self.api.labels)
+
+    def test_an_installer_that_is_killed_in_the_middle_is_followed_by_one_that_knows(self):
+        self.service("2.1")
+        self.cluster()
+        before = self.node()
+        with self.running() as process:
+            self.until(lambda: "slipway.dev/state" in self.api.labels)
+            self.api.wish = {"uninstall": ""}
+            process.kill()
+        with self.running():
+            self.until(self.clean)
+        self.assertEqual(self.node(), before)
+
+    def test_a_failing_check_takes_no_working_node_out_of_service(self):
+        self.service("2.1")
+        self.cluster()
+        with self.running():
+            self.until(self.ready)
+        with open(self.CONFIG) as f:
+            good = f.read()
+        # containerd runs with what it has read.
         with open(self.CONFIG, "a") as f:
             f.write("[broken\n")
-        done = run(*installer, "--once", check=False)
+        with self.running():
+            self.until(lambda: "status 125" in self.said())
+            self.assertFalse(self.ready())
+            self.assertRegex(self.page("/metrics")[1], "(?m)^slipway_installed 1$")
+            self.assertTrue(self.installed(), self.api.labels)
+            # Neither does taking it away.
+            self.api.wish = {"uninstall": ""}
+            self.until(lambda: "nothing was changed" in self.said())
+            self.assertIn("slipway", self.handlers())
+            self.api.wish = {"install": ""}
+            with open(self.CONFIG, "w") as f:
+                f.write(good)
+            self.until(self.ready)
+            self.assertTrue(self.installed(), self.api.labels)
+
+    def test_a_first_installation_that_fails_leaves_nothing_when_it_is_taken_away(self):
+        self.service("2.1")
+        self.cluster()
+        with open(self.CONFIG, "a") as f:
+            f.write("[broken\n")
+        before = self.node()
+        done = run(*self.installer, "--host-dir", "/opt/slipway", "--once", check=False)
         self.assertEqual(done.returncode, 125)
         self.assertIn("status 125", done.stderr)
-        self.assertEqual(api.labels, {"slipway.dev/installed": "false"})
+        self.assertEqual(self.api.labels, {"slipway.dev/state": "installing"})
+        self.assertTrue(os.path.exists("/opt/slipway/versions"))
+        self.api.wish = {"uninstall": ""}
+        with self.running():
+            self.until(self.clean)
+        self.assertEqual(self.node(), before)
+
+    def test_another_install_directory_by_new_values_and_back(self):
+        self.service("2.1")
+        self.cluster()
+        before = self.node()
+        for opt, other in (("/opt/slipway", "/opt/other"), ("/opt/other", "/opt/slipway"), ("/opt/slipway", "/opt/other")):
+            with self.running(opt):
+                self.until(self.ready)
+                self.assertTrue(self.installed(), self.api.labels)
+                self.assertFalse(os.path.exists(f"{other}/current"))
+        with self.running("/opt/other"):
+            self.assertIn("all nodes are clean", run(*self.hook).stdout)
+        self.assertEqual((self.node(), os.path.exists("/opt/slipway"), os.path.exists("/opt/other")), (before, False, False))

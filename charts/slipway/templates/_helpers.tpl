@@ -36,6 +36,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ include "slipway.fullname" . }}-uninstaller
 {{- end -}}
 
+{{- define "slipway.wish" -}}
+{{ include "slipway.fullname" . }}-wish
+{{- end -}}
+
 {{- define "slipway.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
@@ -159,6 +163,7 @@ spec:
       args:
         - installer
         - --node=$(NODE_NAME)
+        - --wish={{ .root.Release.Namespace }}/{{ include "slipway.wish" .root }}
         {{- if .once }}
         - --once
         {{- else }}

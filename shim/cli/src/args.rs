@@ -337,21 +337,24 @@ pub struct Installer {
     /// Where metrics and probes are served
     #[arg(long, default_value = "0.0.0.0:9464", value_name = "HOST:PORT")]
     pub metrics_address: String,
+    /// The ConfigMap with the user's wish: Slipway on the nodes, or not
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub wish: slipway_install::ConfigMap,
     /// End when it is installed, as a Job does
     #[arg(long)]
     pub once: bool,
     /// Take Slipway away from all nodes, and wait for that: the chart's hook before it is deleted
-    #[arg(long, requires = "runtime_class")]
+    #[arg(long)]
     pub uninstall_cluster: bool,
-    /// With --uninstall-cluster: a RuntimeClass of which no pods may be left
-    #[arg(long, value_name = "NAME", num_args = 1..)]
-    pub runtime_class: Vec<String>,
     /// With --uninstall-cluster: how long the nodes may take, for example 5m
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
     pub timeout: std::time::Duration,
-    /// With --uninstall-cluster: even while pods of Slipway's exist
+    /// With --uninstall-cluster: even while pods exist whose RuntimeClass has the handler or an alias
     #[arg(long)]
     pub force: bool,
+    /// With --uninstall-cluster: the command that takes it back, named where it fails
+    #[arg(long, value_name = "COMMAND")]
+    pub take_back: Option<String>,
     /// When Slipway is taken away from this node: remove the installed files and the artefact cache, too
     #[arg(long)]
     pub purge: bool,

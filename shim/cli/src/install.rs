@@ -68,13 +68,20 @@ pub fn uninstall(args: &Uninstall) -> Result<ExitCode, String> {
 
 pub fn installer(args: Installer) -> Result<ExitCode, String> {
     end_at_signals()?;
-    if args.uninstall_cluster {
-        slipway_install::uninstall_cluster(&args.runtime_class, args.timeout, args.force)?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let node = &args.node_options;
     let mut handlers = node.aliases.clone();
     handlers.push(slipway_install::HANDLER.into());
+    if args.uninstall_cluster {
+        let uninstaller = slipway_install::Uninstaller {
+            wish: args.wish,
+            handlers,
+            timeout: args.timeout,
+            force: args.force,
+            take_back: args.take_back,
+        };
+        uninstaller.run()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let installer = slipway_install::Installer {
         arguments: arguments(node),
         handlers,
@@ -87,6 +94,7 @@ pub fn installer(args: Installer) -> Result<ExitCode, String> {
         node: args.node.unwrap_or_default(),
         source: args.source,
         metrics_address: args.metrics_address,
+        wish: args.wish,
         once: args.once,
         purge: args.purge,
     };

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use slipway_systemd::Systemd;
 use toml_edit::Value;
 
-use crate::config::{self, Effective, Handlers};
+use crate::config::{self, Effective, Handlers, Ours};
 use crate::containerd::version;
 use crate::cri::Cri;
 use crate::error::{Error, Result, file};
 use crate::files;
-use crate::journal::{Change, Journal, Lock, Phase, remove_directories};
+use crate::journal::{self, Change, Found, Journal, Lock, Phase, remove_directories};
 use crate::layout::{Layout, Tree, remove_tree};
 use crate::node::Node;
 use crate::plan::{Plan, Planner, without};
 use crate::report::Report;
-use crate::{Options, Removal};
+use crate::{HANDLER, Options, Removal};
 
 /// The oldest containerd that is known to work.
 const CONTAINERD: (u32, u32) = (1, 7);
@@ -36,8 +36,12 @@ struct Ready {
     tree: Tree,
     handlers: Handlers,
     plan: Plan,
-    /// The handlers that containerd lists now.
+    /// Whether containerd lists the handlers now.
     listed: bool,
+    /// Installations in other directories, whose place this one takes.
+    elsewhere: Vec<Found>,
+    /// Handlers that are wanted no more, but that pods run by.
+    in_use: Vec<String>,
 }
 
 /// Installs Slipway on this node.
@@ -73,7 +77,25 @@ fn install_logged(options: &Options, report: &mut Report) -> Result<()> {
         tell(&ready, &layout, restart && options.restart, report);
         return Ok(());
     }
-    let stale = stale(&ready.plan, journal.as_ref());
+    let _locks = others_locked(&ready.elsewhere, "install")?;
+    for name in &ready.in_use {
+        report.say(format!("handler {name} stays until its pods have ended"));
+    }
+    let earlier: Vec<&Journal> = journal
+        .iter()
+        .chain(
+            ready
+                .elsewhere
+                .iter()
+                .filter_map(|found| found.journal.as_ref()),
+        )
+        .collect();
+    let stale = stale(&ready.plan, &earlier);
+    let mut replaces: Vec<_> = ready
+        .elsewhere
+        .iter()
+        .map(|f| f.layout.root().to_owned())
+        .collect();
     let journal = Journal {
         phase: Phase::Installing,
         tree: ready.tree.name.clone(),
@@ -86,7 +108,8 @@ fn install_logged(options: &Options, report: &mut Report) -> Result<()> {
         unit: ready.node.unit.clone(),
         address: ready.node.address.clone(),
         restart_pending: restart,
-        directories: directories(&ready.plan, journal.as_ref()),
+        directories: directories(&ready.plan, &earlier),
+        replaces: replaces.clone(),
         files: ready
             .plan
             .changes
@@ -95,7 +118,8 @@ fn install_logged(options: &Options, report: &mut Report) -> Result<()> {
             .chain(stale.iter().cloned())
             .collect(),
     };
-    if !restart && layout.current().as_ref() == Some(&ready.tree.name) && ready.listed {
+    let same = layout.current().as_ref() == Some(&ready.tree.name) && ready.elsewhere.is_empty();
+    if !restart && same && ready.listed {
         // As the journal of the last run says.
         Journal {
             phase: Phase::Installed,
@@ -129,13 +153,28 @@ fn install_logged(options: &Options, report: &mut Report) -> Result<()> {
             ));
         }
     };
-    Journal {
+    let journal = Journal {
         phase: Phase::Installed,
         restart_pending: !seen,
         files: ready.plan.changes,
         ..journal
+    };
+    journal.save(&layout)?;
+    // This journal has all now that is needed to take them back; a containerd that was not restarted still starts their shims.
+    if seen && !ready.elsewhere.is_empty() {
+        for found in &ready.elsewhere {
+            let root = found.layout.root();
+            report.say(format!("takes the place of {}", root.display()));
+            Journal::remove(&found.layout)?;
+            let busy = found.layout.retire()?;
+            replaces.retain(|other| other != root || !busy.is_empty());
+        }
+        Journal {
+            replaces,
+            ..journal
+        }
+        .save(&layout)?;
     }
-    .save(&layout)?;
     for busy in layout.prune(Some(&ready.tree.name))? {
         report.say(format!("version {busy} stays until its pods have ended"));
     }
@@ -238,15 +277,27 @@ fn check(options: &Options, layout: &Layout, journal: Option<&Journal>) -> Resul
             cri.version, CONTAINERD.0, CONTAINERD.1
         ));
     }
-    let handlers = handlers(options, layout, &effective);
+    let mut handlers = handlers(options, layout, &effective);
+    let elsewhere = Found::elsewhere(layout, journal, Some(&effective))?;
+    let in_use = in_use(&handlers, journal, &elsewhere, &node, &cri);
+    let in_use = in_use.unwrap_or_else(|problem| {
+        problems.push(problem);
+        Vec::new()
+    });
+    handlers.names.extend(in_use.iter().cloned());
     let known = |shim: &str| {
         shim.ends_with("/containerd-shim-slipway-v1") || shim == "io.containerd.slipway.v1"
     };
     for name in &handlers.names {
         if let Some(other) = effective.program(name).filter(|shim| !known(shim)) {
-            problems.push(format!(
-                "handler {name} is {other}'s already: leave out --alias {name}"
-            ));
+            let remedy = match name == HANDLER {
+                true => format!(
+                    "take it out of {}, or give it another name there",
+                    node.config.display()
+                ),
+                false => format!("leave out --alias {name}"),
+            };
+            problems.push(format!("handler {name} is {other}'s already: {remedy}"));
         }
     }
     let planner = Planner {
@@ -255,9 +306,13 @@ fn check(options: &Options, layout: &Layout, journal: Option<&Journal>) -> Resul
         handlers: &handlers,
         effective: &effective,
         journal,
+        elsewhere: elsewhere
+            .iter()
+            .filter_map(|found| found.journal.as_ref())
+            .collect(),
     };
     let plan = planner.plan().and_then(|plan| {
-        validate(&plan, &node, layout, &effective, &handlers)?;
+        validate(&plan, &node, layout, &effective, &handlers, &planner.ours())?;
         Ok(plan)
     });
     match plan {
@@ -267,12 +322,40 @@ fn check(options: &Options, layout: &Layout, journal: Option<&Journal>) -> Resul
             tree,
             handlers,
             plan,
+            elsewhere,
+            in_use,
         }),
         plan => {
             problems.extend(plan.err().map(|e| e.to_string()));
             Err(Error::Refused(problems))
         }
     }
+}
+
+/// The handlers of earlier installations that are wanted no more, but that pods run by: without them containerd would not
+/// start a container of theirs again.
+fn in_use(
+    wanted: &Handlers,
+    journal: Option<&Journal>,
+    elsewhere: &[Found],
+    node: &Node,
+    cri: &Cri,
+) -> std::result::Result<Vec<String>, String> {
+    let earlier = journal
+        .into_iter()
+        .chain(elsewhere.iter().filter_map(|found| found.journal.as_ref()));
+    let mut dropped: Vec<String> = earlier
+        .flat_map(|journal| journal.handlers.iter().cloned())
+        .filter(|name| !wanted.names.contains(name) && cri.handlers.contains(name))
+        .collect();
+    if !dropped.is_empty() {
+        let used = Cri::handlers_in_use(&node.address)
+            .map_err(|e| format!("containerd does not list its pods: {e}"))?;
+        dropped.retain(|name| used.contains(name));
+        dropped.sort();
+        dropped.dedup();
+    }
+    Ok(dropped)
 }
 
 fn handlers(options: &Options, layout: &Layout, effective: &Effective) -> Handlers {
@@ -352,6 +435,7 @@ fn validate(
     layout: &Layout,
     effective: &Effective,
     handlers: &Handlers,
+    ours: &Ours,
 ) -> Result<()> {
     // Below the state: what a run leaves that was killed goes with it.
     let temporary = match layout.state() {
@@ -368,7 +452,11 @@ fn validate(
     let mut text = plan.main.clone();
     if let Some((path, content)) = &plan.drop_in {
         files::write(&drop_in, content)?;
-        text = config::remove(&text, &handlers.shim, &[], path).map_err(wrong)?;
+        let import = Ours {
+            imports: vec![path.clone()],
+            ..Ours::default()
+        };
+        text = config::remove(&text, &import).map_err(wrong)?;
         text = config::add_import(&text, &drop_in).map_err(wrong)?;
     }
     text = config::absolute_imports(&text, node.directory()).map_err(wrong)?;
@@ -384,7 +472,7 @@ fn validate(
             node.config.display()
         )));
     }
-    match effective.difference(&after, handlers) {
+    match effective.difference(&after, &handlers.names, ours) {
         Some(difference) if !plan.noticed => Err(Error::Containerd(format!(
             "{}: adding the handlers would change something else: {difference}",
             node.config.display()
@@ -393,11 +481,11 @@ fn validate(
     }
 }
 
-/// Files that an earlier run has changed and that are not part of the plan any more.
-fn stale(plan: &Plan, journal: Option<&Journal>) -> Vec<Change> {
+/// Files that earlier runs have changed and that are not part of the plan any more.
+fn stale(plan: &Plan, earlier: &[&Journal]) -> Vec<Change> {
     let planned = |path: &Path| plan.changes.iter().any(|c| c.path == path);
-    let earlier = journal.into_iter().flat_map(|j| &j.files);
-    earlier
+    let files = earlier.iter().flat_map(|journal| &journal.files);
+    files
         .filter(|c| {
             !planned(&c.path) && files::read(&c.path).is_ok_and(|t| t.as_ref() == Some(&c.after))
         })
@@ -409,11 +497,11 @@ fn stale(plan: &Plan, journal: Option<&Journal>) -> Vec<Change> {
 }
 
 /// The directories that are made, by this run or an earlier one.
-fn directories(plan: &Plan, journal: Option<&Journal>) -> Vec<PathBuf> {
+fn directories(plan: &Plan, earlier: &[&Journal]) -> Vec<PathBuf> {
     let parents = plan.changes.iter().filter_map(|c| c.path.parent());
     let missing = parents.flat_map(|p| p.ancestors().take_while(|p| !p.exists()));
     let mut all: Vec<_> = missing.map(Path::to_owned).collect();
-    all.extend(journal.into_iter().flat_map(|j| j.directories.clone()));
+    all.extend(earlier.iter().flat_map(|j| j.directories.clone()));
     all.sort();
     all.dedup();
     all.reverse();
@@ -533,76 +621,121 @@ pub fn uninstall(options: &Options, removal: Removal, report: &mut Report) -> Re
 
 fn uninstall_logged(options: &Options, removal: Removal, report: &mut Report) -> Result<()> {
     let layout = Layout::new(&options.install_dir);
-    if !options.dry_run && !layout.state().exists() {
+    let own = Journal::load(&layout)?;
+    let node = serving(options, own.as_ref());
+    let effective = node.as_ref().map(|node| node.containerd.dump(&node.config));
+    let known = effective.as_ref().and_then(|dump| dump.as_ref().ok());
+    let elsewhere = Found::elsewhere(&layout, own.as_ref(), known)?;
+    if !layout.has_traces() && elsewhere.is_empty() {
         report.say(format!("{}: nothing is installed", layout.root().display()));
         return Ok(());
     }
-    let lock = match options.dry_run {
+    let layouts: Vec<&Layout> = [&layout]
+        .into_iter()
+        .chain(elsewhere.iter().map(|found| &found.layout))
+        .collect();
+    let locks = match options.dry_run {
         true => None,
-        false => Some(locked(&layout, "uninstall", report)?),
+        false => {
+            let own = locked(&layout, "uninstall", report)?;
+            Some((own, others_locked(&elsewhere, "uninstall")?))
+        }
     };
-    let pods = layout.pods();
+    let pods: Vec<_> = layouts.iter().flat_map(|layout| layout.pods()).collect();
     if !pods.is_empty() && !removal.force {
         return Err(Error::Refused(vec![format!(
             "pods of Slipway run on this node ({}): delete them first, or leave them without a runtime with --force",
             pods.join(", ")
         )]));
     }
-    match Journal::load(&layout)? {
-        Some(journal) => restore(&journal, &layout, options, report)?,
-        None => report
+    let installations = own.as_ref().map(|journal| (&layout, journal));
+    let others = elsewhere
+        .iter()
+        .filter_map(|found| Some((&found.layout, found.journal.as_ref()?)));
+    let installations: Vec<_> = installations.into_iter().chain(others).collect();
+    // What is in force still works: a restart with a configuration that containerd refuses would be its end. And where no journal
+    // is found, the configuration would have told of an installation in another directory.
+    if let (Some(node), Some(Err(refused))) = (&node, &effective) {
+        let listed = || Cri::ask(&node.address).is_ok_and(|cri| cri.handlers.contains(HANDLER));
+        if !installations.is_empty() || listed() {
+            return Err(Error::Refused(vec![format!(
+                "{refused}: mend it first; nothing was changed"
+            )]));
+        }
+    }
+    match installations.is_empty() {
+        false => restore(&installations, node.as_ref(), options, report)?,
+        true => report
             .say("no journal: containerd's configuration was not changed by `slipway install`"),
     }
-    if pods.is_empty() && !options.dry_run {
+    if options.dry_run {
+        return Ok(());
+    }
+    if pods.is_empty() {
         // Nobody counts any more.
         remove_tree(Path::new(slipway_counters::DIR))?;
     }
-    if removal.purge && !options.dry_run {
-        purge(&layout, options, report)?;
-        drop(lock);
+    if removal.purge {
+        purge(&layouts, options, report)?;
+        drop(locks);
     }
-    if !options.dry_run {
-        report.say("uninstalled");
-    }
+    report.say("uninstalled");
     Ok(())
 }
 
-/// The configuration as it was, and containerd with it.
+/// The containerd that an installation was made for, where it runs. By its unit, where it has one: its address may be in the
+/// configuration alone, which may be broken now.
+fn serving(options: &Options, journal: Option<&Journal>) -> Option<Node> {
+    let unit = options.containerd_unit.clone();
+    let unit = unit.or_else(|| journal?.unit.clone());
+    let address = options.containerd_address.clone();
+    let address = address.or_else(|| Some(journal?.address.clone()));
+    let options = Options {
+        containerd_address: address.filter(|_| unit.is_none()),
+        containerd_unit: unit,
+        ..options.clone()
+    };
+    Node::find(&options).ok()
+}
+
+/// The configuration as it was before these installations, and containerd with it.
 fn restore(
-    journal: &Journal,
-    layout: &Layout,
+    installations: &[(&Layout, &Journal)],
+    node: Option<&Node>,
     options: &Options,
     report: &mut Report,
 ) -> Result<()> {
-    let mut changes = Vec::new();
-    for change in journal.files.iter().rev() {
+    let journals = || installations.iter().map(|(_, journal)| *journal);
+    let ours = journal::ours(journals());
+    let mut changes: Vec<(&Change, Option<String>, Option<String>)> = Vec::new();
+    for change in journals().flat_map(|journal| journal.files.iter().rev()) {
+        if changes.iter().any(|(other, ..)| other.path == change.path) {
+            continue;
+        }
         let current = files::read(&change.path)?;
-        let wanted = match &current {
-            None => None,
-            Some(text) if *text == change.after => change.pristine.clone(),
-            Some(text) if Some(text) == change.pristine.as_ref() => change.pristine.clone(),
-            Some(text) => {
+        let mut recorded = journals().filter_map(|journal| journal.change(&change.path));
+        let written = recorded.find(|c| [&Some(c.after.clone()), &c.pristine].contains(&&current));
+        let wanted = match (&current, written) {
+            (None, _) => None,
+            (Some(_), Some(written)) => written.pristine.clone(),
+            (Some(text), None) => {
                 report.say(format!(
                     "{} was changed by somebody else: only what is Slipway's is removed",
                     change.path.display()
                 ));
-                without(
-                    text,
-                    change.kind,
-                    &journal.shim,
-                    &journal.handlers,
-                    journal.import(),
-                )
-                .map_err(|reason| Error::Config {
+                without(text, change.kind, &ours).map_err(|reason| Error::Config {
                     path: change.path.clone(),
                     reason,
                 })?
             }
         };
-        if wanted != current {
-            changes.push((change, current, wanted));
-        }
+        changes.push((change, current, wanted));
     }
+    let paths: Vec<_> = changes
+        .iter()
+        .map(|(change, ..)| change.path.clone())
+        .collect();
+    changes.retain(|(_, current, wanted)| wanted != current);
     if options.dry_run {
         for (change, current, wanted) in &changes {
             let (old, new) = (
@@ -620,32 +753,47 @@ fn restore(
         }
         return Ok(());
     }
-    let restart = !changes.is_empty() || journal.phase != Phase::Installed;
-    let journal = Journal {
-        phase: Phase::Uninstalling,
-        ..journal.clone()
-    };
-    journal.save(layout)?;
+    let restart = !changes.is_empty() || journals().any(|j| j.phase != Phase::Installed);
+    for (layout, journal) in installations {
+        Journal {
+            phase: Phase::Uninstalling,
+            ..(*journal).clone()
+        }
+        .save(layout)?;
+    }
     for (change, _, wanted) in &changes {
         report.say(format!("restore {}", change.path.display()));
         put(&change.path, wanted.as_deref())?;
     }
-    for change in &journal.files {
+    for path in &paths {
         // Of a run that was killed.
-        files::remove(&files::beside(&change.path, "new"))?;
+        files::remove(&files::beside(path, "new"))?;
     }
-    remove_directories(&journal.directories);
+    for journal in journals() {
+        remove_directories(&journal.directories);
+    }
     if restart && options.restart {
+        let [(_, journal), ..] = installations else {
+            return Ok(());
+        };
         // k0s sees by itself that its drop-in is gone.
-        if !journal
-            .files
+        if !paths
             .iter()
-            .all(|c| c.path.starts_with("/etc/k0s/containerd.d"))
+            .all(|path| path.starts_with("/etc/k0s/containerd.d"))
         {
-            restart_containerd(&journal, report)?;
+            restart_containerd(journal, report)?;
         }
         wait(&journal.address, HANDLERS, |cri| {
-            !journal.handlers.iter().any(|h| cri.handlers.contains(h))
+            // A handler of the same name may have been somebody else's before.
+            let now = node.and_then(|node| node.containerd.dump(&node.config).ok());
+            let program = |name: &str| now.as_ref().and_then(|dump| dump.program(name));
+            let others =
+                |name: &str| program(name).is_some_and(|p| !ours.shims.iter().any(|s| s == p));
+            let mut listed = ours
+                .names
+                .iter()
+                .filter(|name| cri.handlers.contains(*name));
+            listed.all(|name| others(name))
         })
         .map_err(|reason| {
             Error::Containerd(format!("containerd still has the handlers: {reason}"))
@@ -653,40 +801,44 @@ fn restore(
     } else if restart {
         report.say("restart containerd: until then it still has the handlers");
     }
-    layout.select(None)?;
-    Journal::remove(layout)
+    for (layout, _) in installations {
+        layout.select(None)?;
+        Journal::remove(layout)?;
+    }
+    Ok(())
 }
 
-/// The trees, the cache and the state. Trees that pods run from stay.
-fn purge(layout: &Layout, options: &Options, report: &mut Report) -> Result<()> {
-    layout.select(None)?;
+/// The trees, the cache and the state.
+fn purge(layouts: &[&Layout], options: &Options, report: &mut Report) -> Result<()> {
     let own = std::env::current_exe().unwrap_or_default();
-    let busy: Vec<_> = layout.prune(None)?;
-    // This very program runs from one, too.
-    let busy = busy.into_iter().filter(|name| {
-        let tree = layout.tree(name);
-        match own.starts_with(&tree) && layout.pods().is_empty() {
-            true => remove_tree(&tree).is_err(),
-            false => true,
+    let mut used = false;
+    for layout in layouts {
+        let pods = !layout.pods().is_empty();
+        used |= pods;
+        for name in layout.retire()? {
+            // This very program runs from one, too.
+            let tree = layout.tree(&name);
+            if pods || !own.starts_with(&tree) || remove_tree(&tree).is_err() {
+                report.say(format!("version {name} stays: processes run from it"));
+            }
         }
-    });
-    for name in busy {
-        report.say(format!("version {name} stays: processes run from it"));
+        remove_tree(&layout.state())?;
+        remove_directories(&[layout.root().join("versions"), layout.root().to_owned()]);
     }
-    if layout.pods().is_empty() {
+    if !used {
         remove_tree(&options.cache_dir)?;
-        remove_directories(
-            &options
-                .cache_dir
-                .parent()
-                .map(Path::to_owned)
-                .into_iter()
-                .collect::<Vec<_>>(),
-        );
+        let parent = options.cache_dir.parent().map(Path::to_owned);
+        remove_directories(&parent.into_iter().collect::<Vec<_>>());
     }
-    remove_tree(&layout.state())?;
-    remove_directories(&[layout.root().join("versions"), layout.root().to_owned()]);
     Ok(())
+}
+
+/// The locks of installations in other directories.
+fn others_locked(elsewhere: &[Found], doing: &str) -> Result<Vec<Lock>> {
+    let there = elsewhere.iter().filter(|found| found.layout.has_traces());
+    there
+        .map(|found| Lock::take(&found.layout, doing))
+        .collect()
 }
 
 /// The lock, and from then on the log.

@@ -6,7 +6,7 @@
 //! | `version = 3` | `io.containerd.cri.v1.runtime` | 2 |
 //! | `version = 4` | the same | 2.3 |
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
@@ -14,6 +14,8 @@ use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
 /// First and last line of what is added to a template, which is no TOML.
 const BEGIN: &str = "# slipway: begin (written by `slipway install`)";
 const END: &str = "# slipway: end";
+/// First line of a file of our own.
+const WRITTEN: &str = "# Written by `slipway install`; `slipway uninstall` removes it.";
 /// A template of k3s and rke2 that adds to what they render.
 const BASE_TEMPLATE: &str = "{{ template \"base\" . }}\n";
 /// Options of runc's handler that Slipway's takes over for the pods' Linux containers.
@@ -101,7 +103,7 @@ impl Handlers {
     /// A file of its own that containerd imports.
     pub fn drop_in(&self, schema: Schema) -> String {
         format!(
-            "# Written by `slipway install`; `slipway uninstall` removes it.\nversion = {}\n\n{}",
+            "{WRITTEN}\nversion = {}\n\n{}",
             schema.0,
             self.section(schema)
         )
@@ -109,7 +111,7 @@ impl Handlers {
 
     /// Adds the handlers to a configuration. `effective` is what containerd makes of it now: where the file names no
     /// runtimes, containerd 1.7 would lose its default ones to ours, so they are written, too.
-    pub fn add(&self, text: &str, effective: &Effective) -> Result<String, String> {
+    pub fn add(&self, text: &str, effective: &Effective, ours: &Ours) -> Result<String, String> {
         let schema = Schema::of(text)?;
         let mut document = parse(text)?;
         let section = parse(&self.section(schema))?;
@@ -117,7 +119,9 @@ impl Handlers {
         let new = descend(section.as_table(), &path).ok_or("no handlers")?;
         let runtimes = descend_or_make(document.as_table_mut(), &path)?;
         for (name, table) in effective.runtimes(schema) {
-            if !runtimes.contains_key(name) && !new.contains_key(name) {
+            // One of ours that is there but not wanted, as an alias of before, is no default.
+            let default = !ours.shim(program(Some(table)));
+            if default && !runtimes.contains_key(name) && !new.contains_key(name) {
                 runtimes.insert(name, significant(table));
             }
         }
@@ -133,14 +137,44 @@ impl Handlers {
     }
 }
 
-/// Takes the handlers of this shim, and the import of this file, out of a configuration.
-pub fn remove(text: &str, shim: &str, names: &[String], import: &Path) -> Result<String, String> {
+/// By what Slipway's part of a configuration is known: that of this installation, and of those that it takes the place of.
+#[derive(Debug, Clone, Default)]
+pub struct Ours {
+    /// Paths of shims, as handlers name them.
+    pub shims: Vec<String>,
+    /// Names of handlers.
+    pub names: Vec<String>,
+    /// Files that the configuration imports.
+    pub imports: Vec<PathBuf>,
+}
+
+impl Ours {
+    fn shim(&self, program: Option<&str>) -> bool {
+        program.is_some_and(|program| self.shims.iter().any(|shim| shim == program))
+    }
+
+    fn import(&self, import: &Value) -> bool {
+        let path = import.as_str().map(Path::new);
+        path.is_some_and(|path| self.imports.iter().any(|import| import == path))
+    }
+
+    /// Whether a text has anything of Slipway's.
+    pub fn are_in(&self, text: &str) -> bool {
+        let imports = self.imports.iter().map(|i| i.to_string_lossy());
+        text.contains(BEGIN)
+            || self.shims.iter().any(|shim| text.contains(shim))
+            || imports.into_iter().any(|i| text.contains(i.as_ref()))
+    }
+}
+
+/// Takes our handlers and imports out of a configuration.
+pub fn remove(text: &str, ours: &Ours) -> Result<String, String> {
     let mut document = parse(text)?;
     if let Ok(schema) = Schema::of(text) {
         let path = runtimes_path(schema);
         if let Some(runtimes) = descend_mut(document.as_table_mut(), &path) {
-            for name in names {
-                if program(runtimes.get(name)) == Some(shim) {
+            for name in &ours.names {
+                if ours.shim(program(runtimes.get(name))) {
                     runtimes.remove(name);
                 }
             }
@@ -148,7 +182,7 @@ pub fn remove(text: &str, shim: &str, names: &[String], import: &Path) -> Result
         prune(document.as_table_mut(), &path);
     }
     if let Some(imports) = document.get_mut("imports").and_then(Item::as_array_mut) {
-        imports.retain(|i| i.as_str().map(Path::new) != Some(import));
+        imports.retain(|i| !ours.import(i));
         if imports.is_empty() {
             document.remove("imports");
         }
@@ -172,7 +206,7 @@ pub fn add_import(text: &str, import: &Path) -> Result<String, String> {
 }
 
 /// The directories of which a configuration imports all `*.toml`. It lies in `directory`, which relative ones are of.
-pub fn imported_directories(text: &str, directory: &Path) -> Vec<std::path::PathBuf> {
+pub fn imported_directories(text: &str, directory: &Path) -> Vec<PathBuf> {
     let Ok(document) = parse(text) else {
         return Vec::new();
     };
@@ -186,7 +220,7 @@ pub fn imported_directories(text: &str, directory: &Path) -> Vec<std::path::Path
 }
 
 /// What a configuration imports, as paths that may end in `*.toml`. It lies in `directory`, which relative ones are of.
-pub fn imports(text: &str, directory: &Path) -> Vec<std::path::PathBuf> {
+pub fn imports(text: &str, directory: &Path) -> Vec<PathBuf> {
     let document: Option<DocumentMut> = text.parse().ok();
     let imports = document.as_ref().and_then(|d| d.get("imports")?.as_array());
     let patterns = imports.into_iter().flatten().filter_map(Value::as_str);
@@ -294,12 +328,9 @@ pub fn absolute_imports(text: &str, directory: &Path) -> Result<String, String> 
     Ok(document.to_string())
 }
 
-/// Whether a text has anything of Slipway's.
-pub fn mentions(text: &str, shim: &str, import: &Path) -> bool {
-    let import = import.to_string_lossy();
-    text.contains(shim)
-        || text.contains(BEGIN)
-        || (!import.is_empty() && text.contains(import.as_ref()))
+/// Whether a file is one that `slipway install` has written, of whatever installation.
+pub fn is_drop_in(text: &str) -> bool {
+    text.starts_with(WRITTEN)
 }
 
 /// Adds the section to a template, in the place of an earlier one.
@@ -409,9 +440,14 @@ impl Effective {
             .find(|name| CRI_PLUGINS.contains(name))
     }
 
-    /// Where the two differ, but for imports and the handlers: those that are wanted, and those of this shim that are wanted
-    /// no more.
-    pub fn difference(&self, other: &Self, handlers: &Handlers) -> Option<String> {
+    /// The handlers with their programs.
+    pub fn programs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.all_runtimes()
+            .filter_map(|(name, table)| Some((name, program(Some(table))?)))
+    }
+
+    /// Where the two differ, but for imports and the handlers: those that are wanted, and ours that are wanted no more.
+    pub fn difference(&self, other: &Self, wanted: &[String], ours: &Ours) -> Option<String> {
         let [ours, theirs] = [self, other].map(|e| {
             let mut table = json_table(e.0.as_table());
             table.remove("imports");
@@ -420,10 +456,10 @@ impl Effective {
                 let runtimes = format!("/{}", runtimes_path(schema).join("/"));
                 if let Some(Json::Object(runtimes)) = json.pointer_mut(&runtimes) {
                     runtimes.retain(|name, runtime| {
-                        let ours = ["runtime_path", "runtime_type"]
+                        let mut programs = ["runtime_path", "runtime_type"]
                             .iter()
-                            .any(|key| runtime[*key] == *handlers.shim);
-                        !handlers.names.contains(name) && !ours
+                            .map(|key| runtime[*key].as_str());
+                        !wanted.contains(name) && !programs.any(|program| ours.shim(program))
                     });
                 }
             }
@@ -592,6 +628,14 @@ mod tests {
         }
     }
 
+    fn ours(names: &[String], imports: &[&Path]) -> Ours {
+        Ours {
+            shims: vec![SHIM.into()],
+            names: names.to_vec(),
+            imports: imports.iter().map(|i| (*i).to_owned()).collect(),
+        }
+    }
+
     fn nothing() -> Effective {
         Effective::parse("").unwrap()
     }
@@ -609,16 +653,18 @@ mod tests {
     fn adding_twice_is_adding_once_and_removing_gives_the_bytes_back() {
         for found in FOUND {
             let handlers = handlers(&["slipway", "wasmedge"]);
-            let added = handlers.add(found, &nothing()).unwrap();
-            assert_eq!(handlers.add(&added, &nothing()).unwrap(), added);
+            let added = handlers.add(found, &nothing(), &Ours::default()).unwrap();
+            assert_eq!(
+                handlers.add(&added, &nothing(), &Ours::default()).unwrap(),
+                added
+            );
             let effective = Effective::parse(&added).unwrap();
             assert_eq!(effective.program("slipway"), Some(SHIM), "{added}");
             assert_eq!(effective.program("wasmedge"), Some(SHIM), "{added}");
             for line in found.lines() {
                 assert!(added.contains(line), "{line:?} is not in {added}");
             }
-            let names = &handlers.names;
-            assert_eq!(remove(&added, SHIM, names, Path::new("/x")).unwrap(), found);
+            assert_eq!(remove(&added, &ours(&handlers.names, &[])).unwrap(), found);
         }
     }
 
@@ -629,7 +675,7 @@ mod tests {
             let added = add_import(found, import).unwrap();
             assert_eq!(add_import(&added, import).unwrap(), added);
             assert!(added.contains("/etc/containerd/conf.d/slipway.toml\""));
-            assert_eq!(remove(&added, SHIM, &[], import).unwrap(), found);
+            assert_eq!(remove(&added, &ours(&[], &[import])).unwrap(), found);
         }
     }
 
@@ -688,7 +734,7 @@ address = "hush-8"
         let dump = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\nruntime_path = \"\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nIoGid = 0\n";
         let effective = Effective::parse(dump).unwrap();
         let added = handlers(&["slipway"])
-            .add("version = 2\n", &effective)
+            .add("version = 2\n", &effective, &Ours::default())
             .unwrap();
         let after = Effective::parse(&added).unwrap();
         assert_eq!(after.program("runc"), Some("io.containerd.runc.v2"));
@@ -696,10 +742,27 @@ address = "hush-8"
     }
 
     #[test]
+    fn an_alias_that_is_wanted_no_more_is_no_default_runtime() {
+        let handlers = handlers(&["slipway", "wasmedge"]);
+        let added = handlers
+            .add("version = 2\n", &nothing(), &Ours::default())
+            .unwrap();
+        let effective = Effective::parse(&added).unwrap();
+        let wanted = Handlers {
+            names: vec!["slipway".into()],
+            ..handlers
+        };
+        let again = wanted
+            .add("version = 2\n", &effective, &ours(&[], &[]))
+            .unwrap();
+        assert!(!again.contains("wasmedge"), "{again}");
+    }
+
+    #[test]
     fn a_handler_of_somebody_elses_is_not_removed() {
         let text = "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.wasmedge]\nruntime_type = 'io.containerd.wasmedge.v1'\n";
         let names = ["wasmedge".to_owned()];
-        assert_eq!(remove(text, SHIM, &names, Path::new("/x")).unwrap(), text);
+        assert_eq!(remove(text, &ours(&names, &[])).unwrap(), text);
     }
 
     #[test]
@@ -729,13 +792,15 @@ address = "hush-8"
     fn a_handler_is_of_runcs_type_unless_it_has_options_that_runc_has_not() {
         let mut handlers = handlers(&["slipway"]);
         for (kind, path) in [(Some(RUNC), Some(SHIM)), (Some(SHIM), None)] {
-            let added = handlers.add("version = 3\n", &nothing()).unwrap();
+            let added = handlers
+                .add("version = 3\n", &nothing(), &Ours::default())
+                .unwrap();
             let effective = Effective::parse(&added).unwrap();
             assert_eq!(effective.program("slipway"), Some(SHIM));
             let (_, table) = effective.all_runtimes().next().unwrap();
             assert_eq!(table["runtime_type"].as_str(), kind);
             assert_eq!(table.get("runtime_path").and_then(Item::as_str), path);
-            let text = remove(&added, SHIM, &handlers.names, Path::new("/x")).unwrap();
+            let text = remove(&added, &ours(&handlers.names, &[])).unwrap();
             assert_eq!(text, "version = 3\n");
             handlers.options.push(("CacheBytes".into(), 7.into()));
         }
@@ -748,7 +813,9 @@ address = "hush-8"
             ("[plugins.cri]\n", "migrate"),
             ("version = ", "not TOML"),
         ] {
-            let error = handlers(&["slipway"]).add(text, &nothing()).unwrap_err();
+            let error = handlers(&["slipway"])
+                .add(text, &nothing(), &Ours::default())
+                .unwrap_err();
             assert!(error.contains(word), "{text:?}: {error}");
         }
     }
@@ -761,13 +828,21 @@ address = "hush-8"
             Effective::parse(&text).unwrap()
         };
         let without = Effective::parse(&format!("[{RUNTIMES}]\n")).unwrap();
-        let wanted = handlers(&["slipway"]);
+        let wanted = ["slipway".to_owned()];
+        let ours = ours(&wanted, &[]);
         // Added, taken over from another directory, and an alias of an earlier installation.
-        assert_eq!(without.difference(&with("slipway", SHIM), &wanted), None);
+        assert_eq!(
+            without.difference(&with("slipway", SHIM), &wanted, &ours),
+            None
+        );
         let (elsewhere, here) = (with("slipway", "/x"), with("slipway", SHIM));
-        assert_eq!(elsewhere.difference(&here, &wanted), None);
-        assert_eq!(with("alias", SHIM).difference(&without, &wanted), None);
-        let said = with("alias", "/x").difference(&without, &wanted).unwrap();
+        assert_eq!(elsewhere.difference(&here, &wanted, &ours), None);
+        assert_eq!(
+            with("alias", SHIM).difference(&without, &wanted, &ours),
+            None
+        );
+        let said = with("alias", "/x").difference(&without, &wanted, &ours);
+        let said = said.unwrap();
         assert!(said.contains("alias"), "{said}");
     }
 
@@ -779,13 +854,13 @@ address = "hush-8"
         ]
         .map(|t| Effective::parse(t).unwrap());
         assert_eq!(
-            before.difference(&after, &handlers(&[])).unwrap(),
+            before.difference(&after, &[], &Ours::default()).unwrap(),
             "plugins.x.b is 3 instead of 2"
         );
-        assert_eq!(before.difference(&before, &handlers(&[])), None);
+        assert_eq!(before.difference(&before, &[], &Ours::default()), None);
         let text = "a = 1\n[plugins.x]\nb = 2\nc = ''\nd = { e = false }\n";
         let defaults = Effective::parse(text).unwrap();
-        assert_eq!(defaults.difference(&before, &handlers(&[])), None);
+        assert_eq!(defaults.difference(&before, &[], &Ours::default()), None);
     }
 
     #[test]

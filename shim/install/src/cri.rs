@@ -46,6 +46,24 @@ struct RuntimeHandler {
     name: String,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct ListPodSandboxRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+struct ListPodSandboxResponse {
+    #[prost(message, repeated, tag = "1")]
+    items: Vec<PodSandbox>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PodSandbox {
+    /// 0 while it runs.
+    #[prost(int32, tag = "3")]
+    state: i32,
+    #[prost(string, tag = "7")]
+    runtime_handler: String,
+}
+
 /// What containerd says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cri {
@@ -61,25 +79,51 @@ impl Cri {
     /// # Errors
     /// It does not answer, or its CRI plugin does not run: in its own words.
     pub fn ask(address: &Path) -> Result<Self, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| e.to_string())?;
-        let asked = async { tokio::time::timeout(PATIENCE, ask(address)).await };
-        runtime
-            .block_on(asked)
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
-            .map_err(|e| format!("{}: {e}", address.display()))
+        within_patience(address, ask(address))
+    }
+
+    /// The handlers of the pods that run.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn handlers_in_use(address: &Path) -> Result<BTreeSet<String>, String> {
+        let listed = async {
+            let path = "/runtime.v1.RuntimeService/ListPodSandbox";
+            let request = ListPodSandboxRequest {};
+            let pods: ListPodSandboxResponse =
+                call(&mut connect(address).await?, path, request).await?;
+            let running = pods.items.into_iter().filter(|pod| pod.state == 0);
+            Ok(running.map(|pod| pod.runtime_handler).collect())
+        };
+        within_patience(address, listed)
     }
 }
 
-async fn ask(address: &Path) -> Result<Cri, String> {
+fn within_patience<T>(
+    address: &Path,
+    answer: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| e.to_string())?;
+    runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, answer).await })
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
+        .map_err(|e| format!("{}: {e}", address.display()))
+}
+
+async fn connect(address: &Path) -> Result<Grpc<Channel>, String> {
     let channel = Endpoint::from_shared(format!("unix://{}", address.display()))
         .map_err(|e| e.to_string())?
         .connect()
         .await
         .map_err(|e| root_cause(&e))?;
-    let mut grpc = Grpc::new(channel);
+    Ok(Grpc::new(channel))
+}
+
+async fn ask(address: &Path) -> Result<Cri, String> {
+    let mut grpc = connect(address).await?;
     let version: VersionResponse = call(
         &mut grpc,
         "/runtime.v1.RuntimeService/Version",

@@ -1,20 +1,23 @@
 //! `slipway installer`: the pod of a DaemonSet. It touches nothing of the node's but `/opt/slipway`; what changes the node
 //! is `slipway install` on the host, a transient unit that systemd runs for it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use slipway_systemd::{Call, Property, Systemd};
 
-use crate::cluster::{Cluster, INSTALLED, STATE, UNINSTALLING, UNINSTALLING_BY_FORCE, VERSION};
-use crate::journal::Lock;
+use crate::cluster::{Cluster, ConfigMap, INSTALLED, STATE, VERSION};
+use crate::journal::{Journal, Lock};
 use crate::layout::{Layout, Tree};
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Health, Metrics};
 use crate::report::say;
+use crate::wish::{self, Known, State, Step, Wish};
 
 /// The units on the host: of what changes the node, and of what only looks at it.
 const UNIT: &str = "slipway-install.service";
@@ -23,8 +26,13 @@ const DOCTOR: &str = "slipway-doctor.service";
 const REPORT: &str = "report";
 /// How often the unit and its log are looked at.
 const FOLLOW: Duration = Duration::from_millis(200);
-/// How often the node's labels are looked at.
+/// How often the user's wish is looked at.
 const WATCH: Duration = Duration::from_secs(5);
+/// How often the node's labels are looked at, while nothing is to be done.
+const LABELS: Duration = Duration::from_secs(60);
+/// How long after a failure it is tried again; twice as long after each further one, up to the second.
+const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 /// How long the kubelet may take to tell of the handlers: it asks containerd every few seconds, and tells every 10 s.
 const KUBELET: Duration = Duration::from_secs(180);
 /// How long somebody else may hold the lock.
@@ -43,6 +51,8 @@ pub struct Installer {
     pub cache_dir: PathBuf,
     /// Where metrics and probes are served.
     pub metrics_address: String,
+    /// Where the user's wish is.
+    pub wish: ConfigMap,
     /// End when it is installed.
     pub once: bool,
     /// An uninstall removes files and cache, too.
@@ -53,71 +63,186 @@ pub struct Installer {
     pub arguments: Vec<String>,
 }
 
+/// What an installer remembers.
+#[derive(Debug, Default)]
+struct Memory {
+    /// It has installed, and seen it.
+    done: bool,
+    /// It has taken away all that could be.
+    cleaned: bool,
+    /// The wish that it read last.
+    wish: Option<Wish>,
+}
+
 impl Installer {
-    /// Installs, and then looks after the node until the process is ended.
+    /// Brings the node to what the user wishes, and looks after it until the process is ended. One that is to end does so when it has
+    /// installed.
     ///
     /// # Errors
-    /// The node is as it was before: why.
+    /// This is no pod, or the image is not whole; for one that is to end, why the node is as it was before.
     pub fn run(&self) -> Result<(), String> {
         let cluster = Cluster::of_this_pod()?;
-        let ready = Arc::new(AtomicBool::new(false));
+        let tree = Tree::read(&self.source).map_err(|e| e.to_string())?;
+        let health = Arc::new(Health::default());
         if !self.once {
             let metrics = Metrics {
                 cache_dir: self.cache_dir.clone(),
                 counters_dir: slipway_counters::DIR.into(),
             };
-            metrics::serve(&self.metrics_address, metrics, ready.clone())?;
+            metrics::serve(&self.metrics_address, metrics, health.clone())?;
         }
-        if cluster.node(&self.node)?.uninstalling().is_none() {
-            self.install(&cluster)?;
-            ready.store(true, Ordering::Relaxed);
-        }
-        if self.once {
-            return Ok(());
-        }
+        let mut memory = Memory::default();
+        let mut patience = AGAIN;
         loop {
-            if let Some(force) = cluster.node(&self.node)?.uninstalling() {
-                ready.store(false, Ordering::Relaxed);
-                self.uninstall(&cluster, force)?;
-                say("idle: this node has been cleaned");
+            let round = self.round(&cluster, &tree, &mut memory, &health);
+            match round {
+                Ok(Step::Rest) if self.once && memory.done => return Ok(()),
+                Ok(Step::Rest) if self.once => {
+                    return Err(format!("ConfigMap {} does not ask for Slipway", self.wish));
+                }
+                Ok(Step::Rest) => {
+                    patience = AGAIN;
+                    self.watch(&cluster, memory.wish, LABELS);
+                }
+                Ok(_) => {}
+                Err(e) if self.once => return Err(e),
+                Err(e) => {
+                    say(&format!("{e}\nagain in {} s", patience.as_secs()));
+                    self.watch(&cluster, memory.wish, patience);
+                    patience = (patience * 2).min(AGAIN_AT_MOST);
+                }
             }
-            std::thread::sleep(WATCH);
         }
     }
 
-    fn install(&self, cluster: &Cluster) -> Result<(), String> {
-        let tree = Tree::read(&self.source).map_err(|e| e.to_string())?;
-        cluster.label(&self.node, &[(INSTALLED, Some("false"))])?;
-        let layout = Layout::new(&self.host.dir);
-        {
-            let _lock = self.lock(&layout)?;
-            layout.add(&tree).map_err(|e| e.to_string())?;
+    /// One step towards the wish.
+    fn round(
+        &self,
+        cluster: &Cluster,
+        tree: &Tree,
+        memory: &mut Memory,
+        health: &Health,
+    ) -> Result<Step, String> {
+        let _alone = self.host.alone()?;
+        // In this order: `wish` says why.
+        let node = cluster.node(&self.node)?;
+        let wish = cluster.wish(&self.wish)?;
+        if memory.wish.replace(wish) != Some(wish) {
+            say(&format!("node {}: wish: {wish:?}", self.node));
         }
-        let program = self.host.program(&tree.name);
-        self.host.run(UNIT, &program, "install", &self.arguments)?;
-        self.seen_by_the_kubelet(cluster)?;
+        let known = Known {
+            state: node.state(),
+            open: node.open(),
+            done: memory.done,
+            traces: !memory.cleaned && (node.was_installed() || self.traces()),
+        };
+        let step = wish::next(wish, known);
+        health.installed.store(known.open, Ordering::Relaxed);
+        let ready = step == Step::Rest && memory.done;
+        health.ready.store(ready, Ordering::Relaxed);
+        match step {
+            Step::Rest => {}
+            Step::Mark(state) => {
+                memory.cleaned = false;
+                let mut labels = vec![(STATE, Some(state.word()))];
+                if state == State::Uninstalling {
+                    memory.done = false;
+                    labels.push((INSTALLED, Some("false")));
+                }
+                cluster.label(&self.node, &labels)?;
+            }
+            Step::Install => {
+                self.install(cluster, tree)?;
+                memory.done = true;
+                say(&format!("node {}: installed", self.node));
+            }
+            Step::Remove { force } => {
+                self.remove(tree, node.was_installed(), force)?;
+                let labels = [(INSTALLED, None), (VERSION, None), (STATE, None)];
+                cluster.label(&self.node, &labels)?;
+                memory.cleaned = true;
+                say(&format!("node {}: clean", self.node));
+            }
+        }
+        Ok(step)
+    }
+
+    /// Waits, unless the user's wish becomes another one.
+    fn watch(&self, cluster: &Cluster, wish: Option<Wish>, patience: Duration) {
+        let started = Instant::now();
+        while let Some(left) = patience.checked_sub(started.elapsed()) {
+            std::thread::sleep(WATCH.min(left));
+            // What cannot be read now is read in the next round.
+            if cluster.wish(&self.wish).is_ok_and(|now| Some(now) != wish) {
+                return;
+            }
+        }
+    }
+
+    /// Whether something is on the node that an uninstallation would take away.
+    fn traces(&self) -> bool {
+        let layout = Layout::new(&self.host.dir);
+        let in_force = layout.current().is_some() || Journal::path(&layout).exists();
+        in_force || (self.purge && layout.has_traces())
+    }
+
+    fn add(&self, layout: &Layout, tree: &Tree) -> Result<(), String> {
+        let _lock = self.lock(layout)?;
+        layout.add(tree).map_err(|e| e.to_string())
+    }
+
+    fn install(&self, cluster: &Cluster, tree: &Tree) -> Result<(), String> {
+        let installed = self
+            .add(&Layout::new(&self.host.dir), tree)
+            .and_then(|()| {
+                let program = self.host.program(&tree.name);
+                self.host.run(UNIT, &program, "install", &self.arguments)
+            })
+            .and_then(|()| self.seen_by_the_kubelet(cluster));
+        if let Err(why) = installed {
+            self.close_if_broken(cluster)?;
+            return Err(why);
+        }
         let labels = [
             (INSTALLED, Some("true")),
             (VERSION, Some(env!("CARGO_PKG_VERSION"))),
+            (STATE, Some(State::Installed.word())),
         ];
-        cluster.label(&self.node, &labels)?;
-        say(&format!("node {}: installed", self.node));
+        cluster.label(&self.node, &labels)
+    }
+
+    /// An installation that failed may have left an earlier one that works: only a node that was seen without the handler
+    /// gets no more pods.
+    fn close_if_broken(&self, cluster: &Cluster) -> Result<(), String> {
+        let node = cluster.node(&self.node)?;
+        let told = !node.handlers.is_empty();
+        if node.open() && told && !node.handlers.iter().any(|h| h == crate::HANDLER) {
+            say(&format!("node {}: its handler is gone", self.node));
+            cluster.label(&self.node, &[(INSTALLED, Some("false"))])?;
+        }
         Ok(())
     }
 
-    fn uninstall(&self, cluster: &Cluster, force: bool) -> Result<(), String> {
+    fn remove(&self, tree: &Tree, was_installed: bool, force: bool) -> Result<(), String> {
+        // What an installer has begun that was killed.
+        self.host.settle(UNIT)?;
         let layout = Layout::new(&self.host.dir);
-        if let Some(tree) = layout.current() {
-            let program = self.host.program(&tree);
-            let mut arguments = self.arguments.clone();
-            arguments.extend(force.then(|| "--force".to_owned()));
-            arguments.extend(self.purge.then(|| "--purge".to_owned()));
-            self.host.run(UNIT, &program, "uninstall", &arguments)?;
+        if !was_installed && !layout.has_traces() {
+            return Ok(());
         }
-        cluster.label(
-            &self.node,
-            &[(INSTALLED, None), (VERSION, None), (STATE, None)],
-        )
+        let name = match layout.any_tree(&tree.name) {
+            Some(name) => name,
+            // As where this directory is new, and the node's installation is in another.
+            None => {
+                self.add(&layout, tree)?;
+                tree.name.clone()
+            }
+        };
+        let mut arguments = self.arguments.clone();
+        arguments.extend(force.then(|| "--force".to_owned()));
+        arguments.extend(self.purge.then(|| "--purge".to_owned()));
+        let program = self.host.program(&name);
+        self.host.run(UNIT, &program, "uninstall", &arguments)
     }
 
     /// Waits while somebody else works on the node.
@@ -180,6 +305,36 @@ impl Host {
             .join("bin/slipway")
     }
 
+    /// Holds all other installers of this node up until it is dropped: two may run, where one was deleted by force. The lock is on
+    /// a directory that both have and that nobody removes.
+    fn alone(&self) -> Result<File, String> {
+        let dir = &self.systemd_dir;
+        let wrong = |e: std::io::Error| format!("{}: {e}", dir.display());
+        let lock = File::open(dir).map_err(wrong)?;
+        let locked = || flock(&lock, FlockOperation::LockExclusive);
+        rustix::io::retry_on_intr(locked).map_err(|e| wrong(e.into()))?;
+        Ok(lock)
+    }
+
+    fn systemd(&self) -> Result<Systemd, String> {
+        let socket = self.systemd_dir.join("private");
+        Systemd::connect_to(&socket)
+            .map_err(failed)?
+            .ok_or_else(|| {
+                format!(
+                    "{}: no systemd: mount the host's /run/systemd here",
+                    socket.display()
+                )
+            })
+    }
+
+    /// Waits until a unit does nothing any more, and follows its log.
+    fn settle(&self, unit: &str) -> Result<(), String> {
+        let mut log = Log::open(Layout::new(&self.dir).log());
+        settled(&mut self.systemd()?, unit, &mut log).map_err(failed)?;
+        Ok(())
+    }
+
     /// Has systemd run a command on the host, tells what it says, and waits for its end.
     fn run(
         &self,
@@ -188,16 +343,7 @@ impl Host {
         verb: &str,
         arguments: &[String],
     ) -> Result<(), String> {
-        let failed = |e: std::io::Error| format!("systemd: {e}");
-        let socket = self.systemd_dir.join("private");
-        let mut systemd = Systemd::connect_to(&socket)
-            .map_err(failed)?
-            .ok_or_else(|| {
-                format!(
-                    "{}: no systemd: mount the host's /run/systemd here",
-                    socket.display()
-                )
-            })?;
+        let mut systemd = self.systemd()?;
         // One that an earlier pod has started comes to its end first.
         let mut log = Log::open(Layout::new(&self.dir).log());
         settled(&mut systemd, unit, &mut log).map_err(failed)?;
@@ -258,6 +404,10 @@ impl Host {
     }
 }
 
+fn failed(e: std::io::Error) -> String {
+    format!("systemd: {e}")
+}
+
 /// Waits until the unit does nothing any more; its state then.
 fn settled(systemd: &mut Systemd, unit: &str, log: &mut Log) -> std::io::Result<String> {
     loop {
@@ -309,42 +459,75 @@ impl Log {
     }
 }
 
-/// The hook before the chart is deleted: has every node's installer clean its node, and waits for that.
-///
-/// # Errors
-/// Pods still run, or nodes that were not cleaned: names them.
-pub fn uninstall_cluster(classes: &[String], timeout: Duration, force: bool) -> Result<(), String> {
-    let cluster = Cluster::of_this_pod()?;
-    let pods = cluster.pods(classes)?;
-    if !pods.is_empty() && !force {
-        return Err(format!(
-            "pods of Slipway exist: delete them first ({})",
-            pods.join(", ")
-        ));
-    }
-    let state = match force {
-        true => UNINSTALLING_BY_FORCE,
-        false => UNINSTALLING,
-    };
-    for node in cluster.nodes(INSTALLED)? {
-        say(&format!("node {}: asked to uninstall", node.name));
-        cluster.label(&node.name, &[(STATE, Some(state))])?;
-    }
-    let started = Instant::now();
-    loop {
-        let left = cluster.nodes(INSTALLED)?;
-        if left.is_empty() {
-            say("all nodes are clean");
-            return Ok(());
-        }
-        if started.elapsed() > timeout {
-            let names: Vec<_> = left.into_iter().map(|n| n.name).collect();
+/// The hook before the chart is deleted: writes the wish to uninstall, and waits until the installers have carried it out.
+#[derive(Debug)]
+pub struct Uninstaller {
+    /// Where the wish is.
+    pub wish: ConfigMap,
+    /// The handlers by which no pods may be left.
+    pub handlers: Vec<String>,
+    /// How long the nodes may take.
+    pub timeout: Duration,
+    /// Even while pods exist.
+    pub force: bool,
+    /// The command that takes an uninstallation back, for whoever reads that it failed.
+    pub take_back: Option<String>,
+}
+
+impl Uninstaller {
+    /// Refuses while there are pods, with nothing touched; else has all nodes cleaned.
+    ///
+    /// # Errors
+    /// Pods exist, or nodes are not clean: names them.
+    pub fn run(&self) -> Result<(), String> {
+        let cluster = Cluster::of_this_pod()?;
+        let pods = cluster.pods(&self.handlers)?;
+        if !pods.is_empty() && !self.force {
+            let back = self.take_back.iter();
+            let back = back.map(|command| {
+                format!("\nTo go on with Slipway: `{command}`; helm hides a release until then")
+            });
             return Err(format!(
-                "not clean after {} s: {}",
-                timeout.as_secs(),
-                names.join(", ")
+                "pods of Slipway exist: delete them first ({}). Nothing was touched.{}",
+                pods.join(", "),
+                back.collect::<String>()
             ));
         }
-        std::thread::sleep(WATCH.min(timeout));
+        if !cluster.wish_uninstall(&self.wish, self.force)? {
+            let back = self.take_back.as_deref().unwrap_or("helm rollback");
+            return Err(format!(
+                "ConfigMap {} is missing, by which installers are told: `{back}` puts it back. Nothing was touched.",
+                self.wish
+            ));
+        }
+        say("the installers were asked to clean their nodes");
+        let started = Instant::now();
+        loop {
+            let left = self.not_clean(&cluster)?;
+            if left.is_empty() {
+                say("all nodes are clean");
+                return Ok(());
+            }
+            if started.elapsed() > self.timeout {
+                let back = self.take_back.iter();
+                let back = back.map(|command| format!(" unless you take it back: `{command}`"));
+                return Err(format!(
+                    "not clean after {} s: {}. What hinders them is in their installers' logs. They go on{}",
+                    self.timeout.as_secs(),
+                    left.into_iter().collect::<Vec<_>>().join(", "),
+                    back.collect::<String>()
+                ));
+            }
+            std::thread::sleep(WATCH.min(self.timeout));
+        }
+    }
+
+    /// The nodes on which something may be; those of installers that knew of no states have the other label.
+    fn not_clean(&self, cluster: &Cluster) -> Result<BTreeSet<String>, String> {
+        let mut names = BTreeSet::new();
+        for label in [STATE, INSTALLED] {
+            names.extend(cluster.nodes(label)?.into_iter().map(|node| node.name));
+        }
+        Ok(names)
     }
 }

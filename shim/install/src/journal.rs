@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Effective, Ours};
 use crate::error::{Error, Result, file};
 use crate::files;
 use crate::layout::Layout;
@@ -84,6 +85,9 @@ pub struct Journal {
     pub files: Vec<Change>,
     /// Directories that did not exist before, innermost first.
     pub directories: Vec<PathBuf>,
+    /// Install directories whose place this one has taken, while something is left in them.
+    #[serde(default)]
+    pub replaces: Vec<PathBuf>,
 }
 
 impl Journal {
@@ -127,6 +131,54 @@ impl Journal {
         let own = self.files.iter().find(|c| c.kind == Kind::DropIn);
         own.map(|c| c.path.as_path())
     }
+}
+
+/// An installation as it was found.
+#[derive(Debug)]
+pub struct Found {
+    /// Its directory.
+    pub layout: Layout,
+    /// Its journal; `None` where only files are left, of one whose place this one takes.
+    pub journal: Option<Journal>,
+}
+
+impl Found {
+    /// The installations in other directories than this one: those whose handlers containerd has, and those whose place this one
+    /// takes. A handler whose directory has no journal was written by somebody else.
+    pub fn elsewhere(
+        layout: &Layout,
+        journal: Option<&Journal>,
+        effective: Option<&Effective>,
+    ) -> Result<Vec<Self>> {
+        let replaced: &[PathBuf] = journal.map_or(&[], |journal| &journal.replaces);
+        let programs = effective.into_iter().flat_map(Effective::programs);
+        let named = programs.filter_map(|(_, program)| Layout::of_shim(Path::new(program)));
+        let named = named.map(|layout| layout.root().to_owned());
+        let mut roots: Vec<_> = replaced.iter().cloned().chain(named).collect();
+        roots.retain(|root| root != layout.root());
+        roots.sort();
+        roots.dedup();
+        let mut found = Vec::new();
+        for root in roots {
+            let layout = Layout::new(&root);
+            let journal = Journal::load(&layout)?;
+            if journal.is_some() || replaced.contains(&root) {
+                found.push(Self { layout, journal });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// By what the parts of these installations in a configuration are known.
+pub fn ours<'a>(journals: impl Iterator<Item = &'a Journal>) -> Ours {
+    let mut ours = Ours::default();
+    for journal in journals {
+        ours.shims.push(journal.shim.clone());
+        ours.names.extend(journal.handlers.iter().cloned());
+        ours.imports.extend(journal.import().map(Path::to_owned));
+    }
+    ours
 }
 
 /// The lock of everything that changes the node; held until it is dropped.

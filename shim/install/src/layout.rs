@@ -90,6 +90,12 @@ impl Layout {
         }
     }
 
+    /// The installation that a handler's shim is of, as [`Self::shim`] names it.
+    pub fn of_shim(shim: &Path) -> Option<Self> {
+        let mut roots = shim.ancestors().map(Self::new);
+        roots.find(|layout| layout.shim() == shim)
+    }
+
     /// The directory.
     pub fn root(&self) -> &Path {
         &self.root
@@ -196,6 +202,43 @@ impl Layout {
             }
         }
         Ok(busy)
+    }
+
+    /// Removes what is left of an installation that containerd does not know any more; the trees that stay, because
+    /// something runs from them.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn retire(&self) -> Result<Vec<String>> {
+        self.select(None)?;
+        let busy = self.prune(None)?;
+        if busy.is_empty() {
+            remove_tree(&self.state())?;
+            for directory in [&self.versions(), &self.root] {
+                // Somebody else's files stay, and a directory that another file system is mounted on.
+                let _ = fs::remove_dir(directory);
+            }
+        }
+        Ok(busy)
+    }
+
+    /// Whether anything of an installation is here.
+    pub fn has_traces(&self) -> bool {
+        [self.versions(), self.state(), self.link()]
+            .iter()
+            .any(|path| path.symlink_metadata().is_ok())
+    }
+
+    /// A tree that is here: the current one, else this one, else any that is complete.
+    pub fn any_tree(&self, preferred: &str) -> Option<String> {
+        let current = self.current().filter(|name| self.has(name));
+        let preferred = || self.has(preferred).then(|| preferred.to_owned());
+        let any = || {
+            let entries = fs::read_dir(self.versions()).ok()?.flatten();
+            let mut names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+            names.find(|name| !name.starts_with(NEW))
+        };
+        current.or_else(preferred).or_else(any)
     }
 
     /// The ids of the pods whose shims run on this node from trees of this installation.
@@ -358,6 +401,34 @@ mod tests {
         assert_eq!(fs::read_dir(layout.versions()).unwrap().count(), 1);
         layout.select(None).unwrap();
         assert_eq!(layout.current(), None);
+    }
+
+    #[test]
+    fn a_shim_tells_its_installation_unless_somebody_else_has_put_it_there() {
+        let layout = Layout::new(Path::new("/opt/other"));
+        let found = Layout::of_shim(&layout.shim()).unwrap();
+        assert_eq!(found.root(), layout.root());
+        for path in [
+            "/opt/slipway/bin/containerd-shim-slipway-v1",
+            "io.containerd.runc.v2",
+        ] {
+            assert!(Layout::of_shim(Path::new(path)).is_none(), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_away_leaves_nothing_even_of_an_installation_that_never_was_current() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&root.path().join("opt"));
+        assert!(!layout.has_traces());
+        let source = source("1");
+        let tree = Tree::read(source.path()).unwrap();
+        layout.add(&tree).unwrap();
+        assert!(layout.has_traces());
+        assert_eq!(layout.current(), None);
+        assert_eq!(layout.any_tree("other"), Some(tree.name.clone()));
+        assert!(layout.retire().unwrap().is_empty());
+        assert!(!layout.root().exists());
     }
 
     #[test]

@@ -17,12 +17,14 @@ mod node;
 mod plan;
 mod report;
 mod status;
+mod wish;
 
 pub use apply::{install, uninstall};
+pub use cluster::ConfigMap;
 pub use config::{imports, without_secrets};
 pub use cri::Cri;
 pub use error::Error;
-pub use installer::{Host, Installer, uninstall_cluster};
+pub use installer::{Host, Installer, Uninstaller};
 pub use layout::Layout;
 pub use metrics::Metrics;
 pub use node::Distribution;

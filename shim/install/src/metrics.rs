@@ -65,23 +65,34 @@ impl Metrics {
     }
 }
 
-/// Serves until the process ends, in a thread of its own. `ready` says whether Slipway is installed.
+/// What an installer knows of itself and of its node.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// This installer has installed, with its own values, and the user wishes it.
+    pub ready: AtomicBool,
+    /// Slipway can be used on the node, whoever has installed it.
+    pub installed: AtomicBool,
+}
+
+/// Serves until the process ends, in a thread of its own.
 ///
 /// # Errors
 /// The address cannot be had.
-pub fn serve(address: &str, metrics: Metrics, ready: Arc<AtomicBool>) -> Result<(), String> {
+pub fn serve(address: &str, metrics: Metrics, health: Arc<Health>) -> Result<(), String> {
     let listener =
         TcpListener::bind(address).map_err(|e| format!("--metrics-address {address}: {e}"))?;
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             // A caller that has gone away needs no answer.
-            let _ = answer(stream, &metrics, ready.load(Ordering::Relaxed));
+            let _ = answer(stream, &metrics, &health);
         }
     });
     Ok(())
 }
 
-fn answer(mut stream: TcpStream, metrics: &Metrics, ready: bool) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, metrics: &Metrics, health: &Health) -> std::io::Result<()> {
+    let ready = health.ready.load(Ordering::Relaxed);
+    let installed = health.installed.load(Ordering::Relaxed);
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut request = BufReader::new((&stream).take(MAX_REQUEST));
@@ -95,7 +106,7 @@ fn answer(mut stream: TcpStream, metrics: &Metrics, ready: bool) -> std::io::Res
         Some("/healthz") => ("200 OK", "ok\n".to_owned()),
         Some("/readyz") if ready => ("200 OK", "installed\n".to_owned()),
         Some("/readyz") => ("503 Service Unavailable", "not installed\n".to_owned()),
-        Some("/metrics") => ("200 OK", metrics.text(ready)),
+        Some("/metrics") => ("200 OK", metrics.text(installed)),
         _ => ("404 Not Found", "/metrics, /healthz, /readyz\n".to_owned()),
     };
     write!(

@@ -11,14 +11,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Effective, Handlers, Schema};
+use crate::config::{self, Effective, Handlers, Ours, Schema};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::journal::{Change, Journal, Kind, Phase};
+use crate::journal::{self, Change, Journal, Kind, Phase};
+use crate::layout::Layout;
 use crate::node::{Distribution, Node};
 
 /// Name of our own file.
 const DROP_IN: &str = "slipway.toml";
+/// Directory of drop-ins beside containerd's configuration, where that imports none.
+const DROP_INS: &str = "conf.d";
 /// By this line k0s knows a file that it has written.
 const K0S_MANAGED: &str = "k0s_managed=true";
 
@@ -67,6 +70,8 @@ pub struct Planner<'a> {
     pub effective: &'a Effective,
     /// What an earlier run has done.
     pub journal: Option<&'a Journal>,
+    /// What installations in other directories have done, whose place this one takes.
+    pub elsewhere: Vec<&'a Journal>,
 }
 
 impl Planner<'_> {
@@ -111,7 +116,7 @@ impl Planner<'_> {
         if schema.0 == 2 {
             let after = self
                 .handlers
-                .add(&text, self.effective)
+                .add(&text, self.effective, &self.ours())
                 .map_err(self.wrong(&main.path))?;
             return Ok(Plan {
                 main: after.clone(),
@@ -124,7 +129,7 @@ impl Planner<'_> {
         let imported = config::imported_directories(&text, directory);
         let path = match imported.first() {
             Some(imported) => imported.join(DROP_IN),
-            None => directory.join("conf.d").join(DROP_IN),
+            None => directory.join(DROP_INS).join(DROP_IN),
         };
         let after = match imported.is_empty() {
             true => config::add_import(&text, &path).map_err(self.wrong(&main.path))?,
@@ -180,13 +185,11 @@ impl Planner<'_> {
         }
         let after = config::add_block(found.pristine.as_deref(), &self.handlers.section(schema));
         // Ours may be rendered already.
-        let shim = &self.handlers.shim;
-        let without =
-            config::remove(&rendered, shim, &self.handlers.names, Path::new("")).map_err(&wrong)?;
+        let without = config::remove(&rendered, &self.ours()).map_err(&wrong)?;
         Ok(Plan {
             main: self
                 .handlers
-                .add(&without, self.effective)
+                .add(&without, self.effective, &self.ours())
                 .map_err(&wrong)?,
             changes: vec![found.to(after)],
             drop_in: None,
@@ -199,9 +202,11 @@ impl Planner<'_> {
         let schema = Schema(if self.major >= 2 { 3 } else { 2 });
         let path = self.node.directory().join("containerd.d").join(DROP_IN);
         let drop_in = self.drop_in(&path, schema)?;
-        let checked = self
-            .handlers
-            .add(&format!("version = {}\n", schema.0), self.effective);
+        let checked = self.handlers.add(
+            &format!("version = {}\n", schema.0),
+            self.effective,
+            &self.ours(),
+        );
         Ok(Plan {
             // k0s merges before containerd reads: what containerd checks is the drop-in by itself.
             main: checked.unwrap_or(text),
@@ -235,61 +240,69 @@ impl Planner<'_> {
     /// What a file has, and what it would have without Slipway.
     fn found(&self, path: &Path, kind: Kind) -> Result<Found> {
         let current = files::read(path)?;
-        let recorded = self.journal.and_then(|j| j.change(path).map(|c| (j, c)));
         let found = |before, pristine| Found {
             path: path.to_owned(),
             kind,
             before,
             pristine,
         };
-        if let Some((journal, change)) = recorded
-            && current.as_ref() == Some(&change.after)
-        {
-            // Written by a run that was interrupted: what it had found is what a rollback restores.
-            let before = match journal.phase {
-                Phase::Installing => change.before.clone(),
-                _ => current,
-            };
-            return Ok(found(before, change.pristine.clone()));
+        for journal in self.journals() {
+            let change = journal.change(path);
+            if let Some(change) = change.filter(|c| current.as_ref() == Some(&c.after)) {
+                // Written by a run that was interrupted: what it had found is what a rollback restores.
+                let own = self.journal.is_some_and(|own| std::ptr::eq(own, journal));
+                let interrupted = own && journal.phase == Phase::Installing;
+                let before = match interrupted {
+                    true => change.before.clone(),
+                    false => current,
+                };
+                return Ok(found(before, change.pristine.clone()));
+            }
         }
-        let pristine = match (&current, kind) {
-            (Some(text), _) => without(
-                text,
-                kind,
-                &self.handlers.shim,
-                &self.names(),
-                self.journal.and_then(Journal::import),
-            )
-            .map_err(self.wrong(path))?,
-            (None, _) => None,
+        let pristine = match &current {
+            // Of an installation whose journal is lost.
+            Some(text) if kind == Kind::DropIn && config::is_drop_in(text) => None,
+            Some(text) => without(text, kind, &self.ours()).map_err(self.wrong(path))?,
+            None => None,
         };
         Ok(found(current, pristine))
     }
 
-    /// All names that Slipway has or had.
-    fn names(&self) -> Vec<String> {
-        let mut names = self.handlers.names.clone();
-        names.extend(self.journal.into_iter().flat_map(|j| j.handlers.clone()));
-        names
+    fn journals(&self) -> impl Iterator<Item = &Journal> {
+        self.journal
+            .into_iter()
+            .chain(self.elsewhere.iter().copied())
+    }
+
+    /// By what Slipway's parts are known, of all installations.
+    pub fn ours(&self) -> Ours {
+        let mut ours = journal::ours(self.journals());
+        ours.shims.push(self.handlers.shim.clone());
+        ours.names.extend(self.handlers.names.iter().cloned());
+        // Of an installation whose journal is lost: nobody else names a shim like this.
+        for (name, program) in self.effective.programs() {
+            if ours.names.iter().any(|n| n == name) && Layout::of_shim(Path::new(program)).is_some()
+            {
+                ours.shims.push(program.to_owned());
+            }
+        }
+        let drop_in = self.node.directory().join(DROP_INS).join(DROP_IN);
+        if files::read(&drop_in).is_ok_and(|text| text.is_some_and(|t| config::is_drop_in(&t))) {
+            ours.imports.push(drop_in);
+        }
+        ours
     }
 }
 
 /// A text without what is Slipway's; `None`: nothing is left of the file.
-pub fn without(
-    text: &str,
-    kind: Kind,
-    shim: &str,
-    names: &[String],
-    import: Option<&Path>,
-) -> std::result::Result<Option<String>, String> {
-    let import = import.unwrap_or(Path::new(""));
-    if !config::mentions(text, shim, import) {
+pub fn without(text: &str, kind: Kind, ours: &Ours) -> std::result::Result<Option<String>, String> {
+    if !ours.are_in(text) {
         return Ok(Some(text.to_owned()));
     }
     let left = match kind {
         Kind::Template => config::remove_block(text),
         // What is no TOML has nothing of ours that could be told from it.
-        Kind::Config | Kind::DropIn => config::remove(text, shim, names, import)?,
+        Kind::Config | Kind::DropIn => config::remove(text, ours)?,
     };
     Ok(match kind {
         Kind::DropIn if config::declares_nothing(&left) => None,
@@ -342,35 +355,31 @@ mod tests {
             }
         }
 
-        /// What is written: paths below the directory, and texts.
-        fn planned(&self) -> Result<Vec<(String, String)>> {
+        /// The plan of an installation in a directory, where containerd says this of itself and another installation is there.
+        fn plan_in(&self, root: &Path, dump: &str, elsewhere: Option<&Journal>) -> Result<Plan> {
             let handlers = Handlers {
                 names: vec!["slipway".into()],
-                shim: "/opt/slipway/current/bin/containerd-shim-slipway-v1".into(),
+                shim: Layout::new(root).shim().display().to_string(),
                 annotations: vec!["slipway.dev/*".into()],
                 options: Vec::new(),
             };
-            let dump = if self.major == 1 { V2 } else { V3 };
-            let effective = Effective::parse(dump).map_err(Error::Containerd)?;
             let planner = Planner {
                 node: &self.node,
                 major: self.major,
                 handlers: &handlers,
-                effective: &effective,
+                effective: &Effective::parse(dump).map_err(Error::Containerd)?,
                 journal: None,
+                elsewhere: elsewhere.into_iter().collect(),
             };
-            let plan = planner.plan()?;
-            for change in &plan.changes {
-                let left = without(
-                    &change.after,
-                    change.kind,
-                    &handlers.shim,
-                    &handlers.names,
-                    None,
-                );
-                if change.kind == Kind::DropIn {
-                    assert_eq!(left.unwrap(), None);
-                }
+            planner.plan()
+        }
+
+        /// What is written: paths below the directory, and texts.
+        fn planned(&self) -> Result<Vec<(String, String)>> {
+            let dump = if self.major == 1 { V2 } else { V3 };
+            let plan = self.plan_in(Path::new("/opt/slipway"), dump, None)?;
+            for change in plan.changes.iter().filter(|c| c.kind == Kind::DropIn) {
+                assert!(config::is_drop_in(&change.after));
             }
             // What containerd checks has the handler, one way or the other.
             let checked = plan
@@ -530,5 +539,45 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("config.toml: version 1"), "{error}");
+    }
+
+    #[test]
+    fn another_directory_takes_nothing_of_the_first_ones_for_the_users_own() {
+        for (major, found, handler) in [(2, V3, "cri.v1.runtime"), (1, V2, "grpc.v1.cri")] {
+            let node = Fixture::new(Distribution::Containerd, major, &[("config.toml", found)]);
+            let (first, second) = (Path::new("/opt/slipway"), Path::new("/opt/other"));
+            let plan = node.plan_in(first, found, None).unwrap();
+            for change in &plan.changes {
+                fs::create_dir_all(change.path.parent().unwrap()).unwrap();
+                fs::write(&change.path, &change.after).unwrap();
+            }
+            let shim = Layout::new(first).shim().display().to_string();
+            let dump = format!(
+                "{found}[plugins.'io.containerd.{handler}'.containerd.runtimes.slipway]\nruntime_type = '{shim}'\n"
+            );
+            let journal = Journal {
+                phase: Phase::Installed,
+                tree: String::new(),
+                tree_before: None,
+                handlers: vec!["slipway".into()],
+                shim,
+                unit: None,
+                address: PathBuf::new(),
+                restart_pending: false,
+                files: plan.changes,
+                directories: Vec::new(),
+                replaces: Vec::new(),
+            };
+            // With the first one's journal and, as where its directory was removed by hand, without.
+            for known in [Some(&journal), None] {
+                let plan = node.plan_in(second, &dump, known).unwrap();
+                assert!(!plan.changes.is_empty());
+                for change in plan.changes {
+                    let before = &journal.change(&change.path).unwrap().pristine;
+                    assert_eq!(&change.pristine, before, "{known:?}");
+                    assert!(!change.after.contains("/opt/slipway/"), "{}", change.after);
+                }
+            }
+        }
     }
 }
