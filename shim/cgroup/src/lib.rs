@@ -753,7 +753,7 @@ mod tests {
             .create(&Resources::default())
             .expect("a cgroup is made: these tests run as root");
         let (program, mut runs) = sleeper();
-        let child = slipway_sys::spawn(program, 0, None, &cgroup.entry().unwrap()).unwrap();
+        let child = slipway_sys::spawn(program, 0, &cgroup.entry().unwrap()).unwrap();
         runs.read_exact(&mut [0]).unwrap();
         cgroup.freeze(true).unwrap();
         cgroup.remove().unwrap();
@@ -770,6 +770,7 @@ mod tests {
             envp: Vec::new(),
             fds: vec![null(), out.into()],
             directory: None,
+            in_pod: false,
             with_parent: true,
         };
         (program, runs)
@@ -883,7 +884,7 @@ mod tests {
             .create(&resources)
             .expect("a cgroup is made: these tests run as root");
         let (program, mut runs) = sleeper();
-        let child = slipway_sys::spawn(program, 0, None, &cgroup.entry().unwrap()).unwrap();
+        let child = slipway_sys::spawn(program, 0, &cgroup.entry().unwrap()).unwrap();
         runs.read_exact(&mut [0]).unwrap();
         assert_eq!(cgroup.pids(), [child.pid]);
         for file in cgroup.join_files() {
