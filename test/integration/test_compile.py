@@ -20,7 +20,8 @@ def write(path, content):
 
 
 def tree_with_loader(directory, script):
-    """The installation with a loader, of which all its programs are arguments, that runs a script first."""
+    """The installation with a loader, of which all its programs are arguments, that runs a script first. It is a program itself: a
+    guest is started by descriptor, and the kernel has no name for a script's interpreter then."""
     os.makedirs(f"{directory}/lib/runtime")
     names = [name for name in os.listdir(TREE) if name != "lib"]
     names += [f"lib/{name}" for name in os.listdir(f"{TREE}/lib") if name != "runtime"]
@@ -29,8 +30,17 @@ def tree_with_loader(directory, script):
         os.symlink(f"{TREE}/{name}", f"{directory}/{name}")
     [loader] = (name for name in names if name.startswith("lib/runtime/ld-linux-"))
     os.unlink(f"{directory}/{loader}")
-    write(f"{directory}/{loader}", f'#!/bin/sh\n{script}\nexec {TREE}/{loader} "$@"\n')
-    os.chmod(f"{directory}/{loader}", 0o755)
+    write(f"{directory}/before", f"#!/bin/sh\n{script}\n")
+    os.chmod(f"{directory}/before", 0o755)
+    write(f"{directory}/loader.c", """#include <sys/wait.h>
+        #include <unistd.h>
+        int main(int argc, char **argv) {
+          pid_t pid = fork();
+          if (!pid) _exit((execv(BEFORE, argv), 127));
+          waitpid(pid, 0, 0);
+          return execv(LOADER, argv), 127;
+        }""")
+    run("gcc", "-O1", f'-DBEFORE="{directory}/before"', f'-DLOADER="{TREE}/{loader}"', "-o", f"{directory}/{loader}", f"{directory}/loader.c")
 
 
 # The binary format, as far as modules are made here whose text would be long.

@@ -258,12 +258,13 @@ impl Guest {
                 break None;
             }
         };
-        if rubbish.is_some() {
-            // ESRCH: it has ended.
+        if rubbish.is_some() || heard.end.is_some() {
+            // One that says that it has ended has nothing more to do, whether it ends or not. ESRCH: it has.
             let _ = self.kill(libc::SIGKILL);
         }
         // Without a status it is not a child of this process, or was reaped before: without a report it was killed.
         let status = self.process().end().await.unwrap_or(137);
+        let broke = rubbish.is_some();
         let end = match (heard.end, rubbish) {
             (Some(end), _) => end,
             (None, Some(why)) => End {
@@ -281,7 +282,8 @@ impl Guest {
                 let cause = self.filtered.get().map_or("", |()| LOADING_FILTERED);
                 let why = match end.reason.as_str() {
                     "" => died(&end).to_string(),
-                    reason => format!("the guest ended before the module was loaded: {reason}"),
+                    reason if broke => reason.to_string(),
+                    reason => format!("{}: {reason}", died(&end)),
                 };
                 *told = Some(Err(format!("{why}{cause}")));
             }
