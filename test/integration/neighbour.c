@@ -1,8 +1,9 @@
 /* neighbour MARK: what a process in the same pid namespace can take from the others, looked for without end; each thing is told once, as
    "WHAT of NAME". MARK is a file of the node's that no container has.
    caps   it has a capability           root   its root is the node's, or another that holds MARK
-   exe    its program's file            fd     a file behind one of its descriptors: both can be opened for writing, or could
-                                               be if nobody ran them (on a read-only mount they could not) */
+   exe    its program's file            fd     a file behind one of its descriptors
+   map    a file that it has mapped     these three: it can be opened for writing, or could be if nobody ran it; on a
+                                        read-only mount it could not */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -37,6 +38,24 @@ static int writable(const char *path) {
   return 1;
 }
 
+static void list(const char *pid, const char *of, const char *what, const char *name) {
+  char path[384], target[64], line[96];
+  snprintf(path, sizeof path, "/proc/%s/%s", pid, of);
+  DIR *d = opendir(path);
+  if (!d) return;
+  for (struct dirent *e; (e = readdir(d));) {
+    snprintf(path, sizeof path, "/proc/%s/%s/%.40s", pid, of, e->d_name);
+    if (e->d_name[0] == '.' || !writable(path)) continue;
+    ssize_t n = readlink(path, target, sizeof target - 1);
+    target[n > 0 ? n : 0] = 0;
+    /* What a program opens in its own container is what it has. */
+    if (!strncmp(target, "/rootfs/", 8)) continue;
+    snprintf(line, sizeof line, "%s %s", what, target);
+    tell(line, name);
+  }
+  closedir(d);
+}
+
 static void look(const char *pid, const char *mark) {
   char path[384], text[4096], name[64] = "?";
   unsigned long long caps = 0, found;
@@ -58,20 +77,9 @@ static void look(const char *pid, const char *mark) {
   if (!access(path, F_OK)) tell("root", name);
   snprintf(path, sizeof path, "/proc/%s/exe", pid);
   if (writable(path)) tell("exe", name);
-  snprintf(path, sizeof path, "/proc/%s/fd", pid);
-  DIR *d = opendir(path);
-  if (!d) return;
-  for (struct dirent *e; (e = readdir(d));) {
-    snprintf(path, sizeof path, "/proc/%s/fd/%.20s", pid, e->d_name);
-    if (e->d_name[0] == '.' || !writable(path)) continue;
-    ssize_t n = readlink(path, text, 60);
-    /* What a program opens in its own container is what it has. */
-    if (n > 8 && !strncmp(text, "/rootfs/", 8)) continue;
-    char what[80];
-    snprintf(what, sizeof what, "fd %.*s", n > 0 ? (int)n : 0, text);
-    tell(what, name);
-  }
-  closedir(d);
+  list(pid, "fd", "fd", name);
+  /* This takes CAP_CHECKPOINT_RESTORE. */
+  list(pid, "map_files", "map", name);
 }
 
 int main(int argc, char **argv) {

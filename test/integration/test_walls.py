@@ -132,7 +132,7 @@ class Neighbours(KillTest):
             subprocess.run(["gcc", "-static", "-O2", "-o", f"{d}/neighbour", f"{HERE}/neighbour.c"], check=True)
             image = self.bed.file_image("neighbour", [f"{d}/neighbour=/neighbour"], ["/neighbour"])
         # In the bed's own root alone.
-        options = {**linux["security_context"], "capabilities": {"add_capabilities": ["SYS_PTRACE"]}}
+        options = {**linux["security_context"], "capabilities": {"add_capabilities": ["SYS_PTRACE", "CHECKPOINT_RESTORE"]}}
         sidecar = pod.start(image, [f"{self.bed.root}/config.toml"], linux={"security_context": options})
         sidecar.until("looking")
         return sidecar
@@ -163,7 +163,26 @@ class Neighbours(KillTest):
         # A fork of the shim has the shim's program, which can be opened for writing where no pod runs: by who may trace, for the
         # holder is nobody's.
         known = {"looking", "seen of slipway-holder", "seen of slipway-guest", "exe of slipway-holder"}
+        known |= {line for line in sidecar.text().splitlines() if line.startswith("map /") and line.endswith(" of slipway-holder")}
+        # Its container's: what it says bounds nobody else, and the cgroup stands behind it.
+        known.add("map /memfd:budget (deleted) of slipway-guest")
         self.assertLessEqual(set(sidecar.text().splitlines()), known)
+        # Root can change mode and owner of what is behind a descriptor: the node's null device is not.
+        node = self.bed.run("stat", "-c", "%d", "/dev/null").stdout
+        streams = [f"/proc/{container.info()['pid']}/fd/{n}" for n in (0, 1, 2)]
+        self.assertNotIn(node.strip(), self.bed.run("stat", "-L", "-c", "%d", *streams).stdout.split())
+
+    def test_a_start_that_is_given_up_leaves_a_pod_that_can_be_stopped(self):
+        pod = self.pod(linux=SHARED)
+        pod.start("localhost/busybox:1", ["-c", "sleep 1000"], linux=SHARED)
+        for n in range(3):
+            name = f"given{os.getpid()}-{n}-{self.bed.number()}-{self.bed.version}"
+            with tempfile.TemporaryDirectory() as d:
+                image = self.bed.image(slow_module(d, name), name)
+            container = pod.create(image, annotations={"slipway.dev/compile": "full"}, linux=SHARED)
+            given_up = self.bed.crictl("--timeout", "1s", "start", container.id, check=False)
+            self.assertIn("DeadlineExceeded", given_up.stderr)
+        self.bed.stop_pod(pod.sandbox)
 
     def test_a_guest_among_others_is_killed_paused_and_told_of_as_any(self):
         pod = self.pod(linux=SHARED)
@@ -227,3 +246,37 @@ class BadGuest(PodTest):
         # Ended, status 0, no reason.
         with self.bad('send(3, "\\x09\\0\\0\\0", 4, 0); pause();') as container:
             self.assertIn("ended with status 0 before the module was loaded", container.start(check=False).stderr)
+
+    def test_who_is_not_the_guest_cannot_speak_for_it(self):
+        # Ready, without steps: of another process that has the guest's end of the socket.
+        with self.bad('if (!fork()) { send(3, "\\x07\\0", 2, 0); pause(); } pause();') as container:
+            self.assertIn("which is not the guest", container.start(check=False).stderr)
+
+    def test_a_packet_without_a_byte_ends_the_guest(self):
+        with self.bad('send(3, "", 0, 0); pause();') as container:
+            self.assertIn("before the module was loaded", container.start(check=False).stderr)
+
+    def test_a_descriptor_that_takes_long_to_close_does_not_hold_the_shim(self):
+        # A connection to itself whose buffer is full, which lingers: Failed, with its descriptor.
+        body = r"""
+            struct { unsigned short family, port; unsigned address; char rest[8]; } at = {2, 0, 0x0100007f};
+            unsigned size = 16;
+            extern int listen(), bind(), getsockname(), connect(), fcntl(int, int, ...), setsockopt();
+            int server = socket(2, 1, 0);
+            bind(server, (void *)&at, 16), listen(server, 1), getsockname(server, (void *)&at, (void *)&size);
+            int client = socket(2, 1, 0);
+            connect(client, (void *)&at, 16), fcntl(client, 4, 04000);
+            static char bytes[65536];
+            while (write(client, bytes, sizeof bytes) > 0);
+            fcntl(client, 4, 0);
+            struct { int on, seconds; } linger = {1, 600};
+            setsockopt(client, 1, 13, &linger, 8);
+            char text[3] = {8, 1, 'x'}, control[24] = {0};
+            *(long *)control = 20, *(int *)(control + 8) = 1, *(int *)(control + 12) = 1, *(int *)(control + 16) = client;
+            struct { void *base; unsigned long length; } part = {text, 3};
+            struct msghdr message = {0};
+            message.msg_iov = (void *)&part, message.msg_iovlen = 1, message.msg_control = control, message.msg_controllen = 24;
+            sendmsg(3, &message, 0), close(client), pause();"""
+        with self.bad(body) as container:
+            self.assertIn("descriptors at the wrong time", container.start(check=False).stderr)
+            self.assertEqual(container.status()["state"], "CONTAINER_EXITED")

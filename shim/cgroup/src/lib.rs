@@ -770,7 +770,7 @@ mod tests {
             envp: Vec::new(),
             fds: vec![null(), out.into()],
             directory: None,
-            in_pod: false,
+            read_only: None,
             with_parent: true,
         };
         (program, runs)

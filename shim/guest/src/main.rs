@@ -129,6 +129,10 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         // As runc does it: before the privileges go, so that the program may start where only root can look in.
         rustix::process::fchdir(&directory).map_err(|e| format!("process.cwd: {e}"))?;
     }
+    let null = mounts::own_null();
+    if let Some(null) = &null {
+        sys::give_up_nodes_null(null).map_err(|e| format!("standard streams: {e}"))?;
+    }
     steps.mark("skeleton");
     drop_privileges(&launch, user)?;
     steps.mark("privileges");
@@ -160,7 +164,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     slipway_protocol::send(control, &FromGuest::Ready(steps), &[])?;
     match slipway_protocol::recv::<ToGuest>(control)? {
         (ToGuest::Start { terminal }, streams) => {
-            take_streams(streams, terminal)?;
+            take_streams(streams, terminal, null)?;
             sys::note_heap();
             if launch.program.drain {
                 sys::drain::on_sigterm().map_err(|e| format!("slipway.dev/stop: drain: {e}"))?;
@@ -249,11 +253,19 @@ fn join_cgroup(control: BorrowedFd<'_>, launch: &Launch) -> Result<(), Stop> {
     Ok(())
 }
 
-fn take_streams(streams: Vec<OwnedFd>, terminal: bool) -> Result<(), String> {
+fn take_streams(
+    streams: Vec<OwnedFd>,
+    terminal: bool,
+    null: Option<OwnedFd>,
+) -> Result<(), String> {
     let streams: [OwnedFd; 3] = streams
         .try_into()
         .map_err(|_| "expected Start with three descriptors".to_string())?;
-    sys::set_standard_streams(&streams).map_err(|e| format!("standard streams: {e}"))?;
+    let failed = |e: std::io::Error| format!("standard streams: {e}");
+    sys::set_standard_streams(&streams).map_err(failed)?;
+    if let Some(null) = null {
+        sys::give_up_nodes_null(&null).map_err(failed)?;
+    }
     if terminal {
         // This process leads a session of its own since its start; so Ctrl-C reaches it.
         rustix::process::ioctl_tiocsctty(&streams[0]).map_err(|e| format!("terminal: {e}"))?;
@@ -350,10 +362,11 @@ fn go_on_among_others(control: BorrowedFd<'_>, steps: Timeline) -> Result<(), St
     })?;
     match place {
         slipway_sys::Place::Child => Ok(()),
-        slipway_sys::Place::Parent(child) => {
+        slipway_sys::Place::Parent(child, told) => {
             let pid = child.pid;
             let message = FromGuest::Replaced { pid, steps };
             slipway_protocol::send(control, &message, &[child.pidfd.as_fd()])?;
+            let _ = rustix::io::write(&told, b"1");
             sys::exit(0)
         }
     }

@@ -623,9 +623,31 @@ pub fn resolve_directory(root: BorrowedFd<'_>, at: &str) -> rustix::io::Result<O
     let found = resolve(root, at)?;
     let kind = rustix::fs::fstat(&found)?.st_mode & libc::S_IFMT;
     match kind == libc::S_IFDIR {
-        true => Ok(found),
+        true => not_procfs(&found).map(|()| found),
         false => Err(rustix::io::Errno::NOTDIR),
     }
+}
+
+/// EACCES for what lies on a procfs: the node may have mounted one below a volume since the container's mounts were checked.
+pub fn not_procfs(found: impl AsFd) -> rustix::io::Result<()> {
+    match rustix::fs::fstatfs(found)?.f_type {
+        libc::PROC_SUPER_MAGIC => Err(rustix::io::Errno::ACCESS),
+        _ => Ok(()),
+    }
+}
+
+/// The container's own `/dev/null`; none where its root is read-only and has no `/dev`. After [`Skeleton::enter`].
+pub fn own_null() -> Option<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let null = rustix::fs::openat(CWD, "/rootfs/dev/null", flags, Mode::empty()).ok()?;
+    is_null(&null).then_some(null)
+}
+
+/// Whether a descriptor is a null device, whoever's.
+pub fn is_null(fd: impl AsFd) -> bool {
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::fstat(fd)
+        .is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFCHR && s.st_rdev == null)
 }
 
 /// A mount point below the container's root, made with its parents where it is missing.

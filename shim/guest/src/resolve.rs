@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use sha2::{Digest, Sha256};
@@ -226,7 +226,8 @@ fn in_shell_form(launch: &Launch) -> Option<&str> {
 }
 
 fn regular(path: String, fd: OwnedFd) -> Result<(String, File), Refusal> {
-    let stat = rustix::fs::fstat(fd.as_fd()).map_err(|e| Refusal::Bad(format!("{path}: {e}")))?;
+    let stat = crate::mounts::not_procfs(&fd).and_then(|()| rustix::fs::fstat(&fd));
+    let stat = stat.map_err(|e| Refusal::Bad(format!("{path}: {e}")))?;
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => Ok((path, File::from(fd))),
         libc::S_IFDIR => Err(Refusal::Bad(format!("{path}: a directory, not a module"))),

@@ -375,6 +375,19 @@ pub fn set_standard_streams(streams: &[OwnedFd; 3]) -> io::Result<()> {
     Ok(())
 }
 
+/// Puts a null device of the container's own in the place of the node's where that is a standard stream: its mode and owner
+/// are for everybody on the node, and root can change them through a descriptor.
+pub fn give_up_nodes_null(own: &OwnedFd) -> io::Result<()> {
+    for target in 0..3 {
+        let stream = slipway_sys::inherited(target);
+        // SAFETY: nothing in this process owns 0, 1 or 2.
+        if crate::mounts::is_null(stream) && unsafe { libc::dup2(own.as_raw_fd(), target) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Writes a line in one call, and ignores a reader that is gone.
 pub fn write_line(fd: c_int, text: &str) {
     let line = format!("{text}\n");

@@ -264,7 +264,7 @@ impl Compiler {
                 compilers,
             ],
             directory: Some(c_path(std::path::Path::new("/")).map_err(failed)?),
-            in_pod: false,
+            read_only: None,
             with_parent: true,
         };
         let namespaces = libc::CLONE_NEWNS

@@ -16,6 +16,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use crate::install::c_path;
 use crate::{Install, StartError, died};
 
 /// A running guest. Dropping it kills it.
@@ -46,6 +47,21 @@ impl Process {
             pid: child.pid,
             pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
         })
+    }
+
+    /// Ends it, where it has not ended, and takes it off the kernel's table. A moment later it is a zombie of ours; its
+    /// namespaces and mounts go with it.
+    fn kill(&self) {
+        if slipway_sys::pidfd_kill(self.pidfd.get_ref().as_fd(), libc::SIGKILL).is_ok() {
+            let ends =
+                rustix::event::PollFd::new(self.pidfd.get_ref(), rustix::event::PollFlags::IN);
+            let second = rustix::event::Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
+            let _ = rustix::event::poll(&mut [ends], Some(&second));
+            let _ = slipway_sys::reap(self.pid);
+        }
     }
 
     /// Waits for its end, and takes it off the kernel's table; the status, where it was not reaped before.
@@ -88,7 +104,7 @@ pub fn spawn(install: &Install, pid: &Namespace, cgroup: &CgroupEntry) -> io::Re
         envp: Vec::new(),
         fds: vec![null()?, null()?, null()?, guest],
         directory: None,
-        in_pod: true,
+        read_only: Some(c_path(install.root())?),
         with_parent: false,
     };
     let new = match pid {
@@ -163,9 +179,25 @@ impl Guest {
     pub async fn recv(&self) -> Result<(FromGuest, Vec<OwnedFd>), Error> {
         loop {
             let mut ready = self.control.readable().await?;
-            match slipway_protocol::recv(self.control.get_ref().as_fd()) {
+            match self.recv_now() {
                 Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                 other => return other,
+            }
+        }
+    }
+
+    /// The next message of the guest's own process. Who may trace it can take its end of the socket, and would speak for it.
+    fn recv_now(&self) -> Result<(FromGuest, Vec<OwnedFd>), Error> {
+        let packet = slipway_protocol::recv_packet(self.control.get_ref().as_fd())?;
+        let message = match packet.sender {
+            Some(sender) if sender != self.pid() => Err(Error::Stranger(sender)),
+            _ => packet.message(),
+        };
+        match message {
+            Ok(message) => Ok((message, packet.fds)),
+            Err(e) => {
+                discard(packet.fds);
+                Err(e)
             }
         }
     }
@@ -246,6 +278,10 @@ impl Guest {
         let mut heard = Heard::default();
         let rubbish = loop {
             match self.recv().await {
+                Ok((_, fds)) if !fds.is_empty() => {
+                    discard(fds);
+                    break Some("descriptors at the wrong time".into());
+                }
                 Ok((message, _)) => match heard.take(message) {
                     Ok(Some(loaded)) => drop(self.loaded.send_replace(Some(loaded))),
                     Ok(None) => {}
@@ -258,10 +294,8 @@ impl Guest {
                 break None;
             }
         };
-        if rubbish.is_some() || heard.end.is_some() {
-            // One that says that it has ended has nothing more to do, whether it ends or not. ESRCH: it has.
-            let _ = self.kill(libc::SIGKILL);
-        }
+        // One that says that it has ended, or says no more, has nothing more to do, whether it ends or not. ESRCH: it has.
+        let _ = self.kill(libc::SIGKILL);
         // Without a status it is not a child of this process, or was reaped before: without a report it was killed.
         let status = self.process().end().await.unwrap_or(137);
         let broke = rubbish.is_some();
@@ -360,21 +394,48 @@ fn unreported(status: u32) -> End {
     }
 }
 
+/// Closes descriptors that hostile code has sent, on a thread of its own: it can take as long as the sender likes (`SO_LINGER`).
+fn discard(fds: Vec<OwnedFd>) {
+    if !fds.is_empty() {
+        std::thread::spawn(move || drop(fds));
+    }
+}
+
+/// Most packets that are looked at when a guest is given up: the queue of a socket holds fewer.
+const MAX_UNREAD: usize = 1024;
+
 impl Drop for Guest {
     fn drop(&mut self) {
-        if self.kill(libc::SIGKILL).is_ok() {
-            // A moment later it is a zombie of ours; its namespaces and mounts go with it.
-            let _ = rustix::event::poll(
-                &mut [rustix::event::PollFd::new(
-                    self.process().pidfd.get_ref(),
-                    rustix::event::PollFlags::IN,
-                )],
-                Some(&rustix::event::Timespec {
-                    tv_sec: 1,
-                    tv_nsec: 0,
-                }),
-            );
-            let _ = slipway_sys::reap(self.pid());
+        let group = self.spawned.pid;
+        // It may have a successor that nobody has heard of, which is still in its group. While it is not reaped, the number is
+        // no other group's.
+        let pidfd = self.spawned.pidfd.get_ref().as_fd();
+        let unreaped = slipway_sys::pidfd_kill(pidfd, libc::SIGKILL).is_ok();
+        if unreaped {
+            let _ = slipway_sys::kill(-group, libc::SIGKILL);
+        }
+        self.process().kill();
+        // Nobody can send any more what has not been sent.
+        for _ in 0..MAX_UNREAD {
+            match slipway_protocol::recv_packet(self.control.get_ref().as_fd()) {
+                Ok(packet) => {
+                    let own = packet.sender == Some(self.pid());
+                    match packet.message() {
+                        Ok(FromGuest::Replaced { pid, .. }) if own && !packet.fds.is_empty() => {
+                            let pidfd = packet.fds.into_iter().next();
+                            let child = pidfd.map(|pidfd| Child { pid, pidfd });
+                            if let Some(Ok(successor)) = child.map(Process::new) {
+                                successor.kill();
+                            }
+                        }
+                        _ => discard(packet.fds),
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        if unreaped {
+            slipway_sys::reap_group(group);
         }
     }
 }

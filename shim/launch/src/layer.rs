@@ -82,7 +82,7 @@ impl LayerSource<'_> {
                 module.try_clone()?,
             ],
             directory: None,
-            in_pod: false,
+            read_only: None,
             with_parent: true,
         };
         let child = slipway_sys::spawn(exec, 0, &CgroupEntry::default())?;

@@ -303,6 +303,9 @@ pub enum Error {
     /// The system call failed.
     #[error("control socket: {0}")]
     Io(#[from] io::Error),
+    /// Whoever speaks is not the guest: the process with this id.
+    #[error("control socket: a message of process {0}, which is not the guest")]
+    Stranger(i32),
     /// Not a message of this version.
     #[error(
         "control socket: not a message of this version ({0}); shim and guest must come from one installation"
@@ -355,14 +358,44 @@ pub fn send<T: Serialize>(
     }
 }
 
+/// A packet as it came.
+#[derive(Debug)]
+pub struct Packet {
+    bytes: Vec<u8>,
+    /// What it brought (close-on-exec). To close a descriptor of a stranger's can take as long as he likes (`SO_LINGER`).
+    pub fds: Vec<OwnedFd>,
+    /// The kernel's word for who sent it; only where [`pair`] has asked for it, at the host's end.
+    pub sender: Option<i32>,
+}
+
+impl Packet {
+    /// The message in it.
+    ///
+    /// # Errors
+    /// [`Error::Encoding`]
+    pub fn message<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        Ok(postcard::from_bytes(&self.bytes)?)
+    }
+}
+
 /// Receives one message with its descriptors (close-on-exec).
 ///
 /// # Errors
 /// [`Error::Closed`] at the end; `WouldBlock` in [`Error::Io`] on a non-blocking socket.
 pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<(T, Vec<OwnedFd>), Error> {
+    let packet = recv_packet(socket)?;
+    Ok((packet.message()?, packet.fds))
+}
+
+/// Receives one packet.
+///
+/// # Errors
+/// As [`recv`], but for what is in it.
+pub fn recv_packet(socket: BorrowedFd<'_>) -> Result<Packet, Error> {
     // Its size first: packets are small, and 64 KiB for each would stay with the process.
     let mut bytes = vec![0u8; size_of_next(socket)?];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut space =
+        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     // It is there: this neither waits nor is interrupted.
     let n = rustix::net::recvmsg(
@@ -372,15 +405,18 @@ pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<(T, Vec<Owned
         RecvFlags::CMSG_CLOEXEC,
     )?
     .bytes;
-    let fds = ancillary
-        .drain()
-        .filter_map(|m| match m {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    Ok((postcard::from_bytes(&bytes[..n])?, fds))
+    bytes.truncate(n);
+    let (mut fds, mut sender) = (Vec::new(), None);
+    for message in ancillary.drain() {
+        match message {
+            RecvAncillaryMessage::ScmRights(more) => fds.extend(more),
+            RecvAncillaryMessage::ScmCredentials(who) => {
+                sender = Some(who.pid.as_raw_nonzero().get());
+            }
+            _ => {}
+        }
+    }
+    Ok(Packet { bytes, fds, sender })
 }
 
 /// Waits for a packet; its size in bytes.
@@ -423,18 +459,20 @@ pub fn read_launch(fd: OwnedFd) -> Result<Launch, Error> {
     Ok(postcard::from_bytes(&bytes)?)
 }
 
-/// A new pair: the host's end and the guest's.
+/// A new pair: the host's end, where the kernel says who has sent a packet, and the guest's.
 ///
 /// # Errors
 /// socketpair's.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    Ok(socketpair(
+    let (host, guest) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
-    )?)
+    )?;
+    rustix::net::sockopt::set_socket_passcred(&host, true)?;
+    Ok((host, guest))
 }
 
 /// Convenience of callers that hold owned descriptors.
@@ -476,6 +514,17 @@ mod tests {
             recv::<FromGuest>(host.as_fd()),
             Err(Error::Closed)
         ));
+    }
+
+    #[test]
+    fn the_host_is_told_who_speaks() {
+        let (host, guest) = pair().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        send(guest.as_fd(), &FromGuest::Waiting, &[null.as_fd()]).unwrap();
+        let packet = recv_packet(host.as_fd()).unwrap();
+        assert_eq!(packet.sender, i32::try_from(std::process::id()).ok());
+        assert_eq!(packet.fds.len(), 1);
+        assert!(matches!(packet.message(), Ok(FromGuest::Waiting)));
     }
 
     #[test]

@@ -385,7 +385,7 @@ impl Delegate {
                 .collect::<std::io::Result<_>>()?,
             fds: vec![null()?, null()?, null()?, listener.into()],
             directory: Some(text(&directory.display().to_string())?),
-            in_pod: false,
+            read_only: None,
             with_parent: false,
         };
         let child = slipway_sys::spawn(exec, 0, &slipway_sys::CgroupEntry::default())?;

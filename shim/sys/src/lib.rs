@@ -43,8 +43,10 @@ pub struct Exec {
     pub fds: Vec<OwnedFd>,
     /// Working directory; the caller's where there is none.
     pub directory: Option<CString>,
-    /// Processes of a pod may see it: it is started from a mount of its own where its program cannot be opened for writing.
-    pub in_pod: bool,
+    /// For a program that processes of a pod may see, with a mount namespace of its own: the directory with all its files. It
+    /// becomes a read-only mount in there first. `/proc/PID/exe` and `map_files` lead to the mounts that a process's files
+    /// were opened on, and a neighbour could write to the node's.
+    pub read_only: Option<CString>,
     /// It is killed when the thread that starts it ends, until it changes its user (prctl(2), PR_SET_PDEATHSIG).
     pub with_parent: bool,
 }
@@ -145,10 +147,8 @@ fn reset_signals() {
 /// Starts a program in new namespaces (`CLONE_NEW…` flags) and in a cgroup.
 ///
 /// # Errors
-/// clone3's, or that there is no such program. That the cgroup could not be entered is seen as the child's end with
-/// status 126, a failed exec with 127.
+/// clone3's. That the cgroup could not be entered is seen as the child's end with status 126, a failed exec with 127.
 pub fn spawn(exec: Exec, namespaces: i32, cgroup: &CgroupEntry) -> io::Result<Child> {
-    let program = exec.in_pod.then(|| unwritable(&exec.program)).transpose()?;
     let tasks = cgroup.tasks();
     let argv = pointers(&exec.argv);
     let envp = pointers(&exec.envp);
@@ -170,20 +170,15 @@ pub fn spawn(exec: Exec, namespaces: i32, cgroup: &CgroupEntry) -> io::Result<Ch
             libc::setsid();
             // First out of the way of the targets, then onto them.
             let above = fds.len() as RawFd;
-            let mut program = program.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-            program = libc::fcntl(program, libc::F_DUPFD_CLOEXEC, above + 1);
             for fd in &mut fds {
-                *fd = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above + 1);
+                *fd = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above);
             }
             for (target, fd) in fds.iter().enumerate() {
                 if libc::dup2(*fd, target as RawFd) < 0 {
                     libc::_exit(127);
                 }
             }
-            // The program goes behind them, until it runs.
-            libc::close(above);
-            libc::dup3(program, above, libc::O_CLOEXEC);
-            libc::syscall(libc::SYS_close_range, above as u32 + 1, u32::MAX, 0u32);
+            libc::syscall(libc::SYS_close_range, above as u32, u32::MAX, 0u32);
             if exec
                 .directory
                 .as_ref()
@@ -191,14 +186,11 @@ pub fn spawn(exec: Exec, namespaces: i32, cgroup: &CgroupEntry) -> io::Result<Ch
             {
                 libc::_exit(127);
             }
-            match exec.in_pod {
-                true => exec_descriptor(above, &argv, &envp),
-                false => drop(libc::execve(
-                    exec.program.as_ptr(),
-                    argv.as_ptr(),
-                    envp.as_ptr(),
-                )),
+            let read_only = exec.read_only.as_deref().map(make_read_only);
+            if read_only.is_some_and(|made| made.is_err()) {
+                libc::_exit(127);
             }
+            libc::execve(exec.program.as_ptr(), argv.as_ptr(), envp.as_ptr());
             libc::_exit(127)
         }
     }
@@ -208,56 +200,44 @@ pub fn spawn(exec: Exec, namespaces: i32, cgroup: &CgroupEntry) -> io::Result<Ch
     }
 }
 
-/// A program on a read-only mount of its own, attached nowhere. `/proc/PID/exe` of a process leads to the mount that it was
-/// started from: from the node's, a neighbour in the same pid namespace could open the program's file for writing as soon as
-/// nobody runs it.
-fn unwritable(program: &CStr) -> io::Result<OwnedFd> {
-    use rustix::mount::{OpenTreeFlags, open_tree};
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let named =
-        |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", program.to_string_lossy()));
-    let file = open_tree(rustix::fs::CWD, program, flags).map_err(|e| named(e.into()))?;
+/// Puts a read-only mount of a directory over it, in a mount namespace that was just made. Async-signal-safe: neither allocates
+/// nor locks.
+fn make_read_only(directory: &CStr) -> io::Result<()> {
+    use rustix::mount::{
+        MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
+    };
+    // Not private: the guest's volumes may get the node's later mounts.
+    mount_change(
+        c"/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(rustix::fs::CWD, directory, flags)?;
     let attributes = MountAttributes {
         set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
         ..MountAttributes::default()
     };
-    set_mount_attributes(file.as_fd(), attributes, false).map_err(named)?;
-    Ok(file)
-}
-
-/// execveat(2) of an open program; returns where it fails. Async-signal-safe.
-///
-/// # Safety
-/// Both lists end with a null pointer, and their strings are alive.
-unsafe fn exec_descriptor(
-    program: RawFd,
-    argv: &[*const libc::c_char],
-    envp: &[*const libc::c_char],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            program,
-            c"".as_ptr(),
-            argv.as_ptr(),
-            envp.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
-    };
+    set_mount_attributes(tree.as_fd(), attributes, true)?;
+    let over = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    move_mount(&tree, c"", rustix::fs::CWD, directory, over)?;
+    Ok(())
 }
 
 /// What [`go_on_in_child`] returned in.
 #[derive(Debug)]
 pub enum Place {
-    /// The old process, which is to end: the new one waits for that.
-    Parent(Child),
+    /// The old process, which is to end. The new one goes on when a byte is written to the pipe, and ends when the pipe is
+    /// closed without one.
+    Parent(Child, OwnedFd),
     /// The new process.
     Child,
 }
 
 /// Lets a child of this process's parent go on where this one is, born in the pid namespace that was chosen by setns(2)
-/// before: a process cannot change its own. The child leads a session of its own, and runs when the old process has ended.
+/// before: a process cannot change its own. The child leads a session of its own from when it goes on; before, it is in this
+/// process's group, where the parent finds one that it was never told of.
 ///
 /// # Errors
 /// clone3's: EAGAIN where a limit of processes has no room for two.
@@ -276,19 +256,20 @@ pub fn go_on_in_child() -> io::Result<Place> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(write);
-            rustix::process::setsid()?;
-            // The end of file is the old process's end, which holds the only other end of the pipe.
-            let _ = rustix::io::retry_on_intr(|| rustix::io::read(&read, &mut [0u8; 1]));
+            let told = rustix::io::retry_on_intr(|| rustix::io::read(&read, &mut [0u8; 1]));
+            if told != Ok(1) || rustix::process::setsid().is_err() {
+                // SAFETY: ends a process that nobody waits for.
+                unsafe { libc::_exit(1) }
+            }
             Ok(Place::Child)
         }
         pid => {
-            // Ends with the process.
-            std::mem::forget(write);
-            Ok(Place::Parent(Child {
+            let child = Child {
                 pid: pid as i32,
                 // SAFETY: the kernel has just stored a new descriptor there, which nothing else owns.
                 pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-            }))
+            };
+            Ok(Place::Parent(child, write))
         }
     }
 }
@@ -735,6 +716,19 @@ pub fn reap(pid: i32) -> io::Result<Option<u32>> {
         0 => Ok(None),
         _ if libc::WIFSIGNALED(status) => Ok(Some(128 + libc::WTERMSIG(status) as u32)),
         _ => Ok(Some(libc::WEXITSTATUS(status) as u32)),
+    }
+}
+
+/// Takes the children of a process group that was killed off the kernel's table, within a second.
+pub fn reap_group(group: i32) {
+    for _ in 0..1000 {
+        // SAFETY: takes integers; no status is asked for.
+        match unsafe { libc::waitpid(-group, std::ptr::null_mut(), libc::WNOHANG) } {
+            // There is none (left).
+            -1 => return,
+            0 => std::thread::sleep(std::time::Duration::from_millis(1)),
+            _ => {}
+        }
     }
 }
 
