@@ -182,16 +182,17 @@ class Memory(BudgetTest):
             self.assertIn("memory budget exceeded", message)
 
     def test_an_exec_has_what_the_container_has_left(self):
-        image = self.module("fills-beside", FILLS, "--copy", f"{EXAMPLES}/hello.wasm:/hello.wasm")
+        # What it fills is as much as its arguments are long, its name among them.
+        image = self.module("fill2", FILLS, "--copy", f"{EXAMPLES}/hello.wasm:/hello.wasm")
         container = self.limited(image, 64 * MIB, ["x" * 28])
         self.until(lambda: self.top(container)["used_bytes"] > 40 * MIB)
         fits = lambda mebibytes: self.exec(container, "/hello.wasm", "alloc", str(mebibytes)).returncode == 0
-        refused = self.exec(container, "/fills-beside.wat", "x" * 18)
+        refused = self.exec(container, "/fill2.wat", "x" * 18)
         self.assertEqual(refused.returncode, 137, refused.stderr)
         self.assertIn(f"its limit is {64 * MIB} bytes, of which the engine and the container's other processes hold 4", refused.stderr)
         # Each has it again when the one before has ended, however that was.
         self.assertEqual([fits(14), fits(30), fits(14)], [True, False, True])
-        with self.running_exec(container, "/fills-beside.wat", "x" * 3):
+        with self.running_exec(container, "/fill2.wat", "x" * 3):
             self.until(lambda: self.top(container)["used_bytes"] > 54 * MIB)
             self.assertFalse(fits(14))
         self.assertTrue(fits(14))
