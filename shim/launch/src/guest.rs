@@ -26,6 +26,8 @@ pub struct Guest {
     spawned: Process,
     /// The one that has taken its place ([`FromGuest::Replaced`]).
     successor: OnceLock<Process>,
+    /// It joins a pid namespace: the spawned process leaves loading, and all that is hostile, to a successor.
+    joins_pids: bool,
     control: AsyncFd<OwnedFd>,
     /// Told by [`Guest::wait`]: the steps of loading, or why it failed.
     loaded: watch::Sender<Option<Result<Timeline, String>>>,
@@ -112,15 +114,16 @@ pub fn spawn(install: &Install, pid: &Namespace, cgroup: &CgroupEntry) -> io::Re
         Namespace::Host | Namespace::Path(_) => 0,
     };
     let child = slipway_sys::spawn(exec, libc::CLONE_NEWNS | new, cgroup)?;
-    Guest::new(child, host)
+    Guest::new(child, host, matches!(pid, Namespace::Path(_)))
 }
 
 impl Guest {
-    fn new(child: Child, control: OwnedFd) -> io::Result<Self> {
+    fn new(child: Child, control: OwnedFd, joins_pids: bool) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&control, true)?;
         Ok(Self {
             spawned: Process::new(child)?,
             successor: OnceLock::new(),
+            joins_pids,
             control: slipway_sys::watch(control, Interest::READABLE)?,
             loaded: watch::Sender::new(None),
             own_data: OnceLock::new(),
@@ -135,6 +138,11 @@ impl Guest {
     /// The process id as the host sees it. Not the last one before [`crate::resolve`] is done.
     pub fn pid(&self) -> i32 {
         self.process().pid
+    }
+
+    /// Whether its word for a successor can be taken: what loads an artefact may name any process as one.
+    pub(crate) fn may_be_replaced(&self) -> bool {
+        self.joins_pids && self.successor.get().is_none()
     }
 
     /// Another child of this process has taken the guest's place; waits until the first one is gone.
@@ -417,21 +425,17 @@ impl Drop for Guest {
         self.process().kill();
         // Nobody can send any more what has not been sent.
         for _ in 0..MAX_UNREAD {
-            match slipway_protocol::recv_packet(self.control.get_ref().as_fd()) {
-                Ok(packet) => {
-                    let own = packet.sender == Some(self.pid());
-                    match packet.message() {
-                        Ok(FromGuest::Replaced { pid, .. }) if own && !packet.fds.is_empty() => {
-                            let pidfd = packet.fds.into_iter().next();
-                            let child = pidfd.map(|pidfd| Child { pid, pidfd });
-                            if let Some(Ok(successor)) = child.map(Process::new) {
-                                successor.kill();
-                            }
-                        }
-                        _ => discard(packet.fds),
+            match self.recv_now() {
+                Ok((FromGuest::Replaced { pid, .. }, fds)) if self.may_be_replaced() => {
+                    let pidfd = fds.into_iter().next();
+                    let successor = pidfd.map(|pidfd| Process::new(Child { pid, pidfd }));
+                    if let Some(Ok(successor)) = successor {
+                        successor.kill();
                     }
                 }
-                Err(_) => break,
+                Ok((_, fds)) => discard(fds),
+                Err(Error::Closed | Error::Io(_)) => break,
+                Err(Error::Stranger(_) | Error::Encoding(_)) => {}
             }
         }
         if unreaped {

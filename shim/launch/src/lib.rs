@@ -188,7 +188,7 @@ where
     let steps = loop {
         match guest.recv().await {
             Ok((FromGuest::Resolved(steps), _)) => break steps,
-            Ok((FromGuest::Replaced { pid, steps }, fds)) => {
+            Ok((FromGuest::Replaced { pid, steps }, fds)) if guest.may_be_replaced() => {
                 let pidfd = fds.into_iter().next();
                 let pidfd =
                     pidfd.ok_or_else(|| StartError::Refused("the guest sent no process".into()))?;
@@ -210,7 +210,7 @@ where
             }
             Ok((FromGuest::Failed(why), _)) => return Err(StartError::Refused(why)),
             Ok((FromGuest::Ended(end), _)) => return Err(died(&end)),
-            Ok((message @ FromGuest::Ready(_), _)) => {
+            Ok((message @ (FromGuest::Ready(_) | FromGuest::Replaced { .. }), _)) => {
                 let why = format!("the guest sent {} at the wrong time", message.name());
                 return Err(StartError::Refused(why));
             }
