@@ -81,15 +81,10 @@ pub struct Skeleton {
 }
 
 impl Skeleton {
-    /// Makes it, in the mount namespace that came with the process.
+    /// Makes it, in the mount namespace that came with the process: from there nothing reaches the node's
+    /// (`slipway_sys::Exec::read_only`).
     pub fn make() -> Result<Self, String> {
         let error = |e: &dyn std::fmt::Display| format!("skeleton: {e}");
-        // Slave, not private: a volume with mountPropagation HostToContainer gets the host's later mounts.
-        mount_change(
-            "/",
-            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-        )
-        .map_err(|e| format!("mount propagation: {e}"))?;
         let nodev = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let tree = new_tmpfs(&SKELETON_OPTIONS, nodev).map_err(|e| error(&e))?;
         for name in ["rootfs", "etc"] {
@@ -479,9 +474,9 @@ fn open_source(m: &Mount) -> Result<Option<OwnedFd>, String> {
     let error = |e| format!("mounts: source {} of {}: {e}", m.source, m.destination);
     let tree = clone_tree(CWD, &m.source, m.flags & libc::MS_REC != 0).map_err(error)?;
     // Those below it are found by `check_reachable`, when they have a place.
-    match rustix::fs::fstatfs(&tree).map_err(error)?.f_type {
-        libc::PROC_SUPER_MAGIC => Err(no_procfs(&m.destination)),
-        _ => Ok(Some(tree)),
+    match is_procfs(&tree).map_err(error)? {
+        true => Err(no_procfs(&m.destination)),
+        false => Ok(Some(tree)),
     }
 }
 
@@ -630,10 +625,15 @@ pub fn resolve_directory(root: BorrowedFd<'_>, at: &str) -> rustix::io::Result<O
 
 /// EACCES for what lies on a procfs: the node may have mounted one below a volume since the container's mounts were checked.
 pub fn not_procfs(found: impl AsFd) -> rustix::io::Result<()> {
-    match rustix::fs::fstatfs(found)?.f_type {
-        libc::PROC_SUPER_MAGIC => Err(rustix::io::Errno::ACCESS),
-        _ => Ok(()),
+    match is_procfs(found)? {
+        true => Err(rustix::io::Errno::ACCESS),
+        false => Ok(()),
     }
+}
+
+/// Whether it lies on a procfs.
+pub fn is_procfs(found: impl AsFd) -> rustix::io::Result<bool> {
+    Ok(rustix::fs::fstatfs(found)?.f_type == libc::PROC_SUPER_MAGIC)
 }
 
 /// The container's own `/dev/null`; none where its root is read-only and has no `/dev`. After [`Skeleton::enter`].

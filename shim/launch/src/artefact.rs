@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slipway_cache::{Key, KeyLock, Lookup, Options, Store};
 use slipway_cgroup::Cgroup;
 use slipway_counters::{Counter, Counters, Histogram};
+use slipway_module::Digest;
 use slipway_protocol::{Facts, Module, Purpose, Tier};
 use slipway_sys::Exec;
 
@@ -235,7 +236,7 @@ impl Compiler {
         let bound = compile_memory(available_memory());
         let arguments = [
             &job.tier().to_string(),
-            &hex(&job.module.digest),
+            &Digest::from(job.module.digest).to_string(),
             &bound.to_string(),
         ];
         let argv = self
@@ -397,11 +398,6 @@ fn histogram(tier: slipway_cache::Tier) -> Histogram {
     }
 }
 
-/// As lower-case hexadecimal digits.
-fn hex(digest: &[u8; 32]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The bound of a compile's memory in bytes on a node with so much available. A quarter is left for its files, which are
 /// memory too, and for others.
 fn compile_memory(available: u64) -> u64 {
@@ -445,6 +441,9 @@ mod tests {
     fn a_digest_is_lower_case_hexadecimal() {
         let mut digest = [0; 32];
         digest[31] = 0xa1;
-        assert_eq!(hex(&digest), format!("{}a1", "0".repeat(62)));
+        assert_eq!(
+            Digest::from(digest).to_string(),
+            format!("{}a1", "0".repeat(62))
+        );
     }
 }

@@ -111,6 +111,12 @@ fn nibble(digit: u8) -> Option<u8> {
     }
 }
 
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Digest {
+        Digest(bytes)
+    }
+}
+
 impl From<Digest> for String {
     fn from(digest: Digest) -> String {
         digest.to_string()

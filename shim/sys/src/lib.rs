@@ -44,7 +44,7 @@ pub struct Exec {
     /// Working directory; the caller's where there is none.
     pub directory: Option<CString>,
     /// For a program that processes of a pod may see, with a mount namespace of its own: the directory with all its files. It
-    /// becomes a read-only mount in there first. `/proc/PID/exe` and `map_files` lead to the mounts that a process's files
+    /// becomes a read-only mount in there first, and no mount in there reaches the caller's. `/proc/PID/exe` and `map_files` lead to the mounts that a process's files
     /// were opened on, and a neighbour could write to the node's.
     pub read_only: Option<CString>,
     /// It is killed when the thread that starts it ends, until it changes its user (prctl(2), PR_SET_PDEATHSIG).
@@ -206,7 +206,7 @@ fn make_read_only(directory: &CStr) -> io::Result<()> {
     use rustix::mount::{
         MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
     };
-    // Not private: the guest's volumes may get the node's later mounts.
+    // Slave, not private: a volume with mountPropagation HostToContainer gets the host's later mounts.
     mount_change(
         c"/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,

@@ -6,7 +6,10 @@
 //! container's root, and walks on from there by its own rules.
 
 use std::ffi::{CStr, c_char, c_int, c_long};
+use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
+
+use crate::mounts;
 
 /// 256 bytes: one more than a name may have.
 const ROOT_NAME: &[u8; 256] = &[b'='; 256];
@@ -127,20 +130,17 @@ pub unsafe extern "C" fn openat(directory: c_int, name: *const c_char, flags: c_
 /// HostToContainer): no procfs, and no device but those of the guest's own /dev.
 fn is_reachable(fd: c_int) -> bool {
     static DEV: OnceLock<Option<libc::dev_t>> = OnceLock::new();
-    // SAFETY: structures of integers, for which zero is a value; the calls fill them in.
-    unsafe {
-        let mut file_system: libc::statfs = std::mem::zeroed();
-        let mut file: libc::stat = std::mem::zeroed();
-        if libc::fstatfs(fd, &raw mut file_system) != 0 || libc::fstat(fd, &raw mut file) != 0 {
-            return false;
-        }
-        let own = || {
-            let mut dev: libc::stat = std::mem::zeroed();
-            (libc::stat(c"/rootfs/dev".as_ptr(), &raw mut dev) == 0).then_some(dev.st_dev)
-        };
-        let device = matches!(file.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
-        file_system.f_type != libc::PROC_SUPER_MAGIC
-            && (!device || *DEV.get_or_init(own) == Some(file.st_dev))
+    let own = || rustix::fs::stat("/rootfs/dev").ok().map(|dev| dev.st_dev);
+    // SAFETY: it stays open for as long as this function runs.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    // newfstatat(2), as the engine's own calls: a seccomp profile need not know another.
+    let file = rustix::fs::statat(fd, "", rustix::fs::AtFlags::EMPTY_PATH);
+    let (Ok(false), Ok(file)) = (mounts::is_procfs(fd), file) else {
+        return false;
+    };
+    match file.st_mode & libc::S_IFMT {
+        libc::S_IFCHR | libc::S_IFBLK => *DEV.get_or_init(own) == Some(file.st_dev),
+        _ => true,
     }
 }
 
