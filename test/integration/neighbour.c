@@ -4,6 +4,7 @@
    exe    its program's file            fd     a file behind one of its descriptors
    map    a file that it has mapped     these three: it can be opened for writing, or could be if nobody ran it; on a
                                         read-only mount it could not */
+#define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -28,14 +29,24 @@ static void tell(const char *what, const char *name) {
   }
 }
 
-static int writable(const char *path) {
+/* Whether the file behind the path can be written, and its name: of one descriptor, for what the path means may be gone a moment later. */
+static int writable(const char *path, char *name, size_t size) {
+  int at = open(path, O_PATH);
+  if (at < 0) return 0;
+  char self[32];
+  snprintf(self, sizeof self, "/proc/self/fd/%d", at);
+  ssize_t n = readlink(self, name, size - 1);
+  name[n > 0 ? n : 0] = 0;
   struct stat s;
-  if (stat(path, &s) || !S_ISREG(s.st_mode)) return 0;
   struct statvfs v;
-  int fd = open(path, O_WRONLY);
-  if (fd < 0) return errno == ETXTBSY && !statvfs(path, &v) && !(v.f_flag & ST_RDONLY);
-  close(fd);
-  return 1;
+  int yes = 0;
+  if (!fstat(at, &s) && S_ISREG(s.st_mode)) {
+    int fd = open(self, O_WRONLY);
+    yes = fd >= 0 || (errno == ETXTBSY && !fstatvfs(at, &v) && !(v.f_flag & ST_RDONLY));
+    if (fd >= 0) close(fd);
+  }
+  close(at);
+  return yes;
 }
 
 static void list(const char *pid, const char *of, const char *what, const char *name) {
@@ -45,9 +56,7 @@ static void list(const char *pid, const char *of, const char *what, const char *
   if (!d) return;
   for (struct dirent *e; (e = readdir(d));) {
     snprintf(path, sizeof path, "/proc/%s/%s/%.40s", pid, of, e->d_name);
-    if (e->d_name[0] == '.' || !writable(path)) continue;
-    ssize_t n = readlink(path, target, sizeof target - 1);
-    target[n > 0 ? n : 0] = 0;
+    if (e->d_name[0] == '.' || !writable(path, target, sizeof target)) continue;
     /* What a program opens in its own container is what it has. */
     if (!strncmp(target, "/rootfs/", 8)) continue;
     snprintf(line, sizeof line, "%s %s", what, target);
@@ -76,7 +85,8 @@ static void look(const char *pid, const char *mark) {
   snprintf(path, sizeof path, "/proc/%s/root%s", pid, mark);
   if (!access(path, F_OK)) tell("root", name);
   snprintf(path, sizeof path, "/proc/%s/exe", pid);
-  if (writable(path)) tell("exe", name);
+  char program[64];
+  if (writable(path, program, sizeof program)) tell("exe", name);
   list(pid, "fd", "fd", name);
   /* This takes CAP_CHECKPOINT_RESTORE. */
   list(pid, "map_files", "map", name);
