@@ -384,17 +384,17 @@ class KillTest(PodTest):
     def restart(self):
         subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
 
-    def slow(self):
+    def slow(self, **fields):
         """A container whose module takes the compiler some seconds."""
         name = f"slow{os.getpid()}-{self.bed.number()}-{self.bed.version}"
         with tempfile.TemporaryDirectory() as d:
             image = self.bed.image(slow_module(d, name), name)
-        return self.pod().create(image, annotations={"slipway.dev/compile": "full"})
+        return self.pod().create(image, annotations={"slipway.dev/compile": "full"}, **fields)
 
     @contextlib.contextmanager
-    def compiling(self):
+    def compiling(self, **fields):
         """A container whose start waits for the compiler; its answer is looked at afterwards."""
-        container = self.slow()
+        container = self.slow(**fields)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             started = pool.submit(container.start, check=False)
             self.appears("slipway-aot")

@@ -386,6 +386,80 @@ class Kills(KillTest):
         self.works()
 
 
+class LongCompiles(KillTest):
+    """A compile that takes longer than a start waits for it: the container is Running, and its program runs later."""
+
+    @contextlib.contextmanager
+    def held(self, **fields):
+        """A container whose start has answered, for its compiler stands still until the end of the block, or until it is let go."""
+        with self.compiling(**fields) as (container, started):
+            compiler = self.pids("slipway-aot")
+            go_on = lambda: self.bed.run("kill", "-CONT", *compiler, check=False)
+            self.bed.run("kill", "-STOP", *compiler)
+            try:
+                self.assertEqual(started.result().returncode, 0, started.result().stderr)
+                self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
+                yield container, go_on
+            finally:
+                go_on()
+
+    def test_the_program_runs_when_its_module_is_compiled(self):
+        with self.held() as (container, go_on):
+            refused = self.bed.crictl("exec", "-s", container.id, "/hello.wasm", check=False)
+            self.assertIn("its module is still being compiled", refused.stderr)
+            go_on()
+            self.assertEqual(container.ended()["exitCode"], 0)
+        self.works()
+
+    def test_it_does_so_although_containerd_was_started_again_meanwhile(self):
+        with self.held() as (container, go_on):
+            self.kill_containerd()
+            self.restart()
+            self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
+            go_on()
+            self.assertEqual(container.ended()["exitCode"], 0)
+
+    def test_it_can_be_stopped_and_the_compile_goes_on_for_the_next(self):
+        with self.held() as (container, go_on):
+            container.stop()
+            self.assertEqual(container.status()["exitCode"], 143)
+            image = container.status()["image"]["image"]
+            self.bed.crictl("rm", container.id)
+            go_on()
+            again = self.pods[0].start(image, annotations={"slipway.dev/compile": "full"})
+            self.assertEqual(again.ended()["exitCode"], 0)
+        with open(f"{self.bed.root}/containerd.log") as f:
+            log = f.read()
+        module = image.removeprefix("localhost/").removesuffix(":1")
+        self.assertEqual([log.count(f"{word} /{module}.wat") for word in ("compiling", "compiled")], [1, 1])
+
+    def test_its_pod_can_be_removed_with_all_that_belongs_to_it(self):
+        with self.held():
+            self.pods.pop().remove()
+            self.disappears("slipway-aot")
+
+    def test_what_is_found_out_late_ends_it_with_its_reason(self):
+        with tempfile.NamedTemporaryFile() as message:
+            with self.held(mounts=[{"container_path": "/dev/termination-log", "host_path": message.name}]) as (container, _):
+                self.kill(*self.pids("slipway-aot"))
+                self.assertEqual(container.ended()["exitCode"], 128)
+            with open(message.name) as f:
+                self.assertIn("the compiler ended with status 137", f.read())
+        self.works()
+
+    def test_in_a_shared_pid_namespace_the_start_waits_to_the_end(self):
+        """Its process is another one once the module is compiled, and a start has answered with a process."""
+        with self.compiling(linux={"security_context": {"namespace_options": {"pid": 0}}}) as (container, started):
+            compiler = self.pids("slipway-aot")
+            self.bed.run("kill", "-STOP", *compiler)
+            # Longer than the starts of others wait.
+            answered = concurrent.futures.wait([started], timeout=8).done
+            self.bed.run("kill", "-CONT", *compiler)
+            self.assertEqual(answered, set())
+            self.assertEqual(started.result().returncode, 0, started.result().stderr)
+        self.assertEqual(container.ended()["exitCode"], 0)
+
+
 # Writes a line for each number, of seven digits, when there is a file /v/go; looks every 20 ms.
 COUNT = 300000
 COUNTS_WHEN_TOLD = rf'''(module

@@ -25,6 +25,7 @@ pub fn compile(args: &Compile) -> Result<ExitCode, String> {
     let engine = install.engine_version().map_err(|e| e.to_string())?;
     let progress = Arc::new(Progress::new());
     let compiler = Compiler {
+        improves: false,
         install,
         cache_dir: args.store.cache_dir.clone(),
         cache_bytes: args.store.cache_bytes,

@@ -231,6 +231,7 @@ async fn run_plan(
         cache_dir: args.store.cache_dir.clone(),
         cache_bytes: args.store.cache_bytes,
         cgroup: None,
+        improves: false,
         // The node's metrics are about its pods.
         counters: Counters::default(),
         progress: {
@@ -262,6 +263,7 @@ async fn run_plan(
         enter: || Ok(Vec::new()),
         layer: None,
         compiler: &compiler,
+        patience: None,
     };
     let resolved = tokio::select! {
         resolved = slipway_launch::resolve(&guest, &launch, helpers) => resolved.map(|_| true),

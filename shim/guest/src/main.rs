@@ -285,21 +285,24 @@ fn find_artefact(
             .lookup(store, launch.program.tier)
             .map_err(|e| format!("{}: {e}", module.path))
     };
-    let found = |artefact: slipway_cache::Artefact, tier| {
+    let found = |artefact: slipway_cache::Artefact| {
         let facts = artefact.facts();
         facts
             .fit(Some(sys::budget_limit()))
             .map_err(|e| format!("{}: {e}", module.path))?;
         sys::expect_memories(facts);
         calls::note_names(&artefact);
-        if tier == slipway_cache::Tier::Quick && launch.program.tier == Tier::Auto {
-            let message = FromGuest::Unoptimised(module.description());
-            slipway_protocol::send(control, &message, &[module.file.as_fd()])?;
-        }
         Ok(artefact)
     };
     let damaged = match lookup()? {
-        (Lookup::Hit(artefact), tier) => return found(artefact, tier),
+        (Lookup::Hit(artefact), tier) => {
+            let artefact = found(artefact)?;
+            if tier == slipway_cache::Tier::Quick && launch.program.tier == Tier::Auto {
+                let message = FromGuest::Unoptimised(module.description());
+                slipway_protocol::send(control, &message, &[module.file.as_fd()])?;
+            }
+            return Ok(artefact);
+        }
         (Lookup::Refused(reason), _) => return Err(format!("{}: {reason}", module.path).into()),
         (Lookup::Miss { damaged }, _) => damaged,
     };
@@ -314,7 +317,7 @@ fn find_artefact(
         _ => return Err("expected Artefact".to_string().into()),
     }
     match lookup()? {
-        (Lookup::Hit(artefact), tier) => found(artefact, tier),
+        (Lookup::Hit(artefact), _) => found(artefact),
         (Lookup::Refused(reason), _) => Err(format!("{}: {reason}", module.path).into()),
         (Lookup::Miss { damaged }, _) => Err(format!(
             "{}: the artefact was compiled but is gone again ({}); is the cache in {} too small?",

@@ -11,7 +11,7 @@ use slipway_cache::{Key, KeyLock, Lookup, Options, Store};
 use slipway_cgroup::Cgroup;
 use slipway_counters::{Counter, Counters, Histogram};
 use slipway_module::Digest;
-use slipway_protocol::{Facts, Module, Purpose, Tier};
+use slipway_protocol::{Facts, Module, Purpose, Tier, ToGuest};
 use slipway_sys::Exec;
 
 use crate::Install;
@@ -71,6 +71,8 @@ pub struct Compiler {
     pub cache_bytes: u64,
     /// Whose CPU time a compile takes.
     pub cgroup: Option<Cgroup>,
+    /// What runs unoptimised is compiled in full as well, for its next start.
+    pub improves: bool,
     /// Told how often and how long.
     pub counters: Counters,
     /// Told what happens, for a log or a terminal.
@@ -102,6 +104,13 @@ impl Job {
             purpose: Purpose::default(),
             tier,
         }
+    }
+
+    /// The same module in full, where this job leaves it unoptimised by size and nobody has asked for that.
+    fn improved(&self) -> Option<Self> {
+        let quick = self.tier == Tier::Auto && self.tier() == slipway_cache::Tier::Quick;
+        let file = quick.then(|| self.file.try_clone().ok()).flatten()?;
+        Some(Self::new(file, self.module.clone(), Tier::Full))
     }
 
     fn tier(&self) -> slipway_cache::Tier {
@@ -144,13 +153,34 @@ impl Compiler {
         done.unwrap_or_else(|e| Err(CompileError::Failed(e.to_string())))
     }
 
-    /// Compiles a module that runs unoptimised in full, for its next start: at low priority, one at a time on a node,
-    /// and only where there is memory for it. That it cannot be done is for the log alone. Call it on a thread of its
-    /// own.
-    pub fn improve(&self, job: &Job) {
-        if let Err(e) = self.try_improve(job) {
-            (self.progress)(&format!("{}: not optimised: {e}", job.module.path));
+    /// Compiles a module for a guest that waits for it at the other end of `control`, and tells it how that went.
+    pub(crate) async fn supply(self, job: Job, control: OwnedFd) {
+        let improved = job.improved();
+        let answer = match self.compile(job).await {
+            Ok(()) => ToGuest::Artefact,
+            Err(e) => ToGuest::NoArtefact(e.to_string()),
+        };
+        let unoptimised = improved.filter(|_| matches!(answer, ToGuest::Artefact));
+        // A guest that has gone does not miss it; the next one will.
+        let _ = slipway_protocol::send(control.as_fd(), &answer, &[]);
+        if let Some(job) = unoptimised {
+            self.improve(job);
         }
+    }
+
+    /// Compiles a module that runs unoptimised in full, for its next start: at low priority, one at a time on a node,
+    /// and only where there is memory for it. That it cannot be done is for the log alone. The work runs on a thread of
+    /// its own.
+    pub(crate) fn improve(&self, job: Job) {
+        if !self.improves {
+            return;
+        }
+        let compiler = self.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(e) = compiler.try_improve(&job) {
+                (compiler.progress)(&format!("{}: not optimised: {e}", job.module.path));
+            }
+        });
     }
 
     fn try_improve(&self, job: &Job) -> Result<(), CompileError> {

@@ -35,6 +35,8 @@ pub struct Guest {
     own_data: OnceLock<Option<u64>>,
     /// It loads its module under a seccomp filter.
     filtered: OnceLock<()>,
+    /// It was left while its module was compiled: that it is resolved is still to come.
+    compiling: OnceLock<()>,
 }
 
 #[derive(Debug)]
@@ -128,6 +130,7 @@ impl Guest {
             loaded: watch::Sender::new(None),
             own_data: OnceLock::new(),
             filtered: OnceLock::new(),
+            compiling: OnceLock::new(),
         })
     }
 
@@ -150,6 +153,21 @@ impl Guest {
         let _ = self.successor.set(Process::new(by)?);
         self.spawned.end().await;
         Ok(())
+    }
+
+    /// A further descriptor of the host's end of its socket, for who is to send it something when this value may be gone.
+    pub(crate) fn control(&self) -> io::Result<OwnedFd> {
+        self.control.get_ref().try_clone()
+    }
+
+    /// [`crate::resolve`] does not wait for its compile any longer.
+    pub(crate) fn note_compiling(&self) {
+        let _ = self.compiling.set(());
+    }
+
+    /// It waits for its compile still, or its module is being loaded since.
+    pub fn is_compiling(&self) -> bool {
+        self.compiling.get().is_some() && self.loaded.borrow().is_none()
     }
 
     /// Sends a message; never blocks (the few messages of a life fit the socket's buffer).
@@ -283,7 +301,10 @@ impl Guest {
     /// The guest is hostile from the moment it loads its artefact. What comes at the wrong time ends it, so nobody waits for
     /// a guest that says nothing sensible, and no flood of messages keeps this process busy.
     pub async fn wait(&self) -> End {
-        let mut heard = Heard::default();
+        let mut heard = Heard {
+            resolved: self.compiling.get().is_none(),
+            ..Heard::default()
+        };
         let rubbish = loop {
             match self.recv().await {
                 Ok((_, fds)) if !fds.is_empty() => {
@@ -335,9 +356,11 @@ impl Guest {
     }
 }
 
-/// What a guest has said since it was led to its module: whether it has loaded it, once, and how it ended, once.
+/// What a guest has said since it was led to its module, each once: that it is resolved, where that was not waited for, whether
+/// it has loaded it, and how it ended.
 #[derive(Debug, Default)]
 struct Heard {
+    resolved: bool,
     loaded: bool,
     end: Option<End>,
 }
@@ -353,7 +376,11 @@ impl Heard {
                 self.end = Some(end);
                 return Ok(None);
             }
-            FromGuest::Ready(steps) if !self.loaded => Ok(steps),
+            FromGuest::Resolved(_) if !self.resolved => {
+                self.resolved = true;
+                return Ok(None);
+            }
+            FromGuest::Ready(steps) if self.resolved && !self.loaded => Ok(steps),
             FromGuest::Failed(why) if !self.loaded => Err(why),
             other => return Err(format!("{} at the wrong time", other.name())),
         };
@@ -457,7 +484,10 @@ mod tests {
     }
 
     fn hear(messages: impl IntoIterator<Item = FromGuest>) -> (Heard, Vec<Result<(), String>>) {
-        let mut heard = Heard::default();
+        let mut heard = Heard {
+            resolved: true,
+            ..Heard::default()
+        };
         let taken = messages.into_iter().map(|m| heard.take(m).map(drop));
         let taken = taken.collect();
         (heard, taken)
@@ -481,6 +511,7 @@ mod tests {
                 let (_, taken) = hear([first]);
                 assert_eq!(taken, [Ok(())]);
                 let mut heard = Heard {
+                    resolved: true,
                     loaded: true,
                     end: None,
                 };
@@ -493,6 +524,19 @@ mod tests {
                 assert_eq!(again.unwrap_err(), format!("{name} at the wrong time"));
             }
         }
+    }
+
+    #[test]
+    fn one_that_was_left_compiling_is_resolved_once_before_it_is_ready() {
+        let resolved = || FromGuest::Resolved(Timeline::default());
+        let ready = || FromGuest::Ready(Timeline::default());
+        let mut heard = Heard::default();
+        assert!(heard.take(ready()).is_err());
+        assert!(heard.take(resolved()).is_ok_and(|loaded| loaded.is_none()));
+        assert!(heard.take(resolved()).is_err());
+        assert!(heard.take(ready()).is_ok_and(|loaded| loaded.is_some()));
+        let failed = Heard::default().take(FromGuest::Failed("no".into()));
+        assert!(failed.is_ok_and(|loaded| loaded.is_some_and(|loaded| loaded.is_err())));
     }
 
     #[test]

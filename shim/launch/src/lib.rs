@@ -14,6 +14,7 @@ pub use layer::LayerSource;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use slipway_cgroup::OomKill;
 use slipway_counters::Counter;
@@ -23,6 +24,7 @@ use slipway_protocol::{
     Timeline, ToGuest,
 };
 use slipway_spec::{Namespace, Plan, UserNamespace};
+use tokio::time::Instant;
 
 /// Why a container was not created.
 #[derive(Debug, thiserror::Error)]
@@ -78,13 +80,11 @@ pub struct Surroundings<'a> {
     pub exec_in: Option<i32>,
 }
 
-/// A guest whose module was found, and compiled.
+/// A guest whose module was found, and is compiled or being compiled.
 #[derive(Debug)]
 pub struct Resolved {
     /// The guest's steps so far.
     pub steps: Timeline,
-    /// What [`Compiler::improve`] can do for the next start.
-    pub unoptimised: Option<Job>,
     /// The cache had no artefact.
     pub missed: bool,
 }
@@ -154,10 +154,13 @@ pub struct Helpers<'a, Enter> {
     pub layer: Option<LayerSource<'a>>,
     /// Makes its artefact.
     pub compiler: &'a Compiler,
+    /// How long that is waited for; `None`: to its end.
+    pub patience: Option<Duration>,
 }
 
 /// Leads a guest from its spawn to a module that this node can run, compiled where the cache had no artefact. The guest
-/// goes on to load it: [`Guest::loaded`].
+/// goes on to load it: [`Guest::loaded`]. So it does from within a compile that takes longer than the host's patience, unless
+/// it joins a pid namespace: its process is another one afterwards.
 ///
 /// # Errors
 /// Every kind of [`StartError`]; the guest is gone then, or ends when it is dropped.
@@ -184,9 +187,20 @@ where
     let _ = guest.send(&ToGuest::Launch { share }, &fds);
     let tasks = (host.enter)()?;
     let _ = guest.send(&ToGuest::Cgroup, &slipway_protocol::borrow(&tasks));
-    let (mut unoptimised, mut missed) = (None, false);
+    let mut missed = false;
+    let mut compiled_by = None;
     let steps = loop {
-        match guest.recv().await {
+        let heard = match compiled_by {
+            None => guest.recv().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, guest.recv()).await {
+                Ok(heard) => heard,
+                Err(_) => {
+                    guest.note_compiling();
+                    break Timeline::default();
+                }
+            },
+        };
+        match heard {
             Ok((FromGuest::Resolved(steps), _)) => break steps,
             Ok((FromGuest::Replaced { pid, steps }, fds)) if guest.may_be_replaced() => {
                 let pidfd = fds.into_iter().next();
@@ -197,8 +211,9 @@ where
             }
             Ok((FromGuest::Waiting, _)) => {}
             Ok((FromGuest::Unoptimised(module), fds)) => {
-                let full = Tier::Full;
-                unoptimised = fds.into_iter().next().map(|f| Job::new(f, module, full));
+                if let Some(file) = fds.into_iter().next() {
+                    host.compiler.improve(Job::new(file, module, Tier::Full));
+                }
             }
             Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),
             Ok((FromGuest::NoEntrypoint(what), _)) => {
@@ -224,11 +239,9 @@ where
                 job.purpose = purpose(launch, host.budget)?;
                 missed = true;
                 host.compiler.counters.count(Counter::CacheMisses);
-                let answer = match host.compiler.compile(job).await {
-                    Ok(()) => ToGuest::Artefact,
-                    Err(e) => ToGuest::NoArtefact(e.to_string()),
-                };
-                let _ = guest.send(&answer, &[]);
+                tokio::spawn(host.compiler.clone().supply(job, guest.control()?));
+                let patience = host.patience.filter(|_| !guest.may_be_replaced());
+                compiled_by = patience.map(|patience| Instant::now() + patience);
             }
             Err(ProtocolError::Closed) => {
                 return Err(died(&guest.wait().await));
@@ -239,11 +252,7 @@ where
     if !missed {
         host.compiler.counters.count(Counter::CacheHits);
     }
-    Ok(Resolved {
-        steps,
-        unoptimised,
-        missed,
-    })
+    Ok(Resolved { steps, missed })
 }
 
 /// What a module of this launch is compiled for.

@@ -12,8 +12,9 @@
 //!   Layer + [module] ─────────────────────▶│  the image is a Wasm artefact
 //!   ◀─ NeedArtefact + [module]             │  only on a cache miss
 //!   Artefact ─────────────────────────────▶│  look again
-//!   ◀─ Unoptimised + [module]             │  only where a quick artefact is used in place of a full one
-//!   ◀─ Resolved                            │  Create answers; the guest pivots, drops privileges, loads the artefact
+//!   ◀─ Unoptimised + [module]             │  only where the cache has a quick artefact in place of a full one
+//!   ◀─ Resolved                            │  Create answers, where it has not done so during a long compile; the guest pivots,
+//!                                          │  drops privileges, loads the artefact
 //!   ◀─ Replaced + [pidfd]                  │  in place of Resolved, where the guest joins a pid namespace: it has pivoted and
 //!                                          │  dropped its privileges, and goes on as a new process that was born there
 //!   ◀─ Ready                               │

@@ -1,7 +1,7 @@
 //! One container of the pod that is our own: the sandbox with its holder, or a Wasm container with its guests.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::events::task::{
@@ -38,6 +38,10 @@ pub struct Container {
     counters: Counters,
     /// `None` for the sandbox, which has no program.
     begun: Option<Begun>,
+    /// The sandbox's cgroup, where a compile goes on that this container no longer waits for.
+    refuge: Option<Cgroup>,
+    /// Why it never ran, where that showed when it was Running already.
+    unloaded: OnceLock<String>,
 }
 
 /// A process that was added to a running container.
@@ -68,6 +72,8 @@ pub struct Parts {
     pub counters: Counters,
     /// How it was created; the sandbox has no program.
     pub begun: Option<Begun>,
+    /// See [`Container`].
+    pub refuge: Option<Cgroup>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,13 +95,22 @@ impl Container {
             plan: parts.plan,
             counters: parts.counters,
             begun: parts.begun,
+            refuge: parts.refuge,
+            unloaded: OnceLock::new(),
         });
         tokio::spawn(watch_main(container.clone(), events, log));
         container
     }
 
-    /// Lets the created container run, as soon as its module is loaded.
-    pub async fn start(&self, events: &Events, log: &Log) -> Result<()> {
+    /// Lets the created container run, as soon as its module is loaded. One whose module is still being compiled is Running
+    /// from now on, so that it can be stopped, and its program runs later.
+    pub async fn start(self: &Arc<Self>, events: &Events, log: &Log) -> Result<()> {
+        if self.main.is_compiling() {
+            self.main.turn(Status::CREATED, Status::RUNNING)?;
+            self.publish_start(events);
+            tokio::spawn(self.clone().run_when_loaded(log.clone()));
+            return Ok(());
+        }
         match self.loaded(&self.main).await {
             Ok(None) => {}
             Ok(Some(steps)) => {
@@ -108,16 +123,44 @@ impl Container {
                 return Err(e);
             }
         }
-        self.main.begin(self.cgroup.as_ref())?;
+        self.main.turn(Status::CREATED, Status::RUNNING)?;
+        self.run()?;
+        self.publish_start(events);
+        Ok(())
+    }
+
+    fn run(&self) -> Result<()> {
+        self.main.run(self.cgroup.as_ref())?;
         if let Some(begun) = self.begun {
             begun.started(&self.counters, self.main.pid());
         }
+        Ok(())
+    }
+
+    /// Lets the program of a running container run at last. One that cannot ends as a container that ran: with a status and
+    /// a reason.
+    async fn run_when_loaded(self: Arc<Self>, log: Log) {
+        let loaded = self.loaded(&self.main).await;
+        let ran = loaded.and_then(|steps| {
+            if let Some(steps) = steps {
+                log.debug(&format!("loaded {}: microseconds: {steps}", self.id));
+            }
+            self.run()
+        });
+        // One that has ended by itself, or was killed, has its own reason.
+        if let Some(e) = ran.err().filter(|_| self.main.exited().is_none()) {
+            self.counters.count(Counter::StartFailures);
+            let _ = self.unloaded.set(error::text(&e));
+            let _ = self.main.kill(libc::SIGKILL.unsigned_abs());
+        }
+    }
+
+    fn publish_start(&self, events: &Events) {
         events.publish(&TaskStart {
             container_id: self.id.clone(),
             pid: self.main.pid(),
             ..TaskStart::default()
         });
-        Ok(())
     }
 
     /// Waits until the module of a process is loaded; the steps that it took.
@@ -279,10 +322,14 @@ impl Container {
 
     /// Ends what is left of the container, and removes its cgroup.
     pub async fn destroy(&self) -> std::result::Result<Exit, slipway_cgroup::Error> {
+        let compiling = self.main.is_compiling();
         let _ = self.kill(libc::SIGKILL.unsigned_abs(), true);
         let exit = self.main.wait().await;
         self.main.handed_over().await;
         if let Some(cgroup) = &self.cgroup {
+            if let Some(refuge) = self.refuge.as_ref().filter(|_| compiling) {
+                cgroup.hand_over(refuge);
+            }
             cgroup.remove()?;
         }
         if let Some(path) = self
@@ -326,8 +373,8 @@ impl Container {
             return;
         };
         end.out_of_memory = true;
-        end.reason = match (process.status(), process.refusal()) {
-            (Status::CREATED, _) => format!("{kill} while its module was loaded"),
+        end.reason = match (process.has_run(), process.refusal()) {
+            (false, _) => format!("{kill} while its module was loaded"),
             // What a program and its engine do about a refusal takes memory, too: a trap's report some for each function.
             (_, Some(refusal)) => format!("{refusal}; then {kill}"),
             (_, None) => kill.to_string(),
@@ -361,6 +408,10 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
         return;
     };
     container.explain_oom_kill(&container.main, &mut end);
+    if let Some(why) = container.unloaded.get().filter(|_| !end.out_of_memory) {
+        end.status = NEVER_RAN;
+        end.reason.clone_from(why);
+    }
     if !end.reason.is_empty() {
         log.info(&format!(
             "container {} ended with status {}: {}",
@@ -406,7 +457,7 @@ fn ended(container: &Container, process: &Process, end: &End, events: &Events) {
         status: end.status.into(),
         at: now(),
     };
-    let counts = process.status() != Status::CREATED || end.out_of_memory;
+    let counts = process.has_run() || end.out_of_memory;
     if container.begun.is_some() && counts {
         count::ended(&container.counters, process.pid(), end);
         container.count_refused();
@@ -433,6 +484,8 @@ pub fn exec_started(container: &Container, exec: &Exec, events: &Events) {
     });
 }
 
+/// The status of a program that could not be run: what the kubelet has for a container that could not be started.
+const NEVER_RAN: u8 = 128;
 /// What the kubelet reads of a termination message, in bytes.
 const MAX_TERMINATION_MESSAGE: usize = 4096;
 

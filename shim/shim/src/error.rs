@@ -43,6 +43,14 @@ pub fn internal(message: impl std::fmt::Display) -> ttrpc::Error {
     status(Code::INTERNAL, message)
 }
 
+/// What people read of it.
+pub fn text(e: &ttrpc::Error) -> String {
+    match e {
+        ttrpc::Error::RpcStatus(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// Why a container was not created.
 pub fn start(e: &StartError) -> ttrpc::Error {
     match e {

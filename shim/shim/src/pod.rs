@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
@@ -33,6 +33,9 @@ use crate::{cleanup, sandbox, service};
 const CACHE_DIR: &str = "/var/lib/slipway/cache";
 /// Bound of the cache in bytes, unless `SLIPWAY_CACHE_BYTES` or the handler's option `CacheBytes` says otherwise.
 const CACHE_BYTES: u64 = 10 << 30;
+/// How long Create waits for a compile. Nobody can take back a start that the kubelet waits for, so a longer compile goes on
+/// in a container that runs, and can be stopped.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What `start` knows.
 pub struct Settings {
@@ -354,6 +357,7 @@ impl Pod {
             enter: || made.enter(plan),
             layer: Some(self.layer(&request.id, plan)),
             compiler: &compiler,
+            patience: Some(COMPILE_PATIENCE),
         };
         let launch = slipway_launch::launch(&self.install, plan, around);
         let resolved = slipway_launch::resolve(&guest, &launch, helpers)
@@ -363,9 +367,6 @@ impl Pod {
         steps.mark("resolved");
         if let Some(why) = &plan.unsupported {
             return Err(StartError::Refused(why.clone()));
-        }
-        if let Some(job) = resolved.unoptimised {
-            tokio::task::spawn_blocking(move || compiler.improve(&job));
         }
         let streams = stdio::open(&paths(request), request.terminal, host_uid(plan))
             .map_err(StartError::Refused)?;
@@ -395,6 +396,7 @@ impl Pod {
             cache_dir: self.cache_dir.clone(),
             cache_bytes: self.cache_bytes,
             cgroup: cgroup.cloned(),
+            improves: true,
             counters: self.counters.clone(),
             progress: {
                 let log = self.log.clone();
@@ -418,6 +420,7 @@ impl Pod {
             plan: plan.clone(),
             cgroup,
             oom,
+            refuge: self.cgroup.get().cloned(),
             main,
             budget,
             counters: self.counters.clone(),
@@ -433,6 +436,12 @@ impl Pod {
                 "container {} is {:?}: exec needs a running one",
                 container.id,
                 container.main.status()
+            )));
+        }
+        if container.main.is_compiling() {
+            return Err(error::precondition(format!(
+                "container {}: its module is still being compiled: exec needs one that runs",
+                container.id
             )));
         }
         if container.plan.role == Role::Sandbox {
@@ -481,7 +490,8 @@ impl Pod {
             return Err(e);
         }
         // The cgroup is others', too.
-        exec.process.begin(None)?;
+        exec.process.turn(api::Status::CREATED, api::Status::RUNNING)?;
+        exec.process.run(None)?;
         count::exec_started(&self.counters, asked, exec.process.pid());
         container::exec_started(container, exec, &self.events);
         Ok(())
@@ -511,6 +521,7 @@ impl Pod {
             enter: || made.enter(plan),
             layer: Some(self.layer(&container.id, plan)),
             compiler: &compiler,
+            patience: None,
         };
         let launch = slipway_launch::launch(&self.install, plan, around);
         let resolved = slipway_launch::resolve(&guest, &launch, helpers).await;

@@ -4,6 +4,8 @@
 //! Created ──start──▶ Running ──end of the process──▶ Stopped ──delete──▶ (gone)
 //!    └───────────────end of the process──────────────▶┘
 //! ```
+//! A container whose module takes long to compile is Running before its program runs ([`Process::is_compiling`]).
+//!
 //! All changes of state happen in functions without an await, on the shim's one thread, and publish their event
 //! there: a TaskExit cannot overtake its TaskStart, and a TaskOOM precedes its TaskExit.
 
@@ -114,6 +116,8 @@ struct Life {
     status: Status,
     /// The program's streams, until it runs.
     streams: Option<[OwnedFd; 3]>,
+    /// It was let run.
+    ran: bool,
     kept: Kept,
 }
 
@@ -131,6 +135,7 @@ impl Process {
             life: Mutex::new(Life {
                 status: Status::CREATED,
                 streams: None,
+                ran: false,
                 kept: Kept::default(),
             }),
             exit: watch::Sender::new(None),
@@ -192,11 +197,24 @@ impl Process {
         }
     }
 
-    /// Lets a created and loaded process run. What is held for it by now comes off its memory budget; `cgroup` is where
-    /// nobody else is charged.
-    pub fn begin(&self, cgroup: Option<&Cgroup>) -> Result<()> {
-        self.turn(Status::CREATED, Status::RUNNING)?;
-        let streams = self.life().streams.take();
+    /// Its module was not compiled within Create's patience, and is not loaded yet.
+    pub fn is_compiling(&self) -> bool {
+        matches!(self.body.get(), Some(Body::Guest(guest)) if guest.is_compiling())
+    }
+
+    /// Its program runs, or has run.
+    pub fn has_run(&self) -> bool {
+        self.life().ran
+    }
+
+    /// Lets a loaded process run. What is held for it by now comes off its memory budget; `cgroup` is where nobody else is
+    /// charged.
+    pub fn run(&self, cgroup: Option<&Cgroup>) -> Result<()> {
+        let streams = {
+            let mut life = self.life();
+            life.ran = true;
+            life.streams.take()
+        };
         match (self.body.get(), streams) {
             (Some(Body::Guest(guest)), Some(streams)) => {
                 let share = self.budget.get();
@@ -215,7 +233,7 @@ impl Process {
     /// Moves the memory limit of a running guest in bytes; one that does not run yet finds it in its budget's page.
     pub fn limit_memory(&self, limit: Option<u64>) {
         match self.body.get() {
-            Some(Body::Guest(guest)) if self.status() != Status::CREATED => guest.limit_data(limit),
+            Some(Body::Guest(guest)) if self.has_run() => guest.limit_data(limit),
             _ => {}
         }
     }
