@@ -30,8 +30,8 @@ static void tell(const char *what, const char *name) {
 }
 
 /* Whether the file behind the path can be written, and its name: of one descriptor, for what the path means may be gone a moment later. */
-static int writable(const char *path, char *name, size_t size) {
-  int at = open(path, O_PATH);
+static int writable(int process, const char *path, char *name, size_t size) {
+  int at = openat(process, path, O_PATH);
   if (at < 0) return 0;
   char self[32];
   snprintf(self, sizeof self, "/proc/self/fd/%d", at);
@@ -49,14 +49,14 @@ static int writable(const char *path, char *name, size_t size) {
   return yes;
 }
 
-static void list(const char *pid, const char *of, const char *what, const char *name) {
-  char path[384], target[64], line[96];
-  snprintf(path, sizeof path, "/proc/%s/%s", pid, of);
-  DIR *d = opendir(path);
+static void list(int process, const char *of, const char *what, const char *name) {
+  char path[64], target[64], line[96];
+  int fd = openat(process, of, O_RDONLY | O_DIRECTORY);
+  DIR *d = fd < 0 ? NULL : fdopendir(fd);
   if (!d) return;
   for (struct dirent *e; (e = readdir(d));) {
-    snprintf(path, sizeof path, "/proc/%s/%s/%.40s", pid, of, e->d_name);
-    if (e->d_name[0] == '.' || !writable(path, target, sizeof target)) continue;
+    snprintf(path, sizeof path, "%s/%.40s", of, e->d_name);
+    if (e->d_name[0] == '.' || !writable(process, path, target, sizeof target)) continue;
     /* What a program opens in its own container is what it has. */
     if (!strncmp(target, "/rootfs/", 8)) continue;
     snprintf(line, sizeof line, "%s %s", what, target);
@@ -65,31 +65,32 @@ static void list(const char *pid, const char *of, const char *what, const char *
   closedir(d);
 }
 
-static void look(const char *pid, const char *mark) {
-  char path[384], text[4096], name[64] = "?";
+/* PROCESS is its directory: whatever becomes of it meanwhile, no other process is asked in its place. */
+static void look(int process, const char *mark) {
+  char path[384], text[4096], name[64] = "";
   unsigned long long caps = 0, found;
-  snprintf(path, sizeof path, "/proc/%s/status", pid);
-  FILE *f = fopen(path, "r");
+  int status = openat(process, "status", O_RDONLY);
+  FILE *f = status < 0 ? NULL : fdopen(status, "r");
   if (!f) return;
   while (fgets(text, sizeof text, f)) {
     sscanf(text, "Name: %63s", name);
     if (sscanf(text, "CapPrm: %llx", &found) == 1 || sscanf(text, "CapEff: %llx", &found) == 1 || sscanf(text, "CapBnd: %llx", &found) == 1) caps |= found;
   }
   fclose(f);
+  /* It has ended before it was asked. */
+  if (!name[0]) return;
   struct stat own, other;
-  snprintf(path, sizeof path, "/proc/%s/root/", pid);
   /* Those of this container are what it is itself. */
-  if (!stat("/", &own) && !stat(path, &other) && own.st_dev == other.st_dev && own.st_ino == other.st_ino) return;
+  if (!stat("/", &own) && !fstatat(process, "root/", &other, 0) && own.st_dev == other.st_dev && own.st_ino == other.st_ino) return;
   tell("seen", name);
   if (caps) tell("caps", name);
-  snprintf(path, sizeof path, "/proc/%s/root%s", pid, mark);
-  if (!access(path, F_OK)) tell("root", name);
-  snprintf(path, sizeof path, "/proc/%s/exe", pid);
+  snprintf(path, sizeof path, "root%s", mark);
+  if (!faccessat(process, path, F_OK, 0)) tell("root", name);
   char program[64];
-  if (writable(path, program, sizeof program)) tell("exe", name);
-  list(pid, "fd", "fd", name);
+  if (writable(process, "exe", program, sizeof program)) tell("exe", name);
+  list(process, "fd", "fd", name);
   /* This takes CAP_CHECKPOINT_RESTORE. */
-  list(pid, "map_files", "map", name);
+  list(process, "map_files", "map", name);
 }
 
 int main(int argc, char **argv) {
@@ -99,8 +100,13 @@ int main(int argc, char **argv) {
   for (;;) {
     DIR *d = opendir("/proc");
     if (!d) return 1;
-    for (struct dirent *e; (e = readdir(d));)
-      if (e->d_name[0] >= '1' && e->d_name[0] <= '9') look(e->d_name, argv[1]);
+    for (struct dirent *e; (e = readdir(d));) {
+      if (e->d_name[0] < '1' || e->d_name[0] > '9') continue;
+      int process = openat(dirfd(d), e->d_name, O_PATH | O_DIRECTORY);
+      if (process < 0) continue;
+      look(process, argv[1]);
+      close(process);
+    }
     closedir(d);
   }
 }
