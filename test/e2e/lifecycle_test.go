@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
@@ -85,6 +86,38 @@ spec:
 	text, _ := io.ReadAll(log)
 	s.contains(string(text), "yes\nstopping seen\n")
 	s.kubectl("wait", "--for=delete", "pod/p", promptly)
+}
+
+// A pod whose module is still being compiled, which takes as long as it takes, runs for Kubernetes: its exec probes do not count yet, and
+// it can be deleted within its grace period.
+func TestDeletionDuringACompile(t *testing.T) {
+	node(t, "true")
+	// Whoever compiles at that time stands still.
+	s := alone(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: p, annotations: {slipway.dev/compile: full}}
+spec:
+  runtimeClassName: CLASS
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: c
+    image: IMAGE(slow)
+    imagePullPolicy: PULL
+    livenessProbe: {exec: {command: [/slow.wat]}, periodSeconds: 1, failureThreshold: 1}
+`)
+	// The name as a pattern is not found in what looks for it.
+	const compiler = "'[/]slipway-aot '"
+	node(t, "timeout", fmt.Sprint(int(patience.Seconds())), "sh", "-c", "until pkill -STOP -f "+compiler+"; do sleep 0.05; done")
+	s.pod("p", phase(v1.PodRunning))
+	s.says("its module is still being compiled", "describe", "pod", "p")
+	if pod := s.pod("p", phase(v1.PodRunning)); pod.Status.ContainerStatuses[0].RestartCount != 0 {
+		s.Error("it was started again for a probe that nothing could answer")
+	}
+	s.kubectl("delete", "pod", "p", promptly)
+	// It ends with the last of its pod.
+	node(t, "timeout", fmt.Sprint(int(patience.Seconds())), "sh", "-c", "while pgrep -f "+compiler+"; do sleep 0.05; done")
 }
 
 func TestLogs(t *testing.T) {
