@@ -135,6 +135,65 @@ func TestDeployment(t *testing.T) {
 	s.kubectl("wait", "--for=delete", "pod", "-l", "app=web", patiently)
 }
 
+// Thirty servers are replaced while four callers ask, each request on a connection of its own: none is lost, for they drain, and
+// take requests for as long as Services may still name them.
+func TestRollingUpdateUnderRequests(t *testing.T) {
+	s := space(t)
+	servers := strings.Replace(web, "replicas: 2", "replicas: 30", 1)
+	servers = strings.Replace(servers, "metadata: {labels: {app: web}}", "metadata: {labels: {app: web}, annotations: {slipway.dev/stop: drain}}", 1)
+	servers = strings.Replace(servers, "terminationGracePeriodSeconds: 5", "terminationGracePeriodSeconds: 60", 1)
+	servers = strings.Replace(servers, "        readinessProbe:", "        lifecycle: {preStop: {sleep: {seconds: 15}}}\n        readinessProbe:", 1)
+	s.apply(servers)
+	s.kubectl("rollout", "status", "deployment/web", patiently)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: caller}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: c
+    image: BUSYBOX
+    imagePullPolicy: PULL
+    args:
+    - |
+      call() {
+        n=0
+        until [ -e /tmp/stop ] && [ $n -ge 1000 ]; do
+          wget -q -O /dev/null "http://$WEB_SERVICE_HOST/" || echo "lost at $(date)"
+          n=$((n + 1))
+        done
+        echo "asked $n"
+      }
+      call & call & call & call & wait
+    command: [sh, -c]
+`)
+	s.pod("caller", ready)
+	old := strings.Fields(s.kubectl("get", "pods", "-l", "app=web", "-o", "name"))
+	s.kubectl("set", "env", "deployment/web", "VERSION=2")
+	s.kubectl(append([]string{"wait", "--for=delete", patiently}, old...)...)
+	s.kubectl("rollout", "status", "deployment/web", patiently)
+	s.kubectl("exec", "caller", "--", "touch", "/tmp/stop")
+	if end := s.ended("caller", "c"); end.ExitCode != 0 {
+		s.Errorf("the caller ended with %d", end.ExitCode)
+	}
+	asked, lost := 0, 0
+	log := s.kubectl("logs", "caller")
+	for line := range strings.Lines(log) {
+		var n int
+		if _, err := fmt.Sscanf(line, "asked %d", &n); err == nil {
+			asked += n
+		} else {
+			lost++
+		}
+	}
+	t.Logf("%d requests", asked)
+	if lost > 0 {
+		s.Errorf("of %d requests none is to be lost:\n%s", asked, log)
+	}
+}
+
 // What fails is tried again as often as the Job says, and its codes are seen.
 func TestJob(t *testing.T) {
 	s := space(t)
