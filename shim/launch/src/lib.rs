@@ -236,7 +236,7 @@ where
                     .ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
                 let mut job = Job::new(file, module, launch.program.tier);
                 job.damaged = damaged;
-                job.purpose = purpose(launch, host.budget)?;
+                job.purpose = purpose(launch, host.budget);
                 missed = true;
                 host.compiler.counters.count(Counter::CacheMisses);
                 tokio::spawn(host.compiler.clone().supply(job, guest.control()?));
@@ -256,16 +256,16 @@ where
 }
 
 /// What a module of this launch is compiled for.
-fn purpose(launch: &Launch, budget: &HostShare) -> Result<Purpose, StartError> {
+fn purpose(launch: &Launch, budget: &HostShare) -> Purpose {
     let args = &launch.program.args;
     let entrypoint = Entrypoint::parse(args.first().map_or("", String::as_str));
-    Ok(Purpose {
+    Purpose {
         call: Some(Call {
             function: entrypoint.func().into(),
             arguments: args.len().saturating_sub(1),
         }),
-        memory_limit: budget.budget().limit()?,
-    })
+        memory_limit: budget.budget().limit(),
+    }
 }
 
 /// A guest that ended before its module was loaded.

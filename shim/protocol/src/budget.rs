@@ -195,6 +195,8 @@ impl Usage {
 #[derive(Debug)]
 pub struct Budget {
     fd: OwnedFd,
+    /// What the page's first word is to be. A guest can write there what it likes, and only it itself reads that.
+    limit: AtomicU64,
     /// By share: a guest has it.
     given: Mutex<Vec<bool>>,
 }
@@ -216,6 +218,7 @@ impl Budget {
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let budget = Self {
             fd,
+            limit: AtomicU64::new(u64::MAX),
             given: Mutex::default(),
         };
         budget.set_limit(limit)?;
@@ -232,18 +235,15 @@ impl Budget {
     /// # Errors
     /// write's.
     pub fn set_limit(&self, limit: Option<u64>) -> io::Result<()> {
-        rustix::io::pwrite(&self.fd, &limit.unwrap_or(u64::MAX).to_ne_bytes(), 0)?;
+        let limit = limit.unwrap_or(u64::MAX);
+        rustix::io::pwrite(&self.fd, &limit.to_ne_bytes(), 0)?;
+        self.limit.store(limit, Ordering::Relaxed);
         Ok(())
     }
 
     /// The limit as it is now, in bytes; `None` for no limit.
-    ///
-    /// # Errors
-    /// read's.
-    pub fn limit(&self) -> io::Result<Option<u64>> {
-        let mut bytes = [0u8; 8];
-        rustix::io::pread(&self.fd, &mut bytes[..], 0)?;
-        Ok(Some(word(&bytes)).filter(|limit| *limit != u64::MAX))
+    pub fn limit(&self) -> Option<u64> {
+        Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit != u64::MAX)
     }
 
     /// A share for a further guest, with nothing in it.
@@ -282,7 +282,7 @@ impl Budget {
     /// # Errors
     /// read's.
     pub fn read(&self) -> io::Result<Usage> {
-        let limit = self.limit()?;
+        let limit = self.limit();
         let count = self.given().len();
         let mut bytes = vec![0u8; count * SHARE_BYTES as usize];
         let read = rustix::io::pread(&self.fd, bytes.as_mut_slice(), SHARE_BYTES)?;
@@ -372,7 +372,7 @@ impl HostShare {
         let bytes = self.bytes().ok()?;
         let mut words = bytes.chunks_exact(8).map(word).skip(3);
         let (refused, wanted, beside) = (words.next()?, words.next()?, words.next()?);
-        let limit = self.budget.limit().ok()?.unwrap_or(u64::MAX);
+        let limit = self.budget.limit().unwrap_or(u64::MAX);
         (refused > 0).then_some(Refusal {
             wanted,
             beside,
@@ -490,11 +490,19 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_writes_over_the_limit_does_not_move_the_hosts() {
+        let budget = Budget::new(Some(7)).unwrap();
+        rustix::io::pwrite(&budget.fd, &u64::MAX.to_ne_bytes(), 0).unwrap();
+        assert_eq!(budget.limit(), Some(7));
+        assert_eq!(budget.read().unwrap().limit, Some(7));
+    }
+
+    #[test]
     fn the_hosts_handle_reads_what_it_wrote() {
         let budget = Budget::new(Some(7)).unwrap();
-        assert_eq!(budget.limit().unwrap(), Some(7));
+        assert_eq!(budget.limit(), Some(7));
         budget.set_limit(None).unwrap();
-        assert_eq!(budget.limit().unwrap(), None);
+        assert_eq!(budget.limit(), None);
         let shares = [5, 6].map(|held| {
             let share = budget.share().unwrap();
             share.hold(held).unwrap();

@@ -218,7 +218,7 @@ impl Process {
         match (self.body.get(), streams) {
             (Some(Body::Guest(guest)), Some(streams)) => {
                 let share = self.budget.get();
-                let budget = share.and_then(|share| share.budget().limit().ok()?);
+                let budget = share.and_then(|share| share.budget().limit());
                 share
                     .map_or(Ok(()), |share| share.hold(guest.held(cgroup)))
                     .map_err(|e| error::internal(format!("memory budget of {}: {e}", self.id)))?;
