@@ -82,6 +82,15 @@ class BadConfig(PodTest):
             # Containers that came to nothing have left no name behind.
             self.assertEqual(self.bed.ctr("containers", "ls", "-q").stdout, "")
 
+    def test_an_error_about_a_field_of_a_megabyte_arrives(self):
+        with tempfile.TemporaryDirectory() as d:
+            spec = self.spec(d, hostname="h" * (1 << 20))
+            spec["linux"]["namespaces"].append({"type": "uts"})
+            self.assertIn('hostname "hhh', self.ctr_run(d, spec).stderr)
+            spec = self.spec(d)
+            spec["process"]["args"] = ["/" + "a" * 100_000]
+            self.assertIn("/aaa", self.ctr_run(d, spec).stderr)
+
     def test_a_config_that_cannot_be_read_is_named(self):
         """containerd itself writes no such file: the shim is asked as containerd would ask it."""
         def broken(path):

@@ -7,6 +7,7 @@ import tempfile
 
 import test_spec
 from harness import KillTest, PodTest, slow_module
+from test_faults import ENDS_WHEN_TOLD, call, field
 from test_users import HANDLER as USERS_HANDLER, IDS, USERS
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -118,6 +119,60 @@ class Mounts(PodTest):
             finally:
                 self.bed.run("umount", f"{d}/processes", f"{d}/devices")
                 self.bed.crictl("rm", "-f", container.id)
+
+
+class Substitutes(KillTest):
+    """Paths and numbers that mean something else a moment later, and names of what is the node's."""
+
+    def test_a_sysctl_of_the_nodes_is_refused_by_its_name(self):
+        for name, network in (("kernel.core_pattern", 0), ("vm.overcommit_memory", 0), ("net.ipv4.ip_forward", 2)):
+            with self.subTest(name):
+                # As it is: a shim that writes it changes nothing on this machine.
+                value = self.bed.run("cat", f"/proc/sys/{name.replace('.', '/')}").stdout.strip()
+                config = self.pod_config(linux={"sysctls": {name: value}, "security_context": {"namespace_options": {"network": network}}})
+                said = self.bed.crictl("runp", "--runtime", "slipway", config, check=False)
+                self.assertIn(f"linux.sysctl[{name}]: is the", said.stderr)
+        # CRI keeps the name of a sandbox that came to nothing until it is removed.
+        self.bed.crictl("rmp", "-fa")
+
+    def test_a_termination_message_goes_to_the_file_that_was_mounted(self):
+        with tempfile.TemporaryDirectory() as d, tempfile.TemporaryDirectory() as volume:
+            with open(f"{d}/traps.wat", "w") as f:
+                f.write(ENDS_WHEN_TOLD.replace("(call $exit (i32.const 9))", "unreachable"))
+            image = self.bed.image(f"{d}/traps.wat", "traps")
+            for name in ("message", "other"):
+                open(f"{d}/{name}", "w").close()
+            container = self.pod().start(image, mounts=[
+                {"container_path": "/v", "host_path": volume}, {"container_path": "/dev/termination-log", "host_path": f"{d}/message"}])
+            os.rename(f"{d}/message", f"{d}/mounted")
+            os.symlink("other", f"{d}/message")
+            open(f"{volume}/end", "w").close()
+            self.assertEqual(container.ended()["exitCode"], 134)
+            with open(f"{d}/mounted") as mounted, open(f"{d}/other") as other:
+                self.assertIn("unreachable", mounted.read())
+                self.assertEqual(other.read(), "")
+
+    def test_an_exec_does_not_follow_the_number_of_a_program_that_has_ended(self):
+        container = self.pod().start(self.bed.example("hello"), ["sleep"])
+        container.until("Hello")
+        pid = container.info()["pid"]
+        [shim] = self.pids("containerd-shim-slipway-v1")
+        with open(f"{self.bed.root}/init.pid") as f:
+            root = f"/proc/{f.read().strip()}/root"
+        listening = self.bed.run("sh", "-c", "ss -xlpH").stdout
+        [socket] = {line.split()[4] for line in listening.splitlines() if f"pid={shim}," in line}
+        # It would take the container away when that has ended.
+        self.kill_containerd()
+        spec = field(1, b"json") + field(2, b'{"args": ["/hello.wasm"], "cwd": "/"}')
+        asked = field(1, container.id.encode()) + field(2, b"late")
+        call(f"{root}{socket}", "Exec", asked + field(7, spec))
+        self.kill(str(pid))
+        self.until(lambda: not os.path.exists(f"{root}/proc/{pid}"))
+        successor = f"echo {pid - 1} >/proc/sys/kernel/ns_last_pid; sleep 1000 >/dev/null 2>&1 & echo $!"
+        self.assertEqual(self.bed.run("sh", "-c", successor).stdout.strip(), str(pid))
+        self.assertIn(b"exec needs a running one", call(f"{root}{socket}", "Start", asked))
+        self.kill(str(pid))
+        self.restart()
 
 
 # What the kubelet says of a pod with shareProcessNamespace.

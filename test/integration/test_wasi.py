@@ -131,6 +131,27 @@ class Wasi(PodTest):
     def test_a_program_that_raises_a_signal_ends_by_it(self):
         self.assertEqual(self.pod().start(self.image(), ["terminate"]).ended()["exitCode"], 134)
 
+    def test_a_socket_option_has_no_less_room_than_its_value(self):
+        option = """(i32.store (i32.const 8) (i32.const {room}))
+            (if (i32.ne (call $get (i32.load (i32.const 0)) (i32.const 0) (i32.const {option}) (i32.const 16) (i32.const 8)) (i32.const {errno}))
+              (then (call $exit (i32.const {status}))))"""
+        inval, cases = 28, [(room, kind) for kind in (1, 2) for room in (0, 2, 3, 4, 64)]
+        checks = "".join(
+            option.format(room=room, option=kind, errno=inval if room < 4 else 0, status=status)
+            for status, (room, kind) in enumerate(cases, 1))
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/option.wat", "w") as f:
+                f.write(f"""(module
+                    (import "wasi_snapshot_preview1" "sock_open" (func $open (param i32 i32 i32) (result i32)))
+                    (import "wasi_snapshot_preview1" "sock_getsockopt" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+                    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+                    (memory (export "memory") 1)
+                    (func (export "_start")
+                        (if (call $open (i32.const 1) (i32.const 2) (i32.const 0)) (then (call $exit (i32.const 99))))
+                        {checks}))""")
+            image = self.bed.image(f"{d}/option.wat", "option")
+        self.assertEqual(self.pod().start(image).ended()["exitCode"], 0)
+
     def test_c_programs_find_their_library_working(self):
         image = self.bed.guest("files")
         pod = self.pod()

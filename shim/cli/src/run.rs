@@ -247,7 +247,7 @@ async fn run_plan(
             root_mounts: Vec::new(),
             cache_dir: &args.store.cache_dir,
             cache_bytes: args.store.cache_bytes,
-            exec_in: None,
+            is_exec: false,
         },
     );
     let budget = Budget::new(args.memory).and_then(|budget| budget.share());
@@ -259,6 +259,7 @@ async fn run_plan(
     let module = module.transpose()?;
     let helpers = Helpers {
         budget: &budget,
+        process: None,
         module: module.as_ref().map(AsFd::as_fd),
         enter: || Ok(Vec::new()),
         layer: None,

@@ -77,6 +77,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     let skeleton = launch_is_late(control).then(mounts::Skeleton::make);
     slipway_protocol::send(control, &FromGuest::Waiting, &[])?;
     let (launch, given) = receive_launch(control)?;
+    let container = given.container.as_ref().map(AsFd::as_fd);
     let mut steps = Timeline::default();
     steps.mark("launch");
     // What lies in the host's tree is opened before the skeleton covers a part of it.
@@ -87,11 +88,11 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         },
     )
     .map_err(|e| e.to_string())?;
-    let user = user::User::open(&launch)?;
-    mounts::enter_namespaces(&launch)?;
+    let user = user::User::open(&launch, container)?;
+    mounts::enter_namespaces(&launch, container)?;
     steps.mark("namespaces");
-    let mut files = match (launch.exec_in, skeleton) {
-        (Some(pid), _) => Files::Shared(mounts::Shared::of(pid)?),
+    let mut files = match (given.container, skeleton) {
+        (Some(container), _) => Files::Shared(mounts::Shared::of(container)?),
         (None, made) => Files::Own(made.unwrap_or_else(mounts::Skeleton::make)?),
     };
     let rootfs = match &mut files {
@@ -101,7 +102,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("mounts");
     join_cgroup(control, &launch)?;
     steps.mark("cgroup");
-    let (mut module, entry) = find_module(control, &launch, given, rootfs.as_fd())?;
+    let (mut module, entry) = find_module(control, &launch, given.module, rootfs.as_fd())?;
     let directory = working_directory(&launch, rootfs.as_fd())?;
     steps.mark("module");
     let artefact = find_artefact(control, &store, &launch, &module)?;
@@ -190,8 +191,16 @@ fn launch_is_late(control: BorrowedFd<'_>) -> bool {
     poll(&mut fds, Some(&Timespec::default())) == Ok(0)
 }
 
-/// Takes the launch, the budget, and the module where the host has it.
-fn receive_launch(control: BorrowedFd<'_>) -> Result<(Launch, Option<OwnedFd>), Stop> {
+/// What the host has opened for this guest.
+struct Given {
+    /// The directory in `/proc` of the container's process, for an exec.
+    container: Option<OwnedFd>,
+    /// The module, where it is no file of the container.
+    module: Option<OwnedFd>,
+}
+
+/// Takes the launch, the budget, and what else the host has opened.
+fn receive_launch(control: BorrowedFd<'_>) -> Result<(Launch, Given), Stop> {
     let (message, fds) = slipway_protocol::recv::<ToGuest>(control)?;
     let mut fds = fds.into_iter();
     let (ToGuest::Launch { share }, Some(budget), Some(body)) = (message, fds.next(), fds.next())
@@ -199,7 +208,17 @@ fn receive_launch(control: BorrowedFd<'_>) -> Result<(Launch, Option<OwnedFd>), 
         return Err("expected Launch with two descriptors".to_string().into());
     };
     sys::obey_budget(&budget, share).map_err(|e| format!("memory budget: {e}"))?;
-    Ok((slipway_protocol::read_launch(body)?, fds.next()))
+    let launch = slipway_protocol::read_launch(body)?;
+    let given = Given {
+        container: launch.is_exec.then(|| fds.next()).flatten(),
+        module: fds.next(),
+    };
+    if launch.is_exec && given.container.is_none() {
+        return Err("expected Launch with the container's process"
+            .to_string()
+            .into());
+    }
+    Ok((launch, given))
 }
 
 /// The entrypoint's module: given, or a file of the container, or, where it has no such file, the image's layer.

@@ -56,9 +56,9 @@ const OWN_RESOLVER_FILES: [(&str, &str); 2] = [
 
 /// Joins and makes the namespaces of the plan. New ones of pids and mounts came with the process; one of pids that is joined
 /// is for its child.
-pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
+pub fn enter_namespaces(launch: &Launch, container: Option<BorrowedFd<'_>>) -> Result<(), String> {
     for (ns, kind) in &launch.join {
-        let file = fs::File::open(ns).map_err(|e| format!("linux.namespaces: {ns}: {e}"))?;
+        let file = open_namespace(ns, container)?;
         slipway_sys::setns(file.as_fd(), *kind)
             .map_err(|e| format!("linux.namespaces: join {ns}: {e}"))?;
     }
@@ -71,6 +71,13 @@ pub fn enter_namespaces(launch: &Launch) -> Result<(), String> {
             .map_err(|e| format!("hostname {:?}: {e}", launch.hostname))?;
     }
     Ok(())
+}
+
+/// A namespace's file; an exec's is found from its container's process.
+pub fn open_namespace(path: &str, container: Option<BorrowedFd<'_>>) -> Result<OwnedFd, String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(container.unwrap_or(CWD), path, flags, Mode::empty())
+        .map_err(|e| format!("linux.namespaces: {path}: {e}"))
 }
 
 /// What the root of every guest has, made before it is known which container this one becomes; mounted nowhere yet.
@@ -361,26 +368,22 @@ fn attach(tree: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
 /// The file systems of a container that runs, for an exec in it.
 pub struct Shared {
     mounts: OwnedFd,
-    pid: i32,
+    /// The directory in `/proc` of its process; it goes with this value, for it leads to the node's.
+    process: OwnedFd,
 }
 
 impl Shared {
-    /// Those of the guest with this pid.
-    pub fn of(pid: i32) -> Result<Self, String> {
-        let path = format!("/proc/{pid}/ns/mnt");
-        let file = fs::File::open(&path).map_err(|e| format!("the container: {path}: {e}"))?;
-        Ok(Self {
-            mounts: file.into(),
-            pid,
-        })
+    /// Those of the guest with this directory in `/proc`.
+    pub fn of(process: OwnedFd) -> Result<Self, String> {
+        let mounts = open_namespace("ns/mnt", Some(process.as_fd()))?;
+        Ok(Self { mounts, process })
     }
 
     /// The container's root.
     pub fn rootfs(&self) -> Result<OwnedFd, String> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let path = format!("/proc/{}/root/rootfs", self.pid);
-        rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty())
-            .map_err(|e| format!("the container: {path}: {e}"))
+        rustix::fs::openat(&self.process, "root/rootfs", flags, Mode::empty())
+            .map_err(|e| format!("the container's root: {e}"))
     }
 
     /// Makes the container's skeleton the root of this process, with its own artefact in the place of the container's.

@@ -211,7 +211,7 @@ fn in_shell_form(launch: &Launch) -> Option<&str> {
         [shell, option, command, ..]
             if matches!(shell.as_str(), "/bin/sh" | "/bin/bash" | "/bin/ash")
                 && option == "-c"
-                && launch.exec_in.is_none() =>
+                && !launch.is_exec =>
         {
             let is_module = |word: &&str| {
                 word.len() <= MAX_NAMED && (word.ends_with(".wasm") || word.ends_with(".wat"))

@@ -3,8 +3,8 @@
 //! The guest joins it as the last thing before it drops its privileges. Until then it is the host's root, and what it
 //! mounts belongs to the host: nobody inside can change it.
 
-use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
@@ -16,15 +16,17 @@ use crate::mounts;
 /// The pod's user namespace, open.
 pub struct User<'a> {
     of: &'a UserNamespace,
-    namespace: File,
+    namespace: OwnedFd,
 }
 
 impl<'a> User<'a> {
-    /// That of the launch, where it has one.
-    pub fn open(launch: &'a Launch) -> Result<Option<Self>, String> {
+    /// That of the launch, where it has one; an exec's is found from its container's process.
+    pub fn open(
+        launch: &'a Launch,
+        container: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<Self>, String> {
         let open = |of: &'a UserNamespace| {
-            let namespace =
-                File::open(&of.path).map_err(|e| format!("linux.namespaces: {}: {e}", of.path))?;
+            let namespace = mounts::open_namespace(&of.path, container)?;
             Ok(Self { of, namespace })
         };
         launch.user_namespace.as_ref().map(open).transpose()

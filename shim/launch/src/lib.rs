@@ -76,8 +76,8 @@ pub struct Surroundings<'a> {
     pub cache_dir: &'a str,
     /// Its bound in bytes.
     pub cache_bytes: u64,
-    /// Host's pid of the container's guest, for an exec.
-    pub exec_in: Option<i32>,
+    /// It is an exec.
+    pub is_exec: bool,
 }
 
 /// A guest whose module was found, and is compiled or being compiled.
@@ -123,7 +123,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         skeleton: install.skeleton().display().to_string(),
         cache_dir: around.cache_dir.into(),
         cache_bytes: around.cache_bytes,
-        exec_in: around.exec_in,
+        is_exec: around.is_exec,
     }
 }
 
@@ -146,6 +146,8 @@ fn mount_points(install: &Install, plan: &Plan) -> String {
 pub struct Helpers<'a, Enter> {
     /// The guest's share of its container's memory budget.
     pub budget: &'a HostShare,
+    /// For an exec: the directory in `/proc` of the process whose file systems and namespaces it shares.
+    pub process: Option<BorrowedFd<'a>>,
     /// The module, where it is no file of the container.
     pub module: Option<BorrowedFd<'a>>,
     /// Makes the cgroup while the guest mounts; returns what [`ToGuest::Cgroup`] carries.
@@ -182,6 +184,7 @@ where
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.
     let mut fds = vec![host.budget.as_fd(), body.as_fd()];
+    fds.extend(host.process);
     fds.extend(host.module);
     let share = host.budget.index();
     let _ = guest.send(&ToGuest::Launch { share }, &fds);

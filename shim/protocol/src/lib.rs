@@ -5,7 +5,7 @@
 //! ```text
 //! host                                   guest
 //!   ◀─ Waiting                             │  engine loaded
-//!   Launch + [budget, body, module?] ─────▶│  no privileges dropped, nothing hostile seen
+//!   Launch + [budget, body, process?, module?] ▶│  no privileges dropped, nothing hostile seen
 //!   (makes the cgroup meanwhile)           │  joins namespaces, mounts
 //!   Cgroup + [tasks…] ────────────────────▶│  moves itself there, resolves the entrypoint
 //!   ◀─ NoEntrypoint                        │  only where the image has no such file, and no module was given
@@ -58,13 +58,16 @@ pub const CONTROL_FD: i32 = 3;
 pub const MAX_PACKET: usize = 64 << 10;
 /// Bound of a launch body in bytes: the spec's strings, bounded before by the reader of config.json.
 pub const MAX_LAUNCH: u64 = 32 << 20;
+/// The longest text in a message, in bytes: the rest of it is left out. A spec's strings are longer than a packet may be.
+const MAX_TEXT: usize = 16 << 10;
 /// Most descriptors in one packet.
 const MAX_FDS: usize = 16;
 
 /// From the host to the guest.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToGuest {
-    /// What to become: descriptors of the budget, of a [`Launch`], and of the module where it is no file of the container.
+    /// What to become: descriptors of the budget, of a [`Launch`], of the container's process for an exec, and of the module
+    /// where it is no file of the container.
     Launch {
         /// Which of the budget's shares is this guest's.
         share: usize,
@@ -77,7 +80,7 @@ pub enum ToGuest {
     /// The artefact was compiled (or the module refused): look it up again.
     Artefact,
     /// The artefact cannot be made; the text is the container's error.
-    NoArtefact(String),
+    NoArtefact(#[serde(serialize_with = "cut")] String),
     /// Run the entrypoint on the three standard streams in the packet.
     Start {
         /// They are a terminal, which becomes the process's own.
@@ -100,9 +103,9 @@ pub enum FromGuest {
     /// The module in the packet's descriptor runs, but unoptimised: compiled in full, its next start would do better.
     Unoptimised(Module),
     /// The entrypoint is a program for Linux, not for this engine.
-    NotWasm(String),
+    NotWasm(#[serde(serialize_with = "cut")] String),
     /// The image's root file system has no such file (an artefact image has none at all).
-    NoEntrypoint(String),
+    NoEntrypoint(#[serde(serialize_with = "cut")] String),
     /// The entrypoint is a module that this node can run, and its artefact is there. With the steps that led there.
     Resolved(Timeline),
     /// As `Resolved`, and another process goes on: born in the pid namespace that the guest was to join. Whoever is in there
@@ -116,7 +119,7 @@ pub enum FromGuest {
     /// The module is loaded, nothing of it has run. With the steps since `Resolved`.
     Ready(Timeline),
     /// Create failed; the text names file, offset or field, and the remedy.
-    Failed(String),
+    Failed(#[serde(serialize_with = "cut")] String),
     /// The program ended.
     Ended(End),
 }
@@ -147,6 +150,7 @@ pub struct Module {
     /// Size in bytes.
     pub size: u64,
     /// Where it was found, for messages.
+    #[serde(serialize_with = "cut")]
     pub path: String,
     /// The engine's part of the artefact's key.
     pub engine: String,
@@ -158,6 +162,7 @@ pub struct End {
     /// Exit status as containers report it: the program's, or 128 + signal.
     pub status: u8,
     /// What to tell a person who did not read the program's own output; empty for an ordinary end.
+    #[serde(serialize_with = "cut")]
     pub reason: String,
     /// A growth of memory was refused before an abnormal end.
     pub out_of_memory: bool,
@@ -210,7 +215,8 @@ pub struct Launch {
     pub root_readonly: bool,
     /// Volumes, in the spec's order.
     pub mounts: Vec<Mount>,
-    /// Namespaces to join: path and CLONE_NEW… flag. One of pids is joined last, by a new process.
+    /// Namespaces to join: path and CLONE_NEW… flag. An exec's are relative to the directory of the container's process. One of
+    /// pids is joined last, by a new process.
     pub join: Vec<(String, i32)>,
     /// Namespaces to make: CLONE_NEW… flags (not pid, which needs a new process).
     pub unshare: i32,
@@ -226,8 +232,9 @@ pub struct Launch {
     pub cache_dir: String,
     /// Bound of the artefact cache in bytes.
     pub cache_bytes: u64,
-    /// Host's pid of a guest whose file systems this one shares, for an exec; nothing is mounted then.
-    pub exec_in: Option<i32>,
+    /// An exec: a descriptor of the directory in `/proc` of its container's process follows. Its file systems are shared, and
+    /// nothing is mounted.
+    pub is_exec: bool,
 }
 
 /// Which artefact is wanted.
@@ -318,6 +325,11 @@ impl From<rustix::io::Errno> for Error {
     fn from(e: rustix::io::Errno) -> Self {
         Self::Io(e.into())
     }
+}
+
+/// Serialises a text that a person is to read, as far as there is room.
+fn cut<S: serde::Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&text[..text.floor_char_boundary(MAX_TEXT)])
 }
 
 /// Encodes a message into one packet.
@@ -501,6 +513,25 @@ mod tests {
         assert!(matches!(message, ToGuest::Launch { share: 0 }));
         let launch = read_launch(fds.pop().unwrap()).unwrap();
         assert_eq!(launch.program.args.len(), 20_000);
+    }
+
+    #[test]
+    fn a_text_that_is_longer_than_a_packet_arrives_as_far_as_there_is_room() {
+        let (host, guest) = pair().unwrap();
+        let long = format!("{}é", "x".repeat(MAX_TEXT - 1)).repeat(64);
+        send(guest.as_fd(), &FromGuest::Failed(long.clone()), &[]).unwrap();
+        let (FromGuest::Failed(text), _) = recv(host.as_fd()).unwrap() else {
+            panic!("another message");
+        };
+        assert_eq!(text, "x".repeat(MAX_TEXT - 1));
+        let end = End {
+            status: 1,
+            reason: long.clone(),
+            out_of_memory: false,
+        };
+        send(guest.as_fd(), &FromGuest::Ended(end), &[]).unwrap();
+        assert!(recv::<FromGuest>(host.as_fd()).is_ok());
+        send(host.as_fd(), &ToGuest::NoArtefact(long), &[]).unwrap();
     }
 
     #[test]

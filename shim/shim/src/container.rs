@@ -1,6 +1,9 @@
 //! One container of the pod that is our own: the sandbox with its holder, or a Wasm container with its guests.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api::Status;
@@ -42,6 +45,8 @@ pub struct Container {
     refuge: Option<Cgroup>,
     /// Why it never ran, where that showed when it was Running already.
     unloaded: OnceLock<String>,
+    /// The termination message's file, as it was when the container was made: later its path may mean another.
+    termination_message: Option<File>,
 }
 
 /// A process that was added to a running container.
@@ -84,7 +89,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Container {
     /// A container in state Created, watched to its end.
     pub fn new(parts: Parts, events: Events, log: Log) -> Arc<Self> {
+        let message = parts.plan.termination_message.as_deref();
         let container = Arc::new(Self {
+            termination_message: message.and_then(open_termination_message),
             oom: Mutex::new(parts.oom),
             id: parts.id,
             bundle: parts.bundle,
@@ -417,7 +424,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
             "container {} ended with status {}: {}",
             container.id, end.status, end.reason
         ));
-        if let Some(file) = &container.plan.termination_message {
+        if let Some(file) = &container.termination_message {
             write_termination_message(file, &end.reason);
         }
     }
@@ -489,11 +496,18 @@ const NEVER_RAN: u8 = 128;
 /// What the kubelet reads of a termination message, in bytes.
 const MAX_TERMINATION_MESSAGE: usize = 4096;
 
+/// What is no file is nobody's message: nothing is written there.
+fn open_termination_message(path: &str) -> Option<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().write(true).custom_flags(flags).open(path);
+    let is_file = |file: &File| file.metadata().is_ok_and(|m| m.is_file());
+    file.ok().filter(is_file)
+}
+
 /// Explains an abnormal end where the program has not explained it itself.
-fn write_termination_message(file: &str, reason: &str) {
-    let empty = std::fs::metadata(file).is_ok_and(|m| m.is_file() && m.len() == 0);
-    if empty {
+fn write_termination_message(mut file: &File, reason: &str) {
+    if file.metadata().is_ok_and(|m| m.len() == 0) {
         let end = reason.floor_char_boundary(MAX_TERMINATION_MESSAGE);
-        let _ = std::fs::write(file, &reason[..end]);
+        let _ = file.write_all(&reason.as_bytes()[..end]);
     }
 }

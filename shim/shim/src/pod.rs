@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -349,10 +349,11 @@ impl Pod {
             root_mounts: root_mounts(request, plan)?,
             cache_dir: &self.cache_dir,
             cache_bytes: self.cache_bytes,
-            exec_in: None,
+            is_exec: false,
         };
         let helpers = Helpers {
             budget: &share,
+            process: None,
             module: None,
             enter: || made.enter(plan),
             layer: Some(self.layer(&request.id, plan)),
@@ -431,19 +432,7 @@ impl Pod {
 
     /// Exec: notes a further process of a running container; Start makes it.
     pub fn add_exec(&self, container: &Container, request: &api::ExecProcessRequest) -> Result<()> {
-        if container.main.status() != api::Status::RUNNING {
-            return Err(error::precondition(format!(
-                "container {} is {:?}: exec needs a running one",
-                container.id,
-                container.main.status()
-            )));
-        }
-        if container.main.is_compiling() {
-            return Err(error::precondition(format!(
-                "container {}: its module is still being compiled: exec needs one that runs",
-                container.id
-            )));
-        }
+        takes_execs(container)?;
         if container.plan.role == Role::Sandbox {
             return Err(error::unimplemented(
                 "a sandbox has no programs and no root file system to exec in",
@@ -451,7 +440,7 @@ impl Pod {
         }
         let plan = container
             .plan
-            .exec(&request.spec.value, container.main.pid())
+            .exec(&request.spec.value)
             .map_err(error::invalid)?;
         let paths = Paths {
             stdin: request.stdin.clone(),
@@ -473,6 +462,7 @@ impl Pod {
     /// Start of an exec: a new guest in the container's namespaces, cgroup and root file system.
     pub async fn start_exec(&self, container: &Arc<Container>, exec: &Arc<Exec>) -> Result<()> {
         let asked = Instant::now();
+        takes_execs(container)?;
         let started = self.run_exec(container, exec).await;
         if let Err(e) = started {
             exec.process.fail();
@@ -490,7 +480,8 @@ impl Pod {
             return Err(e);
         }
         // The cgroup is others', too.
-        exec.process.turn(api::Status::CREATED, api::Status::RUNNING)?;
+        exec.process
+            .turn(api::Status::CREATED, api::Status::RUNNING)?;
         exec.process.run(None)?;
         count::exec_started(&self.counters, asked, exec.process.pid());
         container::exec_started(container, exec, &self.events);
@@ -506,6 +497,7 @@ impl Pod {
         let compiler = self.compiler(container.cgroup.as_ref());
         let mut made = Made::existing(container.cgroup.clone());
         let guest = self.guest(plan, &mut made)?;
+        let process = container.main.directory()?;
         raise_oom_score(guest.pid(), container.main.pid());
         let budget = container.new_share()?;
         let around = Surroundings {
@@ -513,10 +505,11 @@ impl Pod {
             root_mounts: Vec::new(),
             cache_dir: &self.cache_dir,
             cache_bytes: self.cache_bytes,
-            exec_in: i32::try_from(container.main.pid()).ok(),
+            is_exec: true,
         };
         let helpers = Helpers {
             budget: &budget,
+            process: Some(process.as_fd()),
             module: None,
             enter: || made.enter(plan),
             layer: Some(self.layer(&container.id, plan)),
@@ -639,6 +632,24 @@ impl Pod {
             self.done.notify_one();
         }
     }
+}
+
+/// A process can be added to a container whose program runs.
+fn takes_execs(container: &Container) -> Result<()> {
+    if container.main.status() != api::Status::RUNNING {
+        return Err(error::precondition(format!(
+            "container {} is {:?}: exec needs a running one",
+            container.id,
+            container.main.status()
+        )));
+    }
+    if container.main.is_compiling() {
+        return Err(error::precondition(format!(
+            "container {}: its module is still being compiled: exec needs one that runs",
+            container.id
+        )));
+    }
+    Ok(())
 }
 
 fn paths(request: &api::CreateTaskRequest) -> Paths {

@@ -161,6 +161,21 @@ impl Process {
         self.body.get().map_or(0, |b| b.pid().unsigned_abs())
     }
 
+    /// Its directory in `/proc`, which stays that of this process when its number is another's.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn directory(&self) -> std::io::Result<OwnedFd> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(format!("/proc/{}", self.pid()), flags, Mode::empty())?;
+        // Until it is taken off the kernel's table, which this thread does, nobody else has its number.
+        match self.is_gone() {
+            true => Err(rustix::io::Errno::SRCH.into()),
+            false => Ok(directory),
+        }
+    }
+
     /// containerd's word for the state.
     pub fn status(&self) -> Status {
         self.life().status

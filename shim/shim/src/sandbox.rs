@@ -31,6 +31,14 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
             Namespace::Path(path) => {
                 let file =
                     File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
+                if let Some(sysctl) = plan.sysctls.iter().find(|sysctl| sysctl.namespace == flag)
+                    && is_own(&file)
+                {
+                    return Err(format!(
+                        "linux.sysctl[{}]: {path} is the node's own namespace, so it would be set for the whole node",
+                        sysctl.file
+                    ));
+                }
                 joins.push((file.into(), flag));
             }
         }
@@ -43,10 +51,10 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
         _ => CString::default(),
     };
     let mut writes = Vec::new();
-    for (name, value) in &plan.sysctls {
+    for sysctl in &plan.sysctls {
         writes.push((
-            text(format!("/proc/sys/{name}"), "linux.sysctl")?,
-            text(value.clone(), "linux.sysctl")?,
+            text(format!("/proc/sys/{}", sysctl.file), "linux.sysctl")?,
+            text(sysctl.value.clone(), "linux.sysctl")?,
         ));
     }
     let (read, ready) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -87,6 +95,15 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
     Err(explain(code[0], plan))
 }
 
+/// Whether a namespace's file is that of one of this process's own namespaces.
+fn is_own(file: &File) -> bool {
+    let inode = |file: &File| rustix::fs::fstat(file).map(|stat| stat.st_ino).ok();
+    let own = std::fs::read_dir("/proc/self/ns").into_iter().flatten();
+    let own = own.filter_map(|entry| File::open(entry.ok()?.path()).ok());
+    // All of them are files of one file system.
+    own.into_iter().any(|own| inode(&own) == inode(file))
+}
+
 /// The holder's one-byte report, see `slipway_sys::hold`.
 fn explain(code: u8, plan: &Plan) -> String {
     match code {
@@ -96,10 +113,11 @@ fn explain(code: u8, plan: &Plan) -> String {
         4 => "linux.namespaces: the loopback interface of the new network cannot be set up".into(),
         5 => "the holder of the pod's namespaces could not give up its root, user and capabilities: mounting a tmpfs, pivot_root(2) and setresuid(2) must be allowed to the shim".into(),
         16.. if usize::from(code - 16) < plan.sysctls.len() => {
-            let (name, value) = &plan.sysctls[usize::from(code - 16)];
+            let sysctl = &plan.sysctls[usize::from(code - 16)];
             format!(
-                "linux.sysctl {}: the kernel does not take {value:?} in this pod's namespaces",
-                name.replace('/', ".")
+                "linux.sysctl {}: the kernel does not take {:?} in this pod's namespaces",
+                sysctl.file.replace('/', "."),
+                sysctl.value
             )
         }
         _ => "the holder of the pod's namespaces was killed while it started".into(),

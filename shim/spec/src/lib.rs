@@ -10,10 +10,12 @@ mod oci;
 mod plan;
 mod refused;
 mod seccomp;
+mod sysctl;
 mod user;
 
 pub use mount::parse_options;
 pub use plan::{CgroupPath, Namespace, Plan, Resources, Role, Throttle};
+pub use sysctl::Sysctl;
 pub use user::{UserNamespace, parse_root};
 
 use std::io::Read;

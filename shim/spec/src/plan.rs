@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use slipway_protocol::{CA_CERTIFICATES, Mount, Program, Tier};
 
+use crate::sysctl::{self, Holders, Sysctl};
 use crate::user::{self, UserNamespace};
 use crate::{Error, mount, oci, parse_options, refused, seccomp};
 
@@ -159,8 +160,8 @@ pub struct Plan {
     pub cgroup_ns: Namespace,
     /// The pod's user namespace; `None`: the host's.
     pub user: Option<UserNamespace>,
-    /// linux.sysctl as (file below /proc/sys, value).
-    pub sysctls: Vec<(String, String)>,
+    /// linux.sysctl.
+    pub sysctls: Vec<Sysctl>,
     /// Where the cgroup is; `None`: the caller's own.
     pub cgroup: Option<CgroupPath>,
     /// linux.resources.
@@ -180,11 +181,12 @@ pub(crate) fn refuse(field: &str, reason: impl Into<String>) -> Error {
 }
 
 impl Plan {
-    /// The plan of a further process in this running container, whose guest has this pid.
+    /// The plan of a further process in this running container. Its namespaces' paths are relative to the directory in `/proc`
+    /// of the container's own process: by then the number of one that has ended may be another's.
     ///
     /// # Errors
     /// [`Error::Json`] and [`Error::Field`].
-    pub fn exec(&self, process: &[u8], pid: u32) -> Result<Self, Error> {
+    pub fn exec(&self, process: &[u8]) -> Result<Self, Error> {
         let process: oci::Process =
             serde_json::from_slice(process).map_err(|source| Error::Json {
                 path: "the process to exec".into(),
@@ -198,10 +200,10 @@ impl Plan {
             .collect::<Result<_, _>>()?;
         let join = |ns: &Namespace, name: &str| match ns {
             Namespace::Host => Namespace::Host,
-            _ => Namespace::Path(format!("/proc/{pid}/ns/{name}")),
+            _ => Namespace::Path(format!("ns/{name}")),
         };
         let user = match &self.user {
-            Some(user) => Some(user.of_exec(pid, &process.user)?),
+            Some(user) => Some(user.of_exec(&process.user)?),
             None => None,
         };
         Ok(Self {
@@ -240,11 +242,20 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
     let mut unsupported = Unsupported(unsupported(&spec.hooks));
     unsupported.note(refused::in_process(&process));
     unsupported.note(refused::in_spec(&spec));
-    if role == Role::Container {
-        unsupported.note(no_sysctls(&spec.linux.sysctl));
-    }
     let namespaces = namespaces(&spec.linux.namespaces, &mut unsupported);
     let [pid, network, ipc, uts, cgroup_ns, user] = namespaces;
+    let holders = Holders {
+        network: &network,
+        ipc: &ipc,
+        uts: &uts,
+    };
+    let sysctls = match role {
+        Role::Sandbox => sysctl::read(&spec.linux.sysctl, &holders)?,
+        Role::Container => {
+            unsupported.note(sysctl::none(&spec.linux.sysctl));
+            Vec::new()
+        }
+    };
     let user = unsupported
         .note(UserNamespace::of(user, &spec.linux))
         .flatten();
@@ -297,7 +308,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         uts,
         cgroup_ns,
         user,
-        sysctls: sysctls(spec.linux.sysctl)?,
+        sysctls,
         cgroup: cgroup(&spec.linux.cgroups_path)?,
         resources: unsupported
             .note(resources(spec.linux.resources))
@@ -569,52 +580,40 @@ fn rlimit(i: usize, limit: &oci::Rlimit) -> Result<(i32, u64, u64), Error> {
     Ok((n as i32, limit.soft, limit.hard))
 }
 
-/// A container of a pod shares the namespaces that sysctls belong to; the kubelet gives them to the sandbox.
-fn no_sysctls(map: &BTreeMap<String, String>) -> Result<(), Error> {
-    match map.keys().next() {
-        Some(name) => Err(refuse(
-            &format!("linux.sysctl[{name}]"),
-            "only a pod has sysctls; set it in the pod's securityContext.sysctls",
-        )),
-        None => Ok(()),
-    }
-}
-
-fn sysctls(map: BTreeMap<String, String>) -> Result<Vec<(String, String)>, Error> {
-    let file = |(name, value): (String, String)| {
-        // A name with slashes uses dots inside its parts (sysctl(8)): net/ipv4/conf/eth0.1/forwarding.
-        let path = if name.contains('/') {
-            name.clone()
-        } else {
-            name.replace('.', "/")
-        };
-        if path.split('/').any(|part| part.is_empty() || part == "..") {
-            return Err(refuse(
-                &format!("linux.sysctl[{name}]"),
-                "is not the name of a sysctl",
-            ));
-        }
-        Ok((path, value))
-    };
-    map.into_iter().map(file).collect()
-}
-
 fn cgroup(path: &str) -> Result<Option<CgroupPath>, Error> {
     if path.is_empty() {
         return Ok(None);
     }
     let parts: Vec<&str> = path.split(':').collect();
     if let [slice, prefix, name] = parts[..] {
+        let is_name = |part: &str| !part.contains('/') && !matches!(part, "." | "..");
+        if !slice.ends_with(".slice")
+            || ![slice, prefix, name].into_iter().all(is_name)
+            || name.is_empty()
+        {
+            return Err(refuse(
+                "linux.cgroupsPath",
+                format!(
+                    "{path:?} is not SLICE.slice:PREFIX:NAME, as systemd's driver has it; a path of the cgroupfs driver has no two colons"
+                ),
+            ));
+        }
         return Ok(Some(CgroupPath::Systemd {
             slice: slice.into(),
             prefix: prefix.into(),
             name: name.into(),
         }));
     }
-    if path.split('/').any(|part| part == "..") {
+    if path.split('/').any(|part| matches!(part, "." | "..")) {
         return Err(refuse(
             "linux.cgroupsPath",
-            format!("{path:?} leaves its hierarchy"),
+            format!("{path:?} has a part that is not the name of a cgroup"),
+        ));
+    }
+    if path.trim_matches('/').is_empty() {
+        return Err(refuse(
+            "linux.cgroupsPath",
+            format!("{path:?} is the root of the hierarchy, where the node's own processes are"),
         ));
     }
     Ok(Some(CgroupPath::Cgroupfs(format!(
@@ -736,7 +735,7 @@ mod tests {
             ca_certificates: true,
             ..crate::Plan::default()
         };
-        let exec = plan.exec(br#"{"args": ["/app.wasm"]}"#, 1).unwrap();
+        let exec = plan.exec(br#"{"args": ["/app.wasm"]}"#).unwrap();
         assert_eq!(exec.program.env, [named]);
         assert!(environment("other", &[]).is_err());
     }
@@ -758,7 +757,23 @@ mod tests {
                 .contains("namespaces[0]")
         );
         assert!(error(|s| s["linux"]["sysctl"] = json!({"net..x": "1"})).contains("sysctl"));
-        assert!(error(|s| s["linux"]["cgroupsPath"] = json!("/a/../b")).contains("cgroupsPath"));
+        for path in [
+            "/a/../b",
+            "/a/./b",
+            ".",
+            "/",
+            "//",
+            "/tmp/x:a:b",
+            "a.slice:../b:c",
+            "a.slice:b:c/d",
+            "a.slice:b:",
+            "x:b:c",
+        ] {
+            assert!(
+                error(|s| s["linux"]["cgroupsPath"] = json!(path)).contains("linux.cgroupsPath: "),
+                "{path}"
+            );
+        }
         assert!(
             error(|s| s["annotations"]["slipway.dev/compile"] = json!("O9"))
                 .contains("slipway.dev/compile")
@@ -807,7 +822,7 @@ mod tests {
         };
         let drained = stop("drain");
         assert!(drained.program.drain);
-        let exec = drained.exec(br#"{"args": ["/a"], "cwd": "/"}"#, 7).unwrap();
+        let exec = drained.exec(br#"{"args": ["/a"], "cwd": "/"}"#).unwrap();
         assert!(!exec.program.drain);
         let refused = stop("later");
         assert!(!refused.program.drain);
@@ -817,7 +832,7 @@ mod tests {
     #[test]
     fn an_exec_has_a_umask_and_refusals_of_its_own() {
         let plan = parse(container().to_string().as_bytes()).unwrap();
-        let exec = |process: serde_json::Value| plan.exec(process.to_string().as_bytes(), 7);
+        let exec = |process: serde_json::Value| plan.exec(process.to_string().as_bytes());
         let umask = |user: serde_json::Value| exec(json!({"args": ["/a"], "user": user})).unwrap();
         assert_eq!(umask(json!({"umask": 63})).program.umask, Some(63));
         assert_eq!(umask(json!({})).program.umask, Some(0o022));
@@ -846,16 +861,5 @@ mod tests {
             parse(spec.to_string().as_bytes()).unwrap().cgroup,
             Some(CgroupPath::Systemd { .. })
         ));
-    }
-
-    #[test]
-    fn sysctls_become_paths() {
-        let mut spec = container();
-        spec["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
-        let plan = parse(spec.to_string().as_bytes()).unwrap();
-        assert_eq!(
-            plan.sysctls,
-            [("net/ipv4/ip_unprivileged_port_start".into(), "0".into())]
-        );
     }
 }

@@ -83,11 +83,11 @@ impl UserNamespace {
         }
     }
 
-    /// That of a further process beside the one with this pid.
-    pub(crate) fn of_exec(&self, pid: u32, user: &oci::User) -> Result<Self, Error> {
+    /// That of a further process of the container.
+    pub(crate) fn of_exec(&self, user: &oci::User) -> Result<Self, Error> {
         self.check_ids(user)?;
         Ok(Self {
-            path: format!("/proc/{pid}/ns/user"),
+            path: "ns/user".into(),
             ..self.clone()
         })
     }
@@ -245,7 +245,7 @@ mod tests {
             assert!(refused(stranger).contains(&format!("process.user.{field}")));
         }
         let process = json!({"args": ["/app.wasm"], "user": {"uid": 65_536}}).to_string();
-        assert!(plan(|_| {}).exec(process.as_bytes(), 7).is_err());
+        assert!(plan(|_| {}).exec(process.as_bytes()).is_err());
     }
 
     #[test]

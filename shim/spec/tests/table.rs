@@ -234,7 +234,10 @@ fn samples() -> Vec<(&'static str, Value)> {
         ),
         ("linux.uidMappings[].*", user.clone()),
         ("linux.gidMappings[].*", user),
-        ("linux.sysctl", linux(json!({"sysctl": {"net.a": "1"}}))),
+        (
+            "linux.sysctl",
+            linux(json!({"sysctl": {"net.a": "1"}, "namespaces": [{"type": "network"}]})),
+        ),
         (
             "linux.resources.devices[].*",
             resources(

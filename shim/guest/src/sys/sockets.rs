@@ -80,7 +80,8 @@ pub unsafe extern "C" fn connect(
     done
 }
 
-/// getsockopt(2) as the engine calls it for sock_getsockopt: SO_ERROR is an error, too.
+/// getsockopt(2) as the engine calls it for sock_getsockopt: SO_ERROR is an error, too. Of the two options whose values it
+/// translates, the engine ends the process where there is less than a whole one.
 ///
 /// # Safety
 /// getsockopt(2)'s.
@@ -92,11 +93,18 @@ pub unsafe extern "C" fn getsockopt(
     value: *mut c_void,
     length: *mut libc::socklen_t,
 ) -> c_int {
-    // SAFETY: passed on as it came; SO_ERROR is an int, where there is room for one.
+    // SAFETY: passed on as it came; SO_ERROR is an int, where there is room for one. errno's location is valid for the
+    // calling thread.
     unsafe {
+        let translated =
+            level == libc::SOL_SOCKET && [libc::SO_TYPE, libc::SO_ERROR].contains(&name);
+        if translated && (*length as usize) < size_of::<c_int>() {
+            *libc::__errno_location() = libc::EINVAL;
+            return -1;
+        }
         let done = libc::syscall(libc::SYS_getsockopt, fd, level, name, value, length) as c_int;
         let is_error = (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR);
-        if done == 0 && is_error && *length as usize == size_of::<c_int>() {
+        if done == 0 && is_error {
             let error = value.cast::<c_int>();
             error.write_unaligned(nameable(error.read_unaligned()));
         }
