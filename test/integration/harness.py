@@ -400,5 +400,13 @@ class KillTest(PodTest):
             self.appears("slipway-aot")
             yield container, started
 
+    def shim_address(self):
+        """Where the one shim of the bed listens, as this process reaches it."""
+        [shim] = self.pids("containerd-shim-slipway-v1")
+        listening = self.bed.run("sh", "-c", "ss -xlpH").stdout
+        [path] = {line.split()[4] for line in listening.splitlines() if f"pid={shim}," in line}
+        with open(f"{self.bed.root}/init.pid") as f:
+            return f"/proc/{f.read().strip()}/root{path}"
+
     def works(self):
         self.assertEqual(self.pod().start(self.bed.example("hello"), ["exit", "2"]).ended()["exitCode"], 2)

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import tempfile
 
-from harness import EXAMPLES, PATIENCE, ROOT, TREE, KillTest, PodTest, Watched
+from harness import EXAMPLES, PATIENCE, ROOT, TREE, KillTest, PodTest, Watched, slow_module
 
 RUNTIME = "io.containerd.slipway.v1"
 MAX_CONFIG = 16 << 20
@@ -35,6 +35,10 @@ def call(path, method, payload):
         s.sendall(struct.pack(">IIBB", len(request), 1, 1, 0) + request)
         answer = s.makefile("rb")
         return answer.read(struct.unpack(">IIBB", answer.read(10))[0])
+
+
+# An answer of ttrpc with an empty status and no payload.
+DONE = b"\n\x00"
 
 
 class BadConfig(PodTest):
@@ -393,6 +397,69 @@ class Kills(KillTest):
             self.disappears(name)
         self.assertEqual(self.cached(), cached)
         self.works()
+
+
+class Calls(KillTest):
+    """Calls in an order that containerd does not make, or at once: asked of the shim itself."""
+
+    def exec(self, shim, container, id, *args):
+        spec = json.dumps({"args": args, "cwd": "/"}).encode()
+        asked = field(1, container.id.encode()) + field(2, id.encode())
+        self.assertEqual(call(shim, "Exec", asked + field(7, field(1, b"json") + field(2, spec))), DONE)
+        return asked
+
+    def test_an_exec_has_one_start(self):
+        container = self.pod().start(self.bed.example("hello"), ["sleep"])
+        container.until("Hello")
+        shim = self.shim_address()
+        asked = self.exec(shim, container, "twice", "/hello.wasm", "sleep")
+        call(shim, "Start", asked)
+        guests = self.pids("slipway-guest")
+        self.assertIn(b"process twice has been started already", call(shim, "Start", asked))
+        self.assertEqual(self.pids("slipway-guest"), guests)
+        self.assertIn(b"exec twice is running: kill it first", call(shim, "Delete", asked))
+        kill = field(1, container.id.encode()) + field(2, b"twice") + bytes([3 << 3, signal.SIGKILL])
+        call(shim, "Kill", kill)
+        call(shim, "Wait", asked)
+        call(shim, "Delete", asked)
+        self.assertIn(b"not found", call(shim, "State", asked))
+
+    def test_an_exec_that_is_killed_while_it_is_started_does_not_run(self):
+        name = f"late{self.bed.number()}"
+        with tempfile.TemporaryDirectory() as d:
+            image = self.bed.image(f"{EXAMPLES}/hello.wasm", name, "--copy", f"{slow_module(d, name)}:/slow.wat")
+        container = self.pod().start(image, ["sleep"], annotations={"slipway.dev/compile": "full"})
+        container.until("Hello")
+        shim, main = self.shim_address(), self.pids("slipway-guest")
+        asked = self.exec(shim, container, "late", "/slow.wat")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            started = pool.submit(call, shim, "Start", asked)
+            self.appears("slipway-aot")
+            self.bed.run("kill", "-STOP", *self.pids("slipway-aot"))
+            self.assertIn(b"exec late is being started: kill it first", call(shim, "Delete", asked))
+            call(shim, "Kill", field(1, container.id.encode()) + field(2, b"late") + bytes([3 << 3, signal.SIGTERM]))
+            self.assertIn(b"was killed while it was started", started.result())
+        self.assertEqual(self.pids("slipway-guest"), main)
+        call(shim, "Delete", asked)
+        self.assertIn(b"not found", call(shim, "State", asked))
+
+    def test_an_id_has_one_create_at_a_time(self):
+        with self.compiling() as (container, started):
+            compiler = self.pids("slipway-aot")
+            self.bed.run("kill", "-STOP", *compiler)
+            bundle = f"/run/containerd/io.containerd.runtime.v2.task/k8s.io/{container.id}"
+            again = call(self.shim_address(), "Create", field(1, container.id.encode()) + field(2, bundle.encode()))
+            self.bed.run("kill", "-CONT", *compiler)
+            self.assertIn(b"already exists", again)
+            self.assertEqual(started.result().returncode, 0)
+        self.assertEqual(container.ended()["exitCode"], 0)
+
+    def test_a_create_names_a_bundle(self):
+        container = self.pod().start(self.bed.example("hello"), ["sleep"])
+        shim = self.shim_address()
+        for bundle in (b"", b"other"):
+            self.assertIn(b"must be an absolute path", call(shim, "Create", field(1, b"x") + field(2, bundle)))
+        self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
 
 
 class LongCompiles(KillTest):

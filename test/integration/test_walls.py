@@ -156,21 +156,17 @@ class Substitutes(KillTest):
         container = self.pod().start(self.bed.example("hello"), ["sleep"])
         container.until("Hello")
         pid = container.info()["pid"]
-        [shim] = self.pids("containerd-shim-slipway-v1")
-        with open(f"{self.bed.root}/init.pid") as f:
-            root = f"/proc/{f.read().strip()}/root"
-        listening = self.bed.run("sh", "-c", "ss -xlpH").stdout
-        [socket] = {line.split()[4] for line in listening.splitlines() if f"pid={shim}," in line}
+        shim = self.shim_address()
         # It would take the container away when that has ended.
         self.kill_containerd()
         spec = field(1, b"json") + field(2, b'{"args": ["/hello.wasm"], "cwd": "/"}')
         asked = field(1, container.id.encode()) + field(2, b"late")
-        call(f"{root}{socket}", "Exec", asked + field(7, spec))
+        call(shim, "Exec", asked + field(7, spec))
         self.kill(str(pid))
-        self.until(lambda: not os.path.exists(f"{root}/proc/{pid}"))
+        self.until(lambda: str(pid) not in self.bed.run("ps", "-eo", "pid=").stdout.split())
         successor = f"echo {pid - 1} >/proc/sys/kernel/ns_last_pid; sleep 1000 >/dev/null 2>&1 & echo $!"
         self.assertEqual(self.bed.run("sh", "-c", successor).stdout.strip(), str(pid))
-        self.assertIn(b"exec needs a running one", call(f"{root}{socket}", "Start", asked))
+        self.assertIn(b"exec needs a running one", call(shim, "Start", asked))
         self.kill(str(pid))
         self.restart()
 

@@ -318,6 +318,15 @@ impl Container {
                 "exec {id} is running: kill it first"
             )));
         }
+        if exec.process.is_being_started() {
+            return Err(error::precondition(format!(
+                "exec {id} is being started: kill it first"
+            )));
+        }
+        // One whose Start was given up before it ran.
+        if exec.process.kill(libc::SIGKILL.unsigned_abs()).is_ok() {
+            exec.process.wait().await;
+        }
         exec.process.handed_over().await;
         lock(&self.execs).remove(id);
         let never = Exit {

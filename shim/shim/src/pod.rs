@@ -1,6 +1,6 @@
 //! A pod: its containers, what they share, and the shim's life.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -74,6 +74,15 @@ struct Sandbox {
     steps: Timeline,
 }
 
+/// The Create of a member, for as long as it goes on.
+struct Claim<'a>(&'a Mutex<HashSet<String>>, String);
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(self.0).remove(&self.1);
+    }
+}
+
 /// The pod.
 pub struct Pod {
     namespace: String,
@@ -91,6 +100,8 @@ pub struct Pod {
     /// The node's counters.
     counters: Counters,
     members: Mutex<HashMap<String, Member>>,
+    /// Ids of members that are being created.
+    creating: Mutex<HashSet<String>>,
     /// The sandbox's cgroup: it lives as long as the pod.
     cgroup: OnceLock<Cgroup>,
     /// The sandbox, until its Create comes for it.
@@ -130,6 +141,7 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
             log: settings.log,
             counters: Counters::new(Path::new(slipway_counters::DIR)),
             members: Mutex::default(),
+            creating: Mutex::default(),
             cgroup: OnceLock::new(),
             early: Mutex::default(),
             spare: Mutex::default(),
@@ -176,8 +188,12 @@ impl Pod {
         request: &api::CreateTaskRequest,
         context: service::Forward<'_>,
     ) -> Result<u32> {
-        if lock(&self.members).contains_key(&request.id) {
-            return Err(error::exists(&request.id));
+        let _claim = self.claim(&request.id)?;
+        if !Path::new(&request.bundle).is_absolute() {
+            return Err(error::invalid(format!(
+                "bundle {:?} of container {:?}: must be an absolute path",
+                request.bundle, request.id
+            )));
         }
         let early = lock(&self.early).take();
         let created = match early.filter(|_| request.id == self.group) {
@@ -202,6 +218,14 @@ impl Pod {
         self.publish_create(request, pid);
         lock(&self.members).insert(request.id.clone(), Member::Own(container));
         Ok(pid)
+    }
+
+    /// Takes an id for the one Create that it may have.
+    fn claim(&self, id: &str) -> Result<Claim<'_>> {
+        if lock(&self.members).contains_key(id) || !lock(&self.creating).insert(id.into()) {
+            return Err(error::exists(id));
+        }
+        Ok(Claim(&self.creating, id.into()))
     }
 
     fn publish_create(&self, request: &api::CreateTaskRequest, pid: u32) {
@@ -463,11 +487,14 @@ impl Pod {
     pub async fn start_exec(&self, container: &Arc<Container>, exec: &Arc<Exec>) -> Result<()> {
         let asked = Instant::now();
         takes_execs(container)?;
-        let started = self.run_exec(container, exec).await;
-        if let Err(e) = started {
-            exec.process.fail();
-            return Err(error::start(&e));
+        let claim = exec.process.claim()?;
+        tokio::select! {
+            started = self.run_exec(container, exec) => started.map_err(|e| error::start(&e))?,
+            () = exec.process.doomed() => {
+                return Err(error::precondition(format!("exec {} was killed while it was started", exec.process.id)));
+            }
         }
+        claim.kept();
         tokio::spawn(container::watch_exec(
             container.clone(),
             exec.clone(),

@@ -22,7 +22,7 @@ use slipway_protocol::{End, HostShare, Refusal, Timeline};
 use slipway_sys::Child;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::error::{self, Result};
 use crate::events::now;
@@ -109,11 +109,33 @@ pub struct Process {
     /// Why the kernel's OOM killer has ended it.
     oom_kill: OnceLock<String>,
     life: Mutex<Life>,
+    /// Told of a signal to one that is being started and has no body yet.
+    doom: Notify,
     exit: watch::Sender<Option<Exit>>,
+}
+
+/// The one Start of an exec. Dropped before it is [`Claim::kept`], for it has failed or its client has given up, it has ended.
+pub struct Claim<'a>(Option<&'a Process>);
+
+impl Claim<'_> {
+    /// The process has its body, and somebody waits for its end.
+    pub fn kept(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if let Some(process) = self.0 {
+            process.fail();
+        }
+    }
 }
 
 struct Life {
     status: Status,
+    /// A Start has come for it.
+    claimed: bool,
     /// The program's streams, until it runs.
     streams: Option<[OwnedFd; 3]>,
     /// It was let run.
@@ -134,12 +156,41 @@ impl Process {
             oom_kill: OnceLock::new(),
             life: Mutex::new(Life {
                 status: Status::CREATED,
+                claimed: false,
                 streams: None,
                 ran: false,
                 kept: Kept::default(),
             }),
+            doom: Notify::new(),
             exit: watch::Sender::new(None),
         }
+    }
+
+    /// Takes an exec for the one Start that it may have.
+    ///
+    /// # Errors
+    /// Another Start has it, or had it.
+    pub fn claim(&self) -> Result<Claim<'_>> {
+        let mut life = self.life();
+        if life.claimed || life.status != Status::CREATED {
+            return Err(error::precondition(format!(
+                "process {} has been started already",
+                self.id
+            )));
+        }
+        life.claimed = true;
+        Ok(Claim(Some(self)))
+    }
+
+    /// It is being started, and has no body yet.
+    pub fn is_being_started(&self) -> bool {
+        let life = self.life();
+        life.claimed && life.status == Status::CREATED && self.body.get().is_none()
+    }
+
+    /// Waits for a signal that comes while it is being started.
+    pub async fn doomed(&self) {
+        self.doom.notified().await;
     }
 
     /// Gives it its body, once.
@@ -264,6 +315,11 @@ impl Process {
     pub fn kill(&self, signal: u32) -> Result<()> {
         let number = i32::try_from(signal)
             .map_err(|_| error::invalid(format!("signal {signal} does not exist")))?;
+        // Whatever signal it is, there is no program yet that could do something else about it than end.
+        if self.is_being_started() {
+            self.doom.notify_one();
+            return Ok(());
+        }
         let body = self.body.get().filter(|_| self.status() != Status::STOPPED);
         let Some(body) = body else {
             return Err(error::not_found("process already finished"));
@@ -362,7 +418,7 @@ impl Process {
     }
 
     /// An exec that could not be started: it has ended without an event, for nothing of it ever ran.
-    pub fn fail(&self) {
+    fn fail(&self) {
         self.stop();
         self.tell(Exit {
             status: 255,
