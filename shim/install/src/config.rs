@@ -19,7 +19,18 @@ const WRITTEN: &str = "# Written by `slipway install`; `slipway uninstall` remov
 /// A template of k3s and rke2 that adds to what they render.
 const BASE_TEMPLATE: &str = "{{ template \"base\" . }}\n";
 /// Options of runc's handler that Slipway's takes over for the pods' Linux containers.
-const OPTIONS: [&str; 3] = ["BinaryName", "Root", "SystemdCgroup"];
+const OPTIONS: [&str; 10] = [
+    "BinaryName",
+    "Root",
+    "SystemdCgroup",
+    "NoPivotRoot",
+    "NoNewKeyring",
+    "ShimCgroup",
+    "IoUid",
+    "IoGid",
+    "CriuImagePath",
+    "CriuWorkPath",
+];
 /// The type of runc's handlers.
 const RUNC: &str = "io.containerd.runc.v2";
 /// Names of the CRI plugin in `disabled_plugins`.
@@ -781,11 +792,10 @@ address = "hush-8"
     fn options_are_those_of_runc() {
         let dump = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\noptions = { BinaryName = '/bin/runc', SystemdCgroup = false, Root = '', IoUid = 7 }\n";
         let options = Effective::parse(dump).unwrap().runc_options();
-        assert_eq!(options.len(), 1);
-        assert_eq!(
-            (options[0].0.as_str(), options[0].1.as_str()),
-            ("BinaryName", Some("/bin/runc"))
-        );
+        let names: Vec<_> = options.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["BinaryName", "IoUid"]);
+        assert_eq!(options[0].1.as_str(), Some("/bin/runc"));
+        assert_eq!(options[1].1.as_integer(), Some(7));
     }
 
     #[test]

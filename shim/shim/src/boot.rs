@@ -8,7 +8,7 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 
-use crate::{RUNTIME, delegate, features, log, pod, socket};
+use crate::{RUNTIME, delegate, features, handler, log, pod, socket};
 
 /// What containerd may write to `start`: bootstrap parameters or runtime options. containerd's own bound.
 const MAX_INPUT: u64 = 10 << 20;
@@ -155,7 +155,7 @@ fn bootstrap(flags: &Flags, input: &[u8], by_containerd_2: bool) -> Result<Boots
                 .extensions
                 .into_iter()
                 .filter_map(|e| e.value.into_option())
-                .find(delegate::is_options),
+                .find(handler::is_options),
             answer: Answer::Protobuf,
         },
         None => Bootstrap {
@@ -229,7 +229,7 @@ pub fn start(flags: &Flags) -> Result<(), String> {
         group,
         ttrpc,
         grpc,
-        cache_bytes: options.as_ref().and_then(delegate::cache_bytes),
+        cache_bytes: options.as_ref().and_then(handler::cache_bytes),
         bundle: std::env::current_dir().unwrap_or_else(|_| flags.bundle.clone()),
         log: logger.clone(),
         listener,

@@ -15,8 +15,7 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{CodedInputStream, Message, MessageField};
-use containerd_shim_protos::shim::oci::Options;
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use containerd_shim_protos::ttrpc::asynchronous::Client;
 use containerd_shim_protos::ttrpc::proto::Request;
@@ -29,6 +28,7 @@ use crate::boot::Flags;
 use crate::error::{self, Result};
 use crate::events::{Events, now};
 use crate::features;
+use crate::handler;
 use crate::log::Log;
 use crate::pod::Settings;
 use crate::process::Exit;
@@ -123,12 +123,10 @@ impl Delegate {
         context: &TtrpcContext,
     ) -> Result<u32> {
         let mut request = request.clone();
-        request.options = MessageField(
-            request
-                .options
-                .take()
-                .map(|any| Box::new(translate_options(any))),
-        );
+        if let Some(options) = request.options.take() {
+            let options = handler::runc_options(options).map_err(error::invalid)?;
+            request.options = MessageField::some(options);
+        }
         let mut again = true;
         loop {
             let running = self.start().await?;
@@ -480,72 +478,10 @@ async fn call<Q: Message, R: Message>(
         .map_err(|e| error::internal(format!("{PROGRAM} {method}: {e}")))
 }
 
-/// A handler that is not runc's own gets its options as text; the delegate wants runc's message.
-fn translate_options(any: Any) -> Any {
-    if !has_text(&any) {
-        return any;
-    }
-    let toml = config_body(&any.value).unwrap_or_default();
-    let value = |key: &str| value(&toml, key);
-    let options = Options {
-        binary_name: value("BinaryName").unwrap_or_default(),
-        root: value("Root").unwrap_or_default(),
-        systemd_cgroup: value("SystemdCgroup").as_deref() == Some("true"),
-        ..Default::default()
-    };
-    match options.write_to_bytes() {
-        Ok(value) => Any {
-            type_url: "containerd.runc.v1.Options".into(),
-            value,
-            ..Default::default()
-        },
-        Err(_) => any,
-    }
-}
-
-/// A value of the handler's options, flat TOML.
-fn value(toml: &str, key: &str) -> Option<String> {
-    toml.lines()
-        .filter_map(|l| l.split_once('='))
-        .find(|(k, _)| k.trim() == key)
-        .map(|(_, v)| v.trim().trim_matches(['"', '\'']).to_string())
-}
-
-/// Whether these are a handler's options, of runc's type or another.
-pub fn is_options(any: &Any) -> bool {
-    any.type_url.ends_with("containerd.runc.v1.Options") || has_text(any)
-}
-
-/// Whether these are options as text.
-fn has_text(any: &Any) -> bool {
-    any.type_url.ends_with("runtimeoptions.v1.Options")
-}
-
-/// The bound of the artefact cache, from the handler's options.
-pub fn cache_bytes(any: &Any) -> Option<u64> {
-    if !has_text(any) {
-        return None;
-    }
-    value(&config_body(&any.value)?, "CacheBytes")?.parse().ok()
-}
-
-/// Field 3 of runtimeoptions.v1.Options: the TOML of the handler's `options` table.
-fn config_body(message: &[u8]) -> Option<String> {
-    const CONFIG_BODY: u32 = (3 << 3) | 2;
-    let mut input = CodedInputStream::from_bytes(message);
-    while let Ok(Some(tag)) = input.read_raw_tag_or_eof() {
-        let bytes = input.read_bytes().ok()?;
-        if tag == CONFIG_BODY {
-            return String::from_utf8(bytes).ok();
-        }
-    }
-    None
-}
-
 /// The features of the node's runc, asked of its shim with the handler's options.
 pub fn info(options: &[u8]) -> Option<RuntimeInfo> {
     use std::io::Write;
-    let options = translate_options(Any::parse_from_bytes(options).ok()?);
+    let options = handler::runc_options(Any::parse_from_bytes(options).ok()?).ok()?;
     let mut child = std::process::Command::new(find_program(PROGRAM)?)
         .arg("-info")
         .stdin(Stdio::piped())
@@ -648,52 +584,6 @@ pub fn cleanup(flags: &Flags) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_handlers_options_become_runcs() {
-        let body = b"BinaryName = \"/x/runc\"\nSystemdCgroup = true\n";
-        let mut value = vec![0x1a, body.len() as u8];
-        value.extend_from_slice(body);
-        let any = Any {
-            type_url: "runtimeoptions.v1.Options".into(),
-            value,
-            ..Default::default()
-        };
-        let translated = translate_options(any);
-        assert_eq!(translated.type_url, "containerd.runc.v1.Options");
-        let options = Options::parse_from_bytes(&translated.value).unwrap();
-        assert_eq!(
-            (options.binary_name.as_str(), options.systemd_cgroup),
-            ("/x/runc", true)
-        );
-    }
-
-    #[test]
-    fn the_caches_bound_is_an_option_of_slipways_own() {
-        let body = b"CacheBytes = 1048576\n";
-        let mut value = vec![0x1a, body.len() as u8];
-        value.extend_from_slice(body);
-        let any = |type_url: &str| Any {
-            type_url: type_url.into(),
-            value: value.clone(),
-            ..Default::default()
-        };
-        assert_eq!(
-            cache_bytes(&any("runtimeoptions.v1.Options")),
-            Some(1 << 20)
-        );
-        assert_eq!(cache_bytes(&any("containerd.runc.v1.Options")), None);
-    }
-
-    #[test]
-    fn runcs_own_options_stay_as_they_are() {
-        let any = Any {
-            type_url: "containerd.runc.v1.Options".into(),
-            value: vec![1, 2],
-            ..Default::default()
-        };
-        assert_eq!(translate_options(any.clone()), any);
-    }
 
     #[test]
     fn a_process_is_known_by_its_start_time() {

@@ -11,6 +11,7 @@ mod delegate;
 mod error;
 mod events;
 mod features;
+mod handler;
 mod log;
 mod pod;
 mod process;
