@@ -18,6 +18,7 @@ use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::ttrpc::asynchronous::Client;
 use containerd_shim_protos::ttrpc::proto::Request;
+use containerd_shim_protos::ttrpc::{self, Code};
 use tokio::sync::{Notify, mpsc};
 
 use crate::log::Log;
@@ -28,6 +29,8 @@ const MAX_QUEUED: usize = 4096;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between attempts. There is no event that tells of a daemon's return.
 const RETRY: Duration = Duration::from_millis(200);
+/// How often containerd may refuse an event before it is given up: those behind it wait.
+const MAX_REFUSALS: usize = 5;
 /// How long an ending shim waits for its last events to be taken.
 const FLUSH: Duration = Duration::from_secs(3);
 
@@ -154,12 +157,23 @@ async fn send_all(
 ) {
     let mut client: Option<Client> = None;
     while let Some(event) = queue.recv().await {
-        let mut failed = 0;
-        while let Err(e) = forward(&mut client, &address, event.clone()).await {
-            client = None;
+        let (mut failed, mut refused) = (0, 0);
+        while let Err(failure) = forward(&mut client, &address, event.clone()).await {
             failed += 1;
-            if failed == 1 {
-                log.info(&format!("events wait for containerd: {e}"));
+            match failure {
+                Failure::Unheard(e) => {
+                    client = None;
+                    if failed == 1 {
+                        log.info(&format!("events wait for containerd: {e}"));
+                    }
+                }
+                Failure::Refused(e) => {
+                    refused += 1;
+                    if refused == MAX_REFUSALS {
+                        log.error(&format!("event dropped, for containerd refuses it: {e}"));
+                        break;
+                    }
+                }
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -168,14 +182,36 @@ async fn send_all(
     }
 }
 
+/// Why an event was not taken.
+enum Failure {
+    /// containerd is not there, or does not answer: it will be.
+    Unheard(String),
+    /// It has looked at the event.
+    Refused(String),
+}
+
+impl From<ttrpc::Error> for Failure {
+    fn from(e: ttrpc::Error) -> Self {
+        let text = e.to_string();
+        match e {
+            ttrpc::Error::RpcStatus(status)
+                if ![Code::UNAVAILABLE, Code::DEADLINE_EXCEEDED].contains(&status.code()) =>
+            {
+                Self::Refused(text)
+            }
+            _ => Self::Unheard(text),
+        }
+    }
+}
+
 async fn forward(
     client: &mut Option<Client>,
     address: &str,
     payload: Vec<u8>,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let connected = match client {
         Some(c) => c,
-        None => client.insert(Client::connect(address).await.map_err(|e| e.to_string())?),
+        None => client.insert(Client::connect(address).await?),
     };
     let request = Request {
         service: "containerd.services.events.ttrpc.v1.Events".into(),
@@ -186,7 +222,70 @@ async fn forward(
     };
     match tokio::time::timeout(TIMEOUT, connected.request(request)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(e)) => Err(e.to_string()),
-        Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
+        Ok(Err(e)) => Err(e.into()),
+        Err(_) => Err(Failure::Unheard(format!("no answer within {TIMEOUT:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use containerd_shim_protos::api::Empty;
+    use containerd_shim_protos::shim_async;
+    use containerd_shim_protos::ttrpc::r#async::transport::Listener;
+    use containerd_shim_protos::ttrpc::r#async::{Server, TtrpcContext};
+
+    use super::*;
+
+    /// A containerd that refuses one kind of event, and notes what it was asked.
+    #[derive(Clone, Default)]
+    struct Refusing(Arc<Mutex<Vec<String>>>);
+
+    #[async_trait]
+    impl shim_async::Events for Refusing {
+        async fn forward(&self, _: &TtrpcContext, asked: ForwardRequest) -> ttrpc::Result<Empty> {
+            let topic = asked.envelope.topic.clone();
+            self.0.lock().unwrap().push(topic.clone());
+            match topic.as_str() {
+                TaskStart::TOPIC => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
+                    Code::INVALID_ARGUMENT,
+                    "no such namespace",
+                ))),
+                _ => Ok(Empty::default()),
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_that_is_refused_for_good_does_not_hold_up_the_others() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("containerd.ttrpc");
+        let asked = Refusing::default();
+        runtime.block_on(async {
+            let listener = UnixListener::bind(&socket).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let service = shim_async::create_events(Arc::new(asked.clone()));
+            let mut server = Server::new()
+                .add_listener(Listener::try_from(listener).unwrap())
+                .register_service(service);
+            server.start().await.unwrap();
+            let log = Log::open(directory.path(), false);
+            let events = Events::new(socket.to_str().unwrap(), "test", log);
+            events.publish(&TaskStart::default());
+            events.publish(&TaskExit::default());
+            while events.pending.count.load(Ordering::Relaxed) > 0 {
+                events.pending.none.notified().await;
+            }
+        });
+        let mut topics = vec![TaskStart::TOPIC; MAX_REFUSALS];
+        topics.push(TaskExit::TOPIC);
+        assert_eq!(*asked.0.lock().unwrap(), topics);
     }
 }
