@@ -345,11 +345,12 @@ class Watched(PodTest):
 SLOW_FUNCTIONS = 800
 
 
-def slow_module(directory, name):
+def slow_module(directory, name, start=""):
+    """A module that takes the compiler some seconds; what its program does."""
     body = "".join(f"(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const {k * 7919 + 3})) (i32.shr_u (local.get 0) (i32.const {k % 31}))))" for k in range(40))
     path = f"{directory}/{name}.wat"
     with open(path, "w") as f:
-        f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start"))')
+        f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start") {start})')
         for n in range(SLOW_FUNCTIONS):
             f.write(f'(func (export "f{n}") (param i32) (result i32) (i32.store (i32.const {n}) (local.get 0)) {body} (local.get 0))')
         f.write(")")
@@ -384,11 +385,11 @@ class KillTest(PodTest):
     def restart(self):
         subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
 
-    def slow(self, **fields):
+    def slow(self, start="", **fields):
         """A container whose module takes the compiler some seconds."""
         name = f"slow{os.getpid()}-{self.bed.number()}-{self.bed.version}"
         with tempfile.TemporaryDirectory() as d:
-            image = self.bed.image(slow_module(d, name), name)
+            image = self.bed.image(slow_module(d, name, start), name, "--copy", f"{EXAMPLES}/hello.wasm:/hello.wasm")
         return self.pod().create(image, annotations={"slipway.dev/compile": "full"}, **fields)
 
     @contextlib.contextmanager

@@ -481,11 +481,45 @@ class LongCompiles(KillTest):
 
     def test_the_program_runs_when_its_module_is_compiled(self):
         with self.held() as (container, go_on):
-            refused = self.bed.crictl("exec", "-s", container.id, "/hello.wasm", check=False)
-            self.assertIn("its module is still being compiled", refused.stderr)
             go_on()
             self.assertEqual(container.ended()["exitCode"], 0)
         self.works()
+
+    def test_an_exec_waits_for_it_unless_its_client_has_a_deadline(self):
+        """A probe that is told at once does not count, one that takes too long does; a postStart hook waits."""
+        with self.held(start="(loop (br 0))") as (container, go_on), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            probe = self.bed.crictl("exec", "-s", "--timeout", str(PATIENCE), container.id, "/hello.wasm", check=False)
+            self.assertIn("its module is still being compiled", probe.stderr)
+            hook = pool.submit(self.bed.crictl, "exec", "-s", container.id, "/hello.wasm")
+            go_on()
+            self.assertIn("Hello from Slipway", hook.result().stdout)
+            container.stop()
+            self.assertEqual(container.status()["exitCode"], 143)
+
+    def test_nobody_shares_its_processes_before_it_runs(self):
+        """Its guest has the node's root until its module is loaded: kubectl debug --target."""
+        with self.held(start="(loop (br 0))") as (container, go_on):
+            target = {"security_context": {"namespace_options": {"pid": 3, "target_id": container.id}, "capabilities": {"add_capabilities": ["SYS_PTRACE"]}}}
+            for image in ("localhost/busybox:1", self.bed.example("hello")):
+                beside = self.pods[0].create(image, linux=target)
+                self.assertIn("is still being compiled: share its processes when it runs", beside.start(check=False).stderr)
+            go_on()
+            # Its first exec waits until it runs.
+            self.bed.crictl("exec", "-s", container.id, "/hello.wasm")
+            beside = self.pods[0].start("localhost/busybox:1", ["-c", "ls /proc/1/root/"], linux=target)
+            self.assertEqual(beside.ended()["exitCode"], 0)
+            self.assertLessEqual(set(beside.text().split()), {"artefact.so", "rootfs", "etc"})
+            container.stop()
+
+    def test_a_compile_that_nobody_waits_for_any_more_does_not_begin(self):
+        with self.held() as (container, _):
+            image = container.status()["image"]["image"]
+            second = self.pods[0].create(image, annotations={"slipway.dev/compile": "full"})
+            self.bed.crictl("--timeout", "1s", "start", second.id, check=False)
+            self.kill(*self.pids("slipway-aot"))
+            self.assertEqual(container.ended()["exitCode"], 128)
+            self.works()
+            self.assertEqual(self.pids("slipway-aot"), [])
 
     def test_it_does_so_although_containerd_was_started_again_meanwhile(self):
         with self.held() as (container, go_on):

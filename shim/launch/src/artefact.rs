@@ -92,6 +92,8 @@ pub struct Job {
     pub purpose: Purpose,
     /// What is wanted.
     tier: Tier,
+    /// The host's end of the socket of the guest that waits for it.
+    waiter: Option<OwnedFd>,
 }
 
 impl Job {
@@ -103,7 +105,18 @@ impl Job {
             damaged: None,
             purpose: Purpose::default(),
             tier,
+            waiter: None,
         }
+    }
+
+    /// The guest that was to wait for it is gone.
+    fn is_abandoned(&self) -> bool {
+        let gone = |waiter: &OwnedFd| {
+            let mut fds = [PollFd::new(waiter, PollFlags::empty())];
+            poll(&mut fds, Some(&Timespec::default())).is_ok()
+                && fds[0].revents().contains(PollFlags::HUP)
+        };
+        self.waiter.as_ref().is_some_and(gone)
     }
 
     /// The same module in full, where this job leaves it unoptimised by size and nobody has asked for that.
@@ -154,7 +167,8 @@ impl Compiler {
     }
 
     /// Compiles a module for a guest that waits for it at the other end of `control`, and tells it how that went.
-    pub(crate) async fn supply(self, job: Job, control: OwnedFd) {
+    pub(crate) async fn supply(self, mut job: Job, control: OwnedFd) {
+        job.waiter = control.try_clone().ok();
         let improved = job.improved();
         let answer = match self.compile(job).await {
             Ok(()) => ToGuest::Artefact,
@@ -219,6 +233,10 @@ impl Compiler {
         match store.lookup(&job.key())? {
             Lookup::Hit(_) => Ok(()),
             Lookup::Refused(reason) => Err(CompileError::Refused(reason)),
+            // One that has begun goes on for the next start; one that has waited for its turn until nobody wants it does not begin.
+            Lookup::Miss { .. } if job.is_abandoned() => {
+                Err(CompileError::Failed("nobody waits for it any more".into()))
+            }
             Lookup::Miss { .. } => self.fill(&store, &lock, job, Priority::Normal),
         }
     }

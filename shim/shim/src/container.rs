@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -338,12 +339,12 @@ impl Container {
 
     /// Ends what is left of the container, and removes its cgroup.
     pub async fn destroy(&self) -> std::result::Result<Exit, slipway_cgroup::Error> {
-        let compiling = self.main.is_compiling();
         let _ = self.kill(libc::SIGKILL.unsigned_abs(), true);
         let exit = self.main.wait().await;
         self.main.handed_over().await;
         if let Some(cgroup) = &self.cgroup {
-            if let Some(refuge) = self.refuge.as_ref().filter(|_| compiling) {
+            // What is left in there is a compile of its program's or of an exec's: others wait for it, or will.
+            if let Some(refuge) = &self.refuge {
                 cgroup.hand_over(refuge);
             }
             cgroup.remove()?;
@@ -505,12 +506,17 @@ const NEVER_RAN: u8 = 128;
 /// What the kubelet reads of a termination message, in bytes.
 const MAX_TERMINATION_MESSAGE: usize = 4096;
 
-/// What is no file is nobody's message: nothing is written there.
+/// What is no file is nobody's message: it is not even opened, for to open a device can do something.
 fn open_termination_message(path: &str) -> Option<File> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().write(true).custom_flags(flags).open(path);
-    let is_file = |file: &File| file.metadata().is_ok_and(|m| m.is_file());
-    file.ok().filter(is_file)
+    let place = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)
+        .ok()?;
+    let is_file = place.metadata().is_ok_and(|m| m.is_file());
+    let name = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let open = || File::options().write(true).open(name);
+    is_file.then(open)?.ok()
 }
 
 /// Explains an abnormal end where the program has not explained it itself.

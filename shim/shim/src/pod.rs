@@ -256,6 +256,7 @@ impl Pod {
         let asked = Instant::now();
         let steps = Timeline::begin();
         let plan = slipway_spec::read(Path::new(&request.bundle)).map_err(|e| refused(&e))?;
+        self.check_target(&plan).map_err(StartError::Refused)?;
         match plan.role {
             Role::Sandbox => {
                 let sandbox = self.make_sandbox(&request.id, plan, steps);
@@ -277,6 +278,36 @@ impl Pod {
                 }
                 created => created,
             },
+        }
+    }
+
+    /// Refuses a container, of whatever kind, that would share the pid namespace of another (`kubectl debug --target`) whose
+    /// program does not run yet: until its module is loaded, its guest has the node's root and all power, and who is beside it
+    /// may trace it.
+    fn check_target(&self, plan: &Plan) -> std::result::Result<(), String> {
+        let Namespace::Path(path) = &plan.pid else {
+            return Ok(());
+        };
+        let inode = |stat: rustix::io::Result<rustix::fs::Stat>| stat.map(|s| s.st_ino).ok();
+        let Some(joined) = inode(rustix::fs::stat(path)) else {
+            return Ok(());
+        };
+        let is_joined = |main: &Process| {
+            let own = main.directory().ok();
+            let flags = rustix::fs::AtFlags::empty();
+            own.and_then(|own| inode(rustix::fs::statat(own, "ns/pid", flags))) == Some(joined)
+        };
+        let members = lock(&self.members);
+        let mut own = members.values().filter_map(|member| match member {
+            Member::Own(container) if container.plan.role == Role::Container => Some(container),
+            _ => None,
+        });
+        match own.find(|c| !c.main.has_run() && is_joined(&c.main)) {
+            Some(target) => Err(format!(
+                "linux.namespaces: {path}: the module of container {} is still being compiled: share its processes when it runs",
+                target.id
+            )),
+            None => Ok(()),
         }
     }
 
@@ -484,15 +515,35 @@ impl Pod {
     }
 
     /// Start of an exec: a new guest in the container's namespaces, cgroup and root file system.
-    pub async fn start_exec(&self, container: &Arc<Container>, exec: &Arc<Exec>) -> Result<()> {
+    ///
+    /// While the container's module is being compiled, a client without a deadline waits, as for a `postStart` hook. One with a
+    /// deadline is told at once: a probe whose call fails does not count, and one that takes too long does.
+    pub async fn start_exec(
+        &self,
+        container: &Arc<Container>,
+        exec: &Arc<Exec>,
+        deadline: bool,
+    ) -> Result<()> {
         let asked = Instant::now();
         takes_execs(container)?;
+        if deadline && !container.main.has_run() {
+            return Err(error::precondition(format!(
+                "container {}: its module is still being compiled: exec needs one that runs",
+                container.id
+            )));
+        }
         let claim = exec.process.claim()?;
+        let run = async {
+            container.loaded(&container.main).await?;
+            let started = self.run_exec(container, exec).await;
+            started.map_err(|e| error::start(&e))
+        };
         tokio::select! {
-            started = self.run_exec(container, exec) => started.map_err(|e| error::start(&e))?,
+            biased;
             () = exec.process.doomed() => {
                 return Err(error::precondition(format!("exec {} was killed while it was started", exec.process.id)));
             }
+            started = run => started?,
         }
         claim.kept();
         tokio::spawn(container::watch_exec(
@@ -661,19 +712,13 @@ impl Pod {
     }
 }
 
-/// A process can be added to a container whose program runs.
+/// A process can be added to a container that runs.
 fn takes_execs(container: &Container) -> Result<()> {
     if container.main.status() != api::Status::RUNNING {
         return Err(error::precondition(format!(
             "container {} is {:?}: exec needs a running one",
             container.id,
             container.main.status()
-        )));
-    }
-    if container.main.is_compiling() {
-        return Err(error::precondition(format!(
-            "container {}: its module is still being compiled: exec needs one that runs",
-            container.id
         )));
     }
     Ok(())

@@ -278,7 +278,12 @@ impl Process {
     pub fn run(&self, cgroup: Option<&Cgroup>) -> Result<()> {
         let streams = {
             let mut life = self.life();
-            life.ran = true;
+            if ![Status::RUNNING, Status::PAUSED].contains(&life.status) {
+                return Err(error::precondition(format!(
+                    "process {} has ended",
+                    self.id
+                )));
+            }
             life.streams.take()
         };
         match (self.body.get(), streams) {
@@ -290,7 +295,9 @@ impl Process {
                     .map_err(|e| error::internal(format!("memory budget of {}: {e}", self.id)))?;
                 guest.start(&streams, self.terminal, budget).map_err(|e| {
                     error::precondition(format!("process {}: the guest is gone: {e}", self.id))
-                })
+                })?;
+                self.life().ran = true;
+                Ok(())
             }
             _ => Ok(()),
         }

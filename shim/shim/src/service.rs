@@ -108,7 +108,10 @@ service! {
                 Member::Own(container) => {
                     match request.exec_id.as_str() {
                         "" => container.start(&self.0.events, &self.0.log).await?,
-                        exec => self.0.start_exec(&container, &container.exec(exec)?).await?,
+                        exec => {
+                            let exec = container.exec(exec)?;
+                            self.0.start_exec(&container, &exec, context.timeout_nano > 0).await?;
+                        }
                     }
                     let pid = container.process(&request.exec_id)?.pid();
                     Ok(api::StartResponse { pid, ..Default::default() })

@@ -269,9 +269,11 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         .filter(|(_, m)| !is_kernel_mount(m))
         .filter_map(|(i, m)| unsupported.note(volume(i, m, user.as_ref())))
         .collect();
+    // The last one is what the program sees. Where it cannot write, nobody writes for it.
     let termination_message = mounts
         .iter()
-        .find(|m| m.destination == "/dev/termination-log")
+        .rfind(|m| m.destination == "/dev/termination-log")
+        .filter(|m| m.flags & libc::MS_RDONLY == 0)
         .map(|m| m.source.clone());
     let ca_certificates = ca_certificates(annotation(CA_ANNOTATION).as_deref())?;
     let tier = tier(annotation(COMPILE).as_deref())?;

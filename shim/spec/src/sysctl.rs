@@ -29,6 +29,8 @@ const IPC: [&str; 8] = [
 ];
 const MESSAGE_QUEUES: &str = "fs/mqueue/";
 const NETWORK: &str = "net/";
+/// In a network namespace, and a switch of the whole kernel's.
+const TUNNEL_HOOKS: &str = "net/netfilter/nf_hooks_lwtunnel";
 const DOMAIN: &str = "kernel/domainname";
 
 /// The pod's namespaces that hold sysctls.
@@ -48,16 +50,12 @@ pub(crate) fn read(
 ) -> Result<Vec<Sysctl>, Error> {
     let one = |(name, value): (&String, &String)| {
         let refused = |why: &str| Err(refuse(&format!("linux.sysctl[{name}]"), why));
-        // A name with slashes uses dots inside its parts (sysctl(8)): net/ipv4/conf/eth0.1/forwarding.
-        let file = match name.contains('/') {
-            true => name.clone(),
-            false => name.replace('.', "/"),
-        };
+        let file = file(name);
         if file.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return refused("is not the name of a sysctl");
         }
         let (namespace, holder, field) = match file.as_str() {
-            file if file.starts_with(NETWORK) => {
+            file if file.starts_with(NETWORK) && file != TUNNEL_HOOKS => {
                 (libc::CLONE_NEWNET, holders.network, "hostNetwork")
             }
             file if IPC.contains(&file) || file.starts_with(MESSAGE_QUEUES) => {
@@ -98,6 +96,20 @@ pub(crate) fn none(map: &BTreeMap<String, String>) -> Result<(), Error> {
     }
 }
 
+/// The file below `/proc/sys`. Dots and slashes can both divide a name, and the other of the two is then part of one, as in
+/// net/ipv4/conf/eth0.1/forwarding and net.ipv4.conf.eth0/1.forwarding: which it is tells the first of them (sysctl(8)).
+fn file(name: &str) -> String {
+    let swapped = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    match name.chars().find(|c| matches!(c, '.' | '/')) {
+        Some('.') => name.chars().map(swapped).collect(),
+        _ => name.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +135,11 @@ mod tests {
             (
                 "net/ipv4/conf/eth0.1/forwarding",
                 "net/ipv4/conf/eth0.1/forwarding",
+                libc::CLONE_NEWNET,
+            ),
+            (
+                "net.ipv4.conf.eno2/100.rp_filter",
+                "net/ipv4/conf/eno2.100/rp_filter",
                 libc::CLONE_NEWNET,
             ),
             (
@@ -157,6 +174,7 @@ mod tests {
             "kernel.shm_next_id",
             "user.max_user_namespaces",
             "network.x",
+            "net.netfilter.nf_hooks_lwtunnel",
         ] {
             let refused = of(name, &Namespace::New).unwrap_err();
             assert!(
@@ -172,6 +190,7 @@ mod tests {
             "net..x",
             "net/../kernel/core_pattern",
             "net/./x",
+            "net.ipv4.//.x",
             "net/",
             "",
         ] {
