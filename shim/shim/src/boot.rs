@@ -212,6 +212,8 @@ pub fn start(flags: &Flags) -> Result<(), String> {
         options,
         answer,
     } = bootstrap(flags, &input, preview.by_containerd_2)?;
+    let cache_bytes = options.as_ref().map(handler::cache_bytes).transpose()?;
+    let cache_bytes = cache_bytes.flatten();
     let group = preview.pod.unwrap_or_else(|| flags.id.clone());
     let path = socket::path(flags, &group);
     let address = format!("unix://{}", path.display());
@@ -229,7 +231,7 @@ pub fn start(flags: &Flags) -> Result<(), String> {
         group,
         ttrpc,
         grpc,
-        cache_bytes: options.as_ref().and_then(handler::cache_bytes),
+        cache_bytes,
         bundle: std::env::current_dir().unwrap_or_else(|_| flags.bundle.clone()),
         log: logger.clone(),
         listener,

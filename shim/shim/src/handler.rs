@@ -67,11 +67,14 @@ pub fn runc_options(any: Any) -> Result<Any, String> {
 }
 
 /// The bound of the artefact cache, where the options have one.
-pub fn cache_bytes(any: &Any) -> Option<u64> {
-    if !has_text(any) {
-        return None;
+///
+/// # Errors
+/// As [`runc_options`].
+pub fn cache_bytes(any: &Any) -> Result<Option<u64>, String> {
+    match has_text(any) {
+        true => Ok(table(any)?.cache_bytes),
+        false => Ok(None),
     }
-    table(any).ok()?.cache_bytes
 }
 
 fn table(any: &Any) -> Result<Table, String> {
@@ -154,12 +157,14 @@ mod tests {
     #[test]
     fn the_caches_bound_is_an_option_of_slipways_own() {
         let any = text("CacheBytes = 1048576\n");
-        assert_eq!(cache_bytes(&any), Some(1 << 20));
+        assert_eq!(cache_bytes(&any), Ok(Some(1 << 20)));
+        let refused = cache_bytes(&text("CacheBytes = \"1Gi\"\n")).unwrap_err();
+        assert!(refused.contains("CacheBytes"), "{refused}");
         let runcs = Any {
             type_url: "containerd.runc.v1.Options".into(),
             ..any
         };
-        assert_eq!(cache_bytes(&runcs), None);
+        assert_eq!(cache_bytes(&runcs), Ok(None));
     }
 
     #[test]
