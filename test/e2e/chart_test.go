@@ -193,8 +193,9 @@ var interruptions = []struct {
 	}},
 	{"an uninstallation that is late and taken back", func(s *Space, chart string) {
 		rolledOut(s.T, append([]string{"upgrade", "slipway", "--set", "uninstall.timeout=40s"}, values(chart)...)...)
-		// Something hinders the node, as a pod would that came meanwhile.
-		node(s.T, "systemd-run", "--unit=e2e-hinder", "flock", "/opt/slipway/state/lock", "sleep", "infinity")
+		// Something hinders the node, as a pod would that came meanwhile. Its end is a failure where its child ends first: nothing of it
+		// is to be left even then.
+		node(s.T, "systemd-run", "--collect", "--unit=e2e-hinder", "flock", "/opt/slipway/state/lock", "sleep", "infinity")
 		s.Cleanup(func() { _ = exec.Command(onNode[0], append(onNode[1:], "systemctl", "stop", "e2e-hinder")...).Run() })
 		if out, err := tryHelm("uninstall", "slipway", "--timeout", "2m"); err == nil {
 			s.Fatalf("uninstalled: %s", out)
