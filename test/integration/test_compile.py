@@ -114,7 +114,9 @@ class Compile(unittest.TestCase):
 
     def test_the_compiler_is_what_the_kernel_kills_first_and_has_bounds(self):
         command = [f"{TREE}/bin/slipway", "compile", "--tier", "full", slow_module(self.directory, "slow")]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        # Killed, it leaves its directory behind.
+        environment = os.environ | {"TMPDIR": self.directory}
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
             try:
                 compiler, limits = self.compiler_of(process)
                 with open(f"/proc/{compiler}/oom_score_adj") as f:
