@@ -401,6 +401,26 @@ class KillTest(PodTest):
             self.appears("slipway-aot")
             yield container, started
 
+    @contextlib.contextmanager
+    def standing_still(self, command):
+        """Its processes stand still until the end of the block, or until what this yields is called."""
+        pids = self.pids(command)
+        go_on = lambda: self.bed.run("kill", "-CONT", *pids, check=False)
+        self.bed.run("kill", "-STOP", *pids)
+        try:
+            yield go_on
+        finally:
+            go_on()
+
+    def was_compiled_once(self, image):
+        """Another start of a slow module finds what was begun for the first."""
+        again = self.pods[0].start(image, annotations={"slipway.dev/compile": "full"})
+        self.assertEqual(again.ended()["exitCode"], 0)
+        with open(f"{self.bed.root}/containerd.log") as f:
+            log = f.read()
+        module = image.removeprefix("localhost/").removesuffix(":1")
+        self.assertEqual([log.count(f"{word} /{module}.wat") for word in ("compiling", "compiled")], [1, 1])
+
     def shim_address(self):
         """Where the one shim of the bed listens, as this process reaches it."""
         [shim] = self.pids("containerd-shim-slipway-v1")

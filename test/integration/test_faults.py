@@ -357,13 +357,7 @@ class Kills(KillTest):
         container = self.slow()
         given_up = self.bed.crictl("--timeout", "1s", "start", container.id, check=False)
         self.assertIn("DeadlineExceeded", given_up.stderr)
-        image = container.status()["image"]["image"]
-        again = self.pods[0].start(image, annotations={"slipway.dev/compile": "full"})
-        self.assertEqual(again.ended()["exitCode"], 0)
-        with open(f"{self.bed.root}/containerd.log") as f:
-            log = f.read()
-        module = image.removeprefix("localhost/").removesuffix(":1")
-        self.assertEqual([log.count(f"{word} /{module}.wat") for word in ("compiling", "compiled")], [1, 1])
+        self.was_compiled_once(container.status()["image"]["image"])
 
     def cached(self):
         """The cache's files, complete or not; locks are none of its contents."""
@@ -418,8 +412,7 @@ class Calls(KillTest):
         self.assertIn(b"process twice has been started already", call(shim, "Start", asked))
         self.assertEqual(self.pids("slipway-guest"), guests)
         self.assertIn(b"exec twice is running: kill it first", call(shim, "Delete", asked))
-        kill = field(1, container.id.encode()) + field(2, b"twice") + bytes([3 << 3, signal.SIGKILL])
-        call(shim, "Kill", kill)
+        call(shim, "Kill", asked + bytes([3 << 3, signal.SIGKILL]))
         call(shim, "Wait", asked)
         call(shim, "Delete", asked)
         self.assertIn(b"not found", call(shim, "State", asked))
@@ -435,21 +428,19 @@ class Calls(KillTest):
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             started = pool.submit(call, shim, "Start", asked)
             self.appears("slipway-aot")
-            self.bed.run("kill", "-STOP", *self.pids("slipway-aot"))
-            self.assertIn(b"exec late is being started: kill it first", call(shim, "Delete", asked))
-            call(shim, "Kill", field(1, container.id.encode()) + field(2, b"late") + bytes([3 << 3, signal.SIGTERM]))
-            self.assertIn(b"was killed while it was started", started.result())
+            with self.standing_still("slipway-aot"):
+                self.assertIn(b"exec late is being started: kill it first", call(shim, "Delete", asked))
+                call(shim, "Kill", asked + bytes([3 << 3, signal.SIGTERM]))
+                self.assertIn(b"was killed while it was started", started.result())
         self.assertEqual(self.pids("slipway-guest"), main)
         call(shim, "Delete", asked)
         self.assertIn(b"not found", call(shim, "State", asked))
 
     def test_an_id_has_one_create_at_a_time(self):
         with self.compiling() as (container, started):
-            compiler = self.pids("slipway-aot")
-            self.bed.run("kill", "-STOP", *compiler)
             bundle = f"/run/containerd/io.containerd.runtime.v2.task/k8s.io/{container.id}"
-            again = call(self.shim_address(), "Create", field(1, container.id.encode()) + field(2, bundle.encode()))
-            self.bed.run("kill", "-CONT", *compiler)
+            with self.standing_still("slipway-aot"):
+                again = call(self.shim_address(), "Create", field(1, container.id.encode()) + field(2, bundle.encode()))
             self.assertIn(b"already exists", again)
             self.assertEqual(started.result().returncode, 0)
         self.assertEqual(container.ended()["exitCode"], 0)
@@ -468,16 +459,10 @@ class LongCompiles(KillTest):
     @contextlib.contextmanager
     def held(self, **fields):
         """A container whose start has answered, for its compiler stands still until the end of the block, or until it is let go."""
-        with self.compiling(**fields) as (container, started):
-            compiler = self.pids("slipway-aot")
-            go_on = lambda: self.bed.run("kill", "-CONT", *compiler, check=False)
-            self.bed.run("kill", "-STOP", *compiler)
-            try:
-                self.assertEqual(started.result().returncode, 0, started.result().stderr)
-                self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
-                yield container, go_on
-            finally:
-                go_on()
+        with self.compiling(**fields) as (container, started), self.standing_still("slipway-aot") as go_on:
+            self.assertEqual(started.result().returncode, 0, started.result().stderr)
+            self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
+            yield container, go_on
 
     def test_the_program_runs_when_its_module_is_compiled(self):
         with self.held() as (container, go_on):
@@ -536,12 +521,7 @@ class LongCompiles(KillTest):
             image = container.status()["image"]["image"]
             self.bed.crictl("rm", container.id)
             go_on()
-            again = self.pods[0].start(image, annotations={"slipway.dev/compile": "full"})
-            self.assertEqual(again.ended()["exitCode"], 0)
-        with open(f"{self.bed.root}/containerd.log") as f:
-            log = f.read()
-        module = image.removeprefix("localhost/").removesuffix(":1")
-        self.assertEqual([log.count(f"{word} /{module}.wat") for word in ("compiling", "compiled")], [1, 1])
+            self.was_compiled_once(image)
 
     def test_its_pod_can_be_removed_with_all_that_belongs_to_it(self):
         with self.held():
@@ -560,11 +540,9 @@ class LongCompiles(KillTest):
     def test_in_a_shared_pid_namespace_the_start_waits_to_the_end(self):
         """Its process is another one once the module is compiled, and a start has answered with a process."""
         with self.compiling(linux={"security_context": {"namespace_options": {"pid": 0}}}) as (container, started):
-            compiler = self.pids("slipway-aot")
-            self.bed.run("kill", "-STOP", *compiler)
-            # Longer than the starts of others wait.
-            answered = concurrent.futures.wait([started], timeout=8).done
-            self.bed.run("kill", "-CONT", *compiler)
+            with self.standing_still("slipway-aot"):
+                # Longer than the starts of others wait.
+                answered = concurrent.futures.wait([started], timeout=8).done
             self.assertEqual(answered, set())
             self.assertEqual(started.result().returncode, 0, started.result().stderr)
         self.assertEqual(container.ended()["exitCode"], 0)

@@ -93,7 +93,7 @@ pub struct Job {
     /// What is wanted.
     tier: Tier,
     /// The host's end of the socket of the guest that waits for it.
-    waiter: Option<OwnedFd>,
+    waiter: Option<Arc<OwnedFd>>,
 }
 
 impl Job {
@@ -111,8 +111,8 @@ impl Job {
 
     /// The guest that was to wait for it is gone.
     fn is_abandoned(&self) -> bool {
-        let gone = |waiter: &OwnedFd| {
-            let mut fds = [PollFd::new(waiter, PollFlags::empty())];
+        let gone = |waiter: &Arc<OwnedFd>| {
+            let mut fds = [PollFd::new(waiter.as_ref(), PollFlags::empty())];
             poll(&mut fds, Some(&Timespec::default())).is_ok()
                 && fds[0].revents().contains(PollFlags::HUP)
         };
@@ -168,7 +168,8 @@ impl Compiler {
 
     /// Compiles a module for a guest that waits for it at the other end of `control`, and tells it how that went.
     pub(crate) async fn supply(self, mut job: Job, control: OwnedFd) {
-        job.waiter = control.try_clone().ok();
+        let control = Arc::new(control);
+        job.waiter = Some(control.clone());
         let improved = job.improved();
         let answer = match self.compile(job).await {
             Ok(()) => ToGuest::Artefact,

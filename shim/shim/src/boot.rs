@@ -212,8 +212,7 @@ pub fn start(flags: &Flags) -> Result<(), String> {
         options,
         answer,
     } = bootstrap(flags, &input, preview.by_containerd_2)?;
-    let cache_bytes = options.as_ref().map(handler::cache_bytes).transpose()?;
-    let cache_bytes = cache_bytes.flatten();
+    let cache_bytes = options.as_ref().map_or(Ok(None), handler::cache_bytes)?;
     let group = preview.pod.unwrap_or_else(|| flags.id.clone());
     let path = socket::path(flags, &group);
     let address = format!("unix://{}", path.display());

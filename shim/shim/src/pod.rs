@@ -476,7 +476,8 @@ impl Pod {
             plan: plan.clone(),
             cgroup,
             oom,
-            refuge: self.cgroup.get().cloned(),
+            // The sandbox's own is that cgroup.
+            refuge: budget.as_ref().and_then(|_| self.cgroup.get().cloned()),
             main,
             budget,
             counters: self.counters.clone(),

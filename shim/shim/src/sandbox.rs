@@ -17,14 +17,14 @@ use slipway_sys::{CgroupEntry, Child, Holding};
 /// A text that names the namespace, host name or sysctl.
 pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
     let kinds = [
-        (&plan.pid, libc::CLONE_NEWPID),
-        (&plan.network, libc::CLONE_NEWNET),
-        (&plan.ipc, libc::CLONE_NEWIPC),
-        (&plan.uts, libc::CLONE_NEWUTS),
+        (&plan.pid, libc::CLONE_NEWPID, "pid"),
+        (&plan.network, libc::CLONE_NEWNET, "net"),
+        (&plan.ipc, libc::CLONE_NEWIPC, "ipc"),
+        (&plan.uts, libc::CLONE_NEWUTS, "uts"),
     ];
     let mut new = libc::CLONE_NEWNS;
     let mut joins = Vec::new();
-    for (ns, flag) in kinds {
+    for (ns, flag, kind) in kinds {
         match ns {
             Namespace::Host => {}
             Namespace::New => new |= flag,
@@ -32,7 +32,7 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
                 let file =
                     File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
                 if let Some(sysctl) = plan.sysctls.iter().find(|sysctl| sysctl.namespace == flag)
-                    && is_own(&file)
+                    && is_own(&file, kind)
                 {
                     return Err(format!(
                         "linux.sysctl[{}]: {path} is the node's own namespace, so it would be set for the whole node",
@@ -95,13 +95,11 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
     Err(explain(code[0], plan))
 }
 
-/// Whether a namespace's file is that of one of this process's own namespaces.
-fn is_own(file: &File) -> bool {
-    let inode = |file: &File| rustix::fs::fstat(file).map(|stat| stat.st_ino).ok();
-    let own = std::fs::read_dir("/proc/self/ns").into_iter().flatten();
-    let own = own.filter_map(|entry| File::open(entry.ok()?.path()).ok());
-    // All of them are files of one file system.
-    own.into_iter().any(|own| inode(&own) == inode(file))
+/// Whether a namespace's file is that of this process's own namespace of its kind.
+fn is_own(file: &File, kind: &str) -> bool {
+    let own = rustix::fs::stat(format!("/proc/self/ns/{kind}"));
+    let inode = |stat: rustix::io::Result<rustix::fs::Stat>| stat.map(|stat| stat.st_ino).ok();
+    inode(own) == inode(rustix::fs::fstat(file))
 }
 
 /// The holder's one-byte report, see `slipway_sys::hold`.
