@@ -7,7 +7,8 @@ import time
 import unittest
 from unittest import mock
 
-from harness import EXAMPLES, PATIENCE, TREE, run, slipway, slow_module
+from harness import EXAMPLES, GUESTS, PATIENCE, TREE, run, slipway, slow_module
+from system_calls import LOGGED, SELDOM, called, listed
 
 # A program that ends with a status of its own.
 PROGRAM = """(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) (memory (export "memory") 1)
@@ -111,6 +112,17 @@ class Compile(unittest.TestCase):
                 self.assertEqual((done.returncode, self.entries()), (125, []), done.stderr)
                 self.assertIn(f"compiling needs more than {available * 3 << 18} bytes of memory, the bound of this node", done.stderr)
         slipway("compile", "--tier", "quick", f"{EXAMPLES}/https-client.wasm")
+
+    def test_the_compiler_needs_each_system_call_of_its_list_and_no_other(self):
+        log, broken = (f"{self.directory}/{name}" for name in ("log", "broken.wasm"))
+        write(broken, "\0asm\1\0\0\0rubbish")
+        for tier, module, status in (("quick", f"{GUESTS}/network.wasm", 0), ("full", f"{GUESTS}/network.wasm", 0), ("full", broken, 125)):
+            done = run("strace", *LOGGED, "-A", "-o", log, f"{TREE}/bin/slipway", "compile", "--tier", tier, module, check=False)
+            self.assertEqual(done.returncode, status, done.stderr)
+        # abort(3), where there is no memory. It is the first process of its namespace, and such a one does not end under strace.
+        seldom = {*SELDOM, "getpid", "gettid", "rt_sigprocmask", "rt_sigreturn", "tgkill"}
+        with open(log) as f:
+            self.assertEqual(listed("compiler") - seldom, called(f.read()) - seldom)
 
     def test_the_compiler_is_what_the_kernel_kills_first_and_has_bounds(self):
         command = [f"{TREE}/bin/slipway", "compile", "--tier", "full", slow_module(self.directory, "slow")]

@@ -149,6 +149,12 @@ class NetworkTest(PodTest):
         self.assertEqual(container.ended()["exitCode"], 0, container.text())
         return container.text().splitlines()
 
+    def dns_pod(self, server, *options):
+        return self.pod(dns_config={"servers": [server], "searches": ["first.test", "second.test"], "options": options})
+
+    def dns(self, address=BED4):
+        return self.peer(f"{ROOT}/test/integration/dns_server.py", address)
+
 
 class Network(NetworkTest):
     def test_a_server_holds_a_thousand_clients_of_both_families(self):
@@ -260,12 +266,6 @@ class Names(NetworkTest):
         """What each name is resolved to, by name; and after how many seconds."""
         found = [re.fullmatch(r"(\S+): (.*) \((\d+) s\)", line).groups() for line in self.said(container)]
         return {name: answer for name, answer, _ in found}, {name: int(seconds) for name, _, seconds in found}
-
-    def dns_pod(self, server, *options):
-        return self.pod(dns_config={"servers": [server], "searches": ["first.test", "second.test"], "options": options})
-
-    def dns(self, address=BED4):
-        return self.peer(f"{ROOT}/test/integration/dns_server.py", address)
 
     def test_answers_and_refusals_of_the_pods_server(self):
         with self.dns() as questions:

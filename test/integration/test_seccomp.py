@@ -1,8 +1,13 @@
-"""The seccomp profile of a pod: in the kernel, and as its module sees it."""
+"""What processes that have hostile bytes in them may call: the allow-lists of shim/seccomp, and the profile of a pod."""
+import contextlib
 import json
 import subprocess
+import tempfile
 
-from harness import PATIENCE, ROOT, PodTest
+from harness import GUESTS, PATIENCE, ROOT, PodTest, slipway
+from system_calls import LOGGED, SELDOM, called, listed
+from test_network import BED4, ECHO, SILENT, STREAMS, NetworkTest
+from test_wasi import WasiTest
 
 SHARED_PID = {"namespace_options": {"pid": 1}}
 RUNTIME_DEFAULT = {"profile_type": 0}
@@ -67,7 +72,8 @@ class Seccomp(PodTest):
 
         plain = self.create(pod, self.bed.example("envfiles"), ["stdin"], UNCONFINED, stdin=True)
         plain.start()
-        self.assertEqual(self.modes(plain), ["0"])
+        # Its engine's own list still holds.
+        self.assertEqual(self.modes(plain), ["2"])
 
     def test_a_profile_of_ones_own_decides_about_each_call(self):
         pod, image = self.pod(), self.bed.example("envfiles")
@@ -97,3 +103,58 @@ class Seccomp(PodTest):
                 said = self.create(pod, image, [], self.localhost(profile)).start(check=False).stderr
                 for text in told:
                     self.assertIn(text, said.replace("\\", ""))
+
+
+class AllowLists(WasiTest, NetworkTest):
+    """No rule that nothing needs; that none is missing is what all other tests show, which run under them."""
+
+    @contextlib.contextmanager
+    def traced(self, out):
+        """All that the pod's shim and its guests call, until the end of the block."""
+        [shim] = self.bed.run("pgrep", "-x", "containerd-shim").stdout.split()
+        children = self.bed.run("pgrep", "-P", shim).stdout.split()
+        attach = [argument for process in (shim, *children) for argument in ("-p", process)]
+        strace = subprocess.Popen(
+            [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", *LOGGED, "-o", out, *attach], stderr=subprocess.PIPE, text=True)
+        try:
+            for _ in (shim, *children):
+                self.assertIn("attached", strace.stderr.readline())
+            yield
+        finally:
+            self.bed.run("pkill", "-INT", "-x", "strace")
+            strace.communicate(timeout=PATIENCE)
+
+    def test_a_guest_needs_each_call_of_its_list(self):
+        # Compilers have a list of their own.
+        for module in ("wasi-conformance", "network"):
+            slipway("compile", "--tier", "quick", "--cache-dir", f"{self.bed.root}/cache", f"{GUESTS}/{module}.wasm")
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/traps.wat", "w") as f:
+                f.write('(module (memory (export "memory") 1) (func $far (drop (i32.load (i32.const -8)))) (func (export "_start") (call $far)))')
+            slipway("compile", "--tier", "quick", "--cache-dir", f"{self.bed.root}/cache", f"{d}/traps.wat")
+            traps = self.bed.image(f"{d}/traps.wat", "traps")
+        pod = self.dns_pod(BED4, "timeout:3", "attempts:1")
+        with tempfile.NamedTemporaryFile("r") as out, tempfile.TemporaryDirectory() as volume:
+            with self.traced(out.name):
+                mounts = [{"container_path": "/data", "host_path": volume}]
+                self.checks(pod, "files", "/data", mounts=mounts)
+                self.checks(pod, "process", "/data", envs=[{"key": "NAME", "value": "value"}])
+                pod.start(self.image(), ["terminate"]).ended()
+                self.network(pod)
+                pod.start(traps).ended()
+            needed = called(out.read())
+        self.assertEqual(listed("guest") - set(SELDOM), needed - set(SELDOM))
+
+    def network(self, pod):
+        image = self.bed.guest("network")
+        server = pod.start(image, ["tcp", "[::]:8000"], annotations={"slipway.dev/stop": "drain"})
+        server.until("listening")
+        self.python(STREAMS, f"{pod.ip()}/8000")
+        with self.peer("-c", ECHO):
+            self.said(pod.start(image, ["send", "hello", f"tcp/{BED4}:9000", f"udp/{BED4}:9000"]))
+        with self.peer("-c", SILENT):
+            self.said(pod.start(image, ["timeouts", f"{BED4}:9001"]))
+        self.said(pod.start(image, ["reuse", "127.0.0.1:9004"]))
+        with self.dns():
+            self.said(pod.start(image, ["names", "both.test", "4/many.test", "4/silent.test."]))
+        server.stop()

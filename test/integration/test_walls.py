@@ -1,5 +1,7 @@
 """Ways out of a container, tried. docs/security.md names these tests."""
+import concurrent.futures
 import contextlib
+import glob
 import hashlib
 import os
 import subprocess
@@ -8,6 +10,7 @@ import tempfile
 import test_spec
 from harness import KillTest, PodTest, slow_module
 from test_faults import ENDS_WHEN_TOLD, call, field
+from system_calls import listed
 from test_users import HANDLER as USERS_HANDLER, IDS, USERS
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -270,7 +273,7 @@ class BadGuest(PodTest):
             yield pod.create(image)
 
     def artefacts(self):
-        return [name for name in os.listdir(f"{self.bed.root}/cache") if name.endswith(".so")]
+        return [os.path.basename(path) for path in glob.glob(f"{self.bed.root}/cache/*.so")]
 
     def replace(self, path, payload):
         """Puts another payload into a cache entry: payload, description, SHA-256 of both, length of the description, magic."""
@@ -281,6 +284,53 @@ class BadGuest(PodTest):
         covered = payload + description
         with open(path, "wb") as f:
             f.write(covered + hashlib.sha256(covered).digest() + entry[-12:])
+
+    @contextlib.contextmanager
+    def escaped(self, *files):
+        """An image whose module got out: test/integration/bad_guest.c is in its artefact, which works as before otherwise."""
+        name = f"escaped{os.getpid()}-{self.bed.number()}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/{name}.wat", "w") as f:
+                f.write(f"""(module (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
+                    (memory (export "memory") 1) (data (i32.const 0) "{name}")
+                    (func (export "_start") (loop $again (drop (call $yield)) (br $again))))""")
+            before = set(self.artefacts())
+            pod = self.pod()
+            pod.start(self.bed.image(f"{d}/{name}.wat", f"{name}-whole"))
+            (entry,) = set(self.artefacts()) - before
+            path = f"{self.bed.root}/cache/{entry}"
+            with open(f"{d}/module.so", "wb") as f:
+                f.write(self.payload(path))
+            build = ("gcc", "-shared", "-fPIC", "-O1", "-o")
+            # One of that name, for the linker alone.
+            subprocess.run([*build, f"{d}/stub.so", "-Wl,-soname,/rootfs/module.so", "-x", "c", "/dev/null"], check=True)
+            numbers = ",".join(f"SYS_{call}" for call in listed("guest"))
+            subprocess.run(
+                [*build, f"{d}/bad.so", f"{HERE}/bad_guest.c", "-Wl,--no-as-needed", f"{d}/stub.so", f"-DALLOWED={numbers}",
+                 f'-DMARK="{self.bed.root}/config.toml"'], check=True)
+            with open(f"{d}/bad.so", "rb") as f:
+                self.replace(path, f.read())
+            items = [f"{d}/{name}.wat=/{name}.wat", f"{d}/module.so=/module.so", *files]
+            yield pod, self.bed.file_image(name, items, [f"/{name}.wat"])
+
+    def payload(self, path):
+        with open(path, "rb") as f:
+            entry = f.read()
+        return entry[:-44 - int.from_bytes(entry[-12:-8], "little")]
+
+    def test_code_that_got_out_while_it_is_loaded_finds_nothing(self):
+        with self.escaped("text:now=/now") as (pod, image):
+            for user in (0, 1000):
+                linux = {"security_context": {"namespace_options": {"pid": 1}, "run_as_user": {"value": user}}}
+                self.assertIn(': nothing"', pod.create(image, linux=linux).start(check=False).stderr)
+
+    def test_code_that_got_out_while_it_runs_finds_nothing(self):
+        with self.escaped() as (pod, image):
+            for user in (0, 1000):
+                linux = {"security_context": {"namespace_options": {"pid": 1}, "run_as_user": {"value": user}}}
+                container = pod.start(image, linux=linux)
+                self.bed.run("kill", "-USR2", str(container.info()["pid"]))
+                self.assertEqual((container.ended()["exitCode"], container.text()), (0, "nothing"))
 
     def test_what_is_no_message_ends_the_guest_and_start_says_why(self):
         with self.bad('send(3, "\\xff\\xff\\xff\\xff\\xff\\xff\\xff", 7, 0); pause();') as container:
@@ -299,9 +349,22 @@ class BadGuest(PodTest):
             self.assertIn("ended with status 0 before the module was loaded", container.start(check=False).stderr)
 
     def test_who_is_not_the_guest_cannot_speak_for_it(self):
-        # Ready, without steps: of another process that has the guest's end of the socket.
-        with self.bad('if (!fork()) { send(3, "\\x07\\0", 2, 0); pause(); } pause();') as container:
-            self.assertIn("which is not the guest", container.start(check=False).stderr)
+        # Ready, without steps: of another process that has taken the guest's end of the socket, as one that may trace it can.
+        speak = """
+import ctypes, os, socket, sys
+system_call = ctypes.CDLL(None).syscall
+taken = system_call(438, os.pidfd_open(int(sys.argv[1])), 3, 0)
+socket.socket(fileno=taken).send(bytes([7, 0]))
+"""
+        with self.bad("for (;;) recv(3, 0, 0, MSG_PEEK);") as container, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            started = pool.submit(container.start, check=False)
+            [guest] = self.until(lambda: [line.split()[0] for line in self.bed.ctr("tasks", "ps", container.id, check=False).stdout.splitlines()[1:]])
+            self.bed.python(speak, guest)
+            self.assertIn("which is not the guest", started.result().stderr)
+
+    def test_a_guest_makes_no_other_process(self):
+        with self.bad("fork();") as container:
+            self.assertIn("the process made a system call that", container.start(check=False).stderr)
 
     def test_a_packet_without_a_byte_ends_the_guest(self):
         with self.bad('send(3, "", 0, 0); pause();') as container:

@@ -14,7 +14,7 @@ def known_deviations():
     return set(re.findall(r"^\| `?([^|`]+)`? \|", table, re.MULTILINE)) - {"check", "---"}
 
 
-class Wasi(PodTest):
+class WasiTest(PodTest):
     def image(self):
         items = [
             f"{GUESTS}/wasi-conformance.wasm=/wasi.wasm", "dir:/usr", "dir:/usr/bin", "dir:/usr/lib", "dir:/etc", "dir:/etc/alternatives",
@@ -42,6 +42,8 @@ class Wasi(PodTest):
     def security(self, **fields):
         return {"security_context": {"namespace_options": {"pid": 1}, **fields}}
 
+
+class Wasi(WasiTest):
     def test_files_and_directories(self):
         pod = self.pod()
         for user in (0, 1000):

@@ -21,6 +21,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use slipway_engine::Optimisation;
 use slipway_module::{Digest, MAX_MODULE_BYTES, Memory, ModuleInfo};
 use slipway_protocol::{Facts, Purpose};
+use slipway_sys::TrappedCall;
 
 /// The module in, the artefact out, what is asked and said about the module.
 const MODULE_FD: i32 = 3;
@@ -151,11 +152,26 @@ fn enclose(memory: u64) -> Result<(), String> {
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, CPU_SECONDS, CPU_SECONDS))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CORE as i32, 0, 0))
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
+    slipway_confine::leave_session_keyring().map_err(|e| format!("compiler's sandbox: {e}"))?;
     slipway_sys::become_user(NOBODY, NOBODY, &[])
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
     // The change of user has cleared it: a compile must not outlive the shim that waits for it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(io)
+        .map_err(io)?;
+    slipway_confine::files("/", "/").map_err(|e| format!("compiler's sandbox: {e}"))?;
+    let rules = slipway_seccomp::compiler(std::process::id());
+    slipway_confine::calls(&rules, None, end_at_trapped_call)
+        .map_err(|e| format!("compiler's sandbox: seccomp: {e}"))
+}
+
+/// Says which system call it was that no compile makes.
+fn end_at_trapped_call(call: TrappedCall) -> ! {
+    let name = slipway_seccomp::name(call.number);
+    println!(
+        "the compiler made a system call that no compile makes, {name} (number {}), and was ended",
+        call.number
+    );
+    slipway_sys::exit_now(1)
 }
 
 fn inherited(fd: i32) -> std::io::Result<OwnedFd> {

@@ -146,10 +146,10 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         rustix::process::set_parent_process_death_signal(kill)
             .map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
     }
-    if let Some(filter) = &launch.program.seccomp {
-        seccomp::enter(filter)?;
-        steps.mark("seccomp");
-    }
+    slipway_confine::files("/", mounts::ROOTFS)?;
+    steps.mark("landlock");
+    seccomp::enter(launch.program.seccomp.as_ref())?;
+    steps.mark("seccomp");
     let loaded = engine.load(mounts::ARTEFACT).map_err(|e| {
         let cause = launch
             .program
@@ -364,6 +364,7 @@ fn drop_privileges(launch: &Launch, user: Option<user::User<'_>>) -> Result<(), 
     if let Some(mask) = launch.program.umask {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
     }
+    slipway_confine::leave_session_keyring()?;
     if let Some(user) = user {
         user.enter()?;
     }
@@ -436,7 +437,7 @@ fn wasi(launch: &Launch) -> Result<Wasi, String> {
             env.push(format!("PWD={}", launch.program.cwd));
         }
     }
-    preopens.push("/:/rootfs".to_string());
+    preopens.push(format!("/:{}", mounts::ROOTFS));
     Wasi::new(&launch.program.args, &env, &preopens).map_err(|e| e.to_string())
 }
 

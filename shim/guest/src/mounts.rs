@@ -32,6 +32,8 @@ use slipway_sys::{MountAttributes, set_mount_attributes};
 use crate::user::User;
 use crate::{devices, path};
 
+/// The container's root as the guest sees it after [`Skeleton::enter`].
+pub const ROOTFS: &str = "/rootfs";
 /// The artefact as the guest sees it after [`Skeleton::enter`].
 pub const ARTEFACT: &CStr = c"/artefact.so";
 /// Bound of the skeleton's tmpfs: directories and empty files.

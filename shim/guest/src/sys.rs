@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use slipway_protocol::{
     BudgetPage, CONTROL_FD, End, FORBIDDEN_CALL, Facts, FromGuest, GuestShare, Refusal,
 };
+use slipway_sys::TrappedCall;
 
 /// This guest's share of the container's budget; none before the launch.
 static BUDGET: OnceLock<GuestShare<'static>> = OnceLock::new();
@@ -299,9 +300,20 @@ pub fn report_cpu_time(seconds: u64) {
     set_report(libc::SIGXCPU, 128 + libc::SIGXCPU, reason);
 }
 
-/// The end that a filter's SECCOMP_RET_TRAP brings gets a reason.
-pub fn report_trapped_calls() {
-    set_report(libc::SIGSYS, 128 + libc::SIGSYS, FORBIDDEN_CALL.to_string());
+/// Ends the process at a system call that its filter has trapped, with a reason.
+pub fn end_at_trapped_call(call: TrappedCall) -> ! {
+    let name = slipway_seccomp::name(call.number);
+    end(End {
+        status: 128 + libc::SIGSYS as u8,
+        reason: match call.data {
+            slipway_seccomp::UNLISTED => format!(
+                "the process made a system call that no WebAssembly program makes, {name} (number {}), and was ended (SIGSYS)",
+                call.number
+            ),
+            _ => FORBIDDEN_CALL.to_string(),
+        },
+        out_of_memory: false,
+    })
 }
 
 /// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.
@@ -397,6 +409,5 @@ pub fn write_line(fd: c_int, text: &str) {
 
 /// Ends the process without destructors: the engine's would take milliseconds, and the kernel frees it all.
 pub fn exit(status: c_int) -> ! {
-    // SAFETY: async-signal-safe.
-    unsafe { libc::_exit(status) }
+    slipway_sys::exit_now(status)
 }

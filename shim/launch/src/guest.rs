@@ -7,9 +7,7 @@ use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit};
 use slipway_cgroup::Cgroup;
-use slipway_protocol::{
-    End, Error, FORBIDDEN_CALL, FromGuest, LOADING_FILTERED, Timeline, ToGuest,
-};
+use slipway_protocol::{End, Error, FromGuest, KILLED_CALL, LOADING_FILTERED, Timeline, ToGuest};
 use slipway_spec::Namespace;
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tokio::io::Interest;
@@ -422,8 +420,8 @@ fn unreported(status: u32) -> End {
             134,
             "trap: call stack exhausted, or a fault in the engine (SIGSEGV)".to_string(),
         ),
-        // A filter's kill; one that is trapped is reported.
-        SIGSYS => (159, FORBIDDEN_CALL.to_string()),
+        // A filter's kill, or a trap that was blocked; others are reported.
+        SIGSYS => (159, KILLED_CALL.to_string()),
         other => (u8::try_from(other).unwrap_or(255), String::new()),
     };
     End {

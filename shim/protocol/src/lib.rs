@@ -49,7 +49,7 @@ pub use budget::{
 };
 pub use facts::{Call, Facts, Purpose};
 pub use names::{encode_names, find_name};
-pub use seccomp::{FORBIDDEN_CALL, Instruction, LOADING_FILTERED, Seccomp};
+pub use seccomp::{FORBIDDEN_CALL, Instruction, KILLED_CALL, LOADING_FILTERED, Seccomp};
 pub use timeline::Timeline;
 
 /// The guest's end of the pair is this descriptor.

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Why a process under a filter ended by SIGSYS, for people.
+/// Why a process was ended by SIGSYS without a word of its own, for people.
+pub const KILLED_CALL: &str = "linux.seccomp: the process made a system call that the profile forbids, or one that no WebAssembly program makes (SIGSYS)";
+
+/// Why a process ended at a call that the profile traps, for people.
 pub const FORBIDDEN_CALL: &str =
     "linux.seccomp: the profile forbids a system call that the process made (SIGSYS)";
 

@@ -3,8 +3,6 @@
 //! One thing is stricter. A guest makes calls of the node's own ABI only, so those of the others are not let through
 //! where `architectures` has them (i386 and x32 on x86-64): they end the process.
 
-mod bpf;
-
 use libc::{
     SECCOMP_FILTER_FLAG_LOG, SECCOMP_FILTER_FLAG_SPEC_ALLOW, SECCOMP_FILTER_FLAG_TSYNC,
     SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_KILL_THREAD,
@@ -13,10 +11,8 @@ use libc::{
 use slipway_protocol::Seccomp;
 
 use crate::{Error, oci, plan::refuse};
-use bpf::{Action, Condition, Operator, Verdict};
+use slipway_seccomp::{Action, Condition, MAX_PROFILE, Operator, Verdict};
 
-/// What the kernel takes in one filter (BPF_MAXINSNS).
-const MAX_INSTRUCTIONS: usize = 4096;
 /// The largest error number that the kernel returns (MAX_ERRNO).
 const MAX_ERRNO: u32 = 4095;
 /// A system call takes six arguments.
@@ -85,12 +81,12 @@ pub fn filter(profile: &oci::Seccomp) -> Result<Option<Seccomp>, Error> {
         _ if table.is_empty() => others,
         _ => missing,
     };
-    let program = bpf::program(table, beyond);
-    if program.len() > MAX_INSTRUCTIONS {
+    let program = slipway_seccomp::program(table, beyond);
+    if program.len() > MAX_PROFILE {
         return Err(refuse(
             "linux.seccomp.syscalls",
             format!(
-                "the filter has {} instructions, the kernel takes {MAX_INSTRUCTIONS}; use fewer conditions",
+                "the filter has {} instructions, there is room for {MAX_PROFILE} beside the guest's own; use fewer conditions",
                 program.len()
             ),
         ));

@@ -10,6 +10,7 @@ pub use shared::{SharedWords, lock_byte, locked_bytes};
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 /// Makes a closed reader end this process, as programs of a shell's pipe are expected to: Rust starts with SIGPIPE
 /// ignored.
@@ -578,6 +579,8 @@ const NOBODY: u32 = 65534;
 fn give_up_everything() -> rustix::io::Result<()> {
     use rustix::process::{Gid, Uid};
     enter_empty_root()?;
+    // One without a keyring of its own has the shim's. A kernel without keys has none.
+    let _ = join_new_session_keyring();
     clear_bounding_set();
     rustix::thread::set_thread_groups(&[])?;
     for number in [NOBODY, 0] {
@@ -614,6 +617,79 @@ pub fn set_seccomp_filter(flags: u64, program: &mut [libc::sock_filter]) -> io::
         )
     };
     check(r as i32)
+}
+
+/// A system call that a filter has answered with a signal (`SECCOMP_RET_TRAP`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrappedCall {
+    /// Its number.
+    pub number: i32,
+    /// What the filter says of it, 16 bits.
+    pub data: i32,
+}
+
+/// Who hears of a trapped call.
+static ON_TRAPPED_CALL: OnceLock<fn(TrappedCall) -> !> = OnceLock::new();
+
+/// The beginning of what the kernel tells of a SIGSYS (sigaction(2)).
+#[repr(C)]
+struct SigSys {
+    signal: i32,
+    data: i32,
+    code: i32,
+    _address: *mut libc::c_void,
+    number: i32,
+}
+
+extern "C" fn trapped(_signal: i32, info: *const SigSys, _context: *mut libc::c_void) {
+    // SAFETY: the kernel's own structure, or another's of the same size where somebody sends the signal himself.
+    let SigSys { number, data, .. } = unsafe { info.read() };
+    if let Some(tell) = ON_TRAPPED_CALL.get() {
+        tell(TrappedCall { number, data });
+    }
+}
+
+/// Lets `tell` say which system call a filter has trapped, and end the process. It runs at the call: what it does may be anything
+/// that the caller does not do at that moment, too.
+///
+/// # Errors
+/// sigaction's.
+pub fn on_trapped_call(tell: fn(TrappedCall) -> !) -> io::Result<()> {
+    let _ = ON_TRAPPED_CALL.set(tell);
+    // SAFETY: a structure of integers, for which zero is a value; the handler has the signature that SA_SIGINFO asks for.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = trapped as *const () as libc::sighandler_t;
+        action.sa_flags = libc::SA_SIGINFO;
+        check(libc::sigaction(
+            libc::SIGSYS,
+            &raw const action,
+            std::ptr::null_mut(),
+        ))
+    }
+}
+
+/// Ends the process without its exit handlers (_exit(2)). Async-signal-safe.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: takes an integer.
+    unsafe { libc::_exit(status) }
+}
+
+/// A session keyring of this process's own, with nothing in it (keyctl(2)). Async-signal-safe.
+///
+/// # Errors
+/// The system call's: ENOSYS where the kernel has no keys, EDQUOT where the user may have no more.
+pub fn join_new_session_keyring() -> io::Result<()> {
+    let nameless = std::ptr::null::<libc::c_char>();
+    // SAFETY: integers, and no name.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            nameless,
+        )
+    };
+    check(if r < 0 { -1 } else { 0 })
 }
 
 /// Makes the current directory the root of this process and lets go of the old one. For a private mount namespace.
@@ -816,8 +892,8 @@ pub fn hold(in_cgroup: bool, holding: &Holding) -> i32 {
         // Of a shim that was killed before containerd had spoken to it, nobody would end what it has left. A change of user
         // takes this away, so not before.
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        libc::signal(libc::SIGTERM, exit_now as *const () as libc::sighandler_t);
-        libc::signal(libc::SIGINT, exit_now as *const () as libc::sighandler_t);
+        libc::signal(libc::SIGTERM, on_stop as *const () as libc::sighandler_t);
+        libc::signal(libc::SIGINT, on_stop as *const () as libc::sighandler_t);
         report(ready, 0);
         // `ready` must close, else its reader would wait for the holder's whole life.
         libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32);
@@ -833,9 +909,8 @@ pub fn hold(in_cgroup: bool, holding: &Holding) -> i32 {
     }
 }
 
-extern "C" fn exit_now(_signal: libc::c_int) {
-    // SAFETY: async-signal-safe by POSIX.
-    unsafe { libc::_exit(0) }
+extern "C" fn on_stop(_signal: libc::c_int) {
+    exit_now(0)
 }
 
 fn report(fd: RawFd, code: u8) -> i32 {
@@ -859,4 +934,36 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
         .map(|s| s.as_ptr())
         .chain([std::ptr::null()])
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number of the calling thread's session keyring.
+    fn session_keyring() -> io::Result<i64> {
+        const SESSION: i64 = libc::KEY_SPEC_SESSION_KEYRING as i64;
+        // SAFETY: integers only; no keyring is made.
+        let id =
+            unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_GET_KEYRING_ID, SESSION, 0) };
+        check(if id < 0 { -1 } else { 0 }).map(|()| id)
+    }
+
+    #[test]
+    fn a_new_session_keyring_is_another_and_the_threads_own() {
+        if session_keyring().is_err_and(|e| e.raw_os_error() == Some(libc::ENOSYS)) {
+            let joined = join_new_session_keyring().map_err(|e| e.raw_os_error());
+            assert_eq!(joined, Err(Some(libc::ENOSYS)));
+            return;
+        }
+        let first = std::thread::spawn(|| {
+            join_new_session_keyring().unwrap();
+            session_keyring().unwrap()
+        });
+        let second = std::thread::spawn(|| {
+            join_new_session_keyring().unwrap();
+            session_keyring().unwrap()
+        });
+        assert_ne!(first.join().unwrap(), second.join().unwrap());
+    }
 }

@@ -17,9 +17,9 @@ const ARGUMENTS: u32 = 16;
 
 /// The ABI of the guest (linux/audit.h), whose calls the rules are about.
 #[cfg(target_arch = "x86_64")]
-const AUDIT_ARCH: u32 = 0xc000_003e;
+pub(crate) const AUDIT_ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
-const AUDIT_ARCH: u32 = 0xc000_00b7;
+pub(crate) const AUDIT_ARCH: u32 = 0xc000_00b7;
 
 /// From here on, the numbers of x86-64 are those of x32, an ABI of its own.
 const X32: u32 = 0x4000_0000;
@@ -30,11 +30,17 @@ pub type Action = u32;
 /// How an argument is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operator {
+    /// The value itself.
     Equal,
+    /// Any other.
     NotEqual,
+    /// One below it.
     Less,
+    /// It or one below.
     LessOrEqual,
+    /// One above it.
     Greater,
+    /// It or one above.
     GreaterOrEqual,
     /// Equal in the bits of a mask.
     MaskedEqual(u64),
@@ -45,7 +51,9 @@ pub enum Operator {
 pub struct Condition {
     /// 0 to 5.
     pub argument: u32,
+    /// How it is compared,
     pub operator: Operator,
+    /// and with what.
     pub value: u64,
 }
 
@@ -117,13 +125,7 @@ fn tree(program: &mut Vec<Instruction>, ranges: &[(u32, Verdict)]) {
     match u8::try_from(lower) {
         Ok(skip) => prepend(program, [jump(BPF_JGE, first, skip, 0)]),
         // Only an unconditional jump goes as far.
-        Err(_) => prepend(
-            program,
-            [
-                jump(BPF_JGE, first, 0, 1),
-                instruction(BPF_JMP | BPF_JA, lower as u32),
-            ],
-        ),
+        Err(_) => prepend(program, [jump(BPF_JGE, first, 0, 1), self::skip(lower)]),
     }
 }
 
@@ -205,7 +207,12 @@ fn load(offset: u32) -> Instruction {
     instruction(BPF_LD | BPF_W | BPF_ABS, offset)
 }
 
-fn ret(action: Action) -> Instruction {
+/// Goes on behind that many instructions.
+pub(crate) fn skip(instructions: usize) -> Instruction {
+    instruction(BPF_JMP | BPF_JA, instructions as u32)
+}
+
+pub(crate) fn ret(action: Action) -> Instruction {
     instruction(BPF_RET | BPF_K, action)
 }
 

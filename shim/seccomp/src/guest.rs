@@ -1,0 +1,69 @@
+//! What a guest calls from the moment when it is about to load its artefact: to load it, and then what WasmEdge's WASI makes of
+//! the module's calls. It is one process of one thread, and stays it.
+
+use libc::{
+    AF_INET, AF_INET6, AF_NETLINK, EAFNOSUPPORT, ENOTTY, F_GETFL, F_SETFD, F_SETFL, NETLINK_ROUTE,
+};
+
+use crate::{FIONREAD, Rule, TERMINAL, TIOCSCTTY, allow, is};
+
+/// The rules for a guest whose process id, as it sees it itself, is `process`.
+pub fn rules(process: u32) -> Vec<Rule> {
+    let own = u64::from(process);
+    #[rustfmt::skip]
+    let rules = vec![
+        // Memory.
+        allow(&["mmap", "munmap", "mremap", "mprotect", "brk"], "load the artefact; the module's memories; malloc"),
+        // Files.
+        allow(&["openat"], "load the artefact; path_open; the resolver's files in /etc"),
+        allow(&["close", "dup", "dup2"], "fd_close, fd_renumber; the standard streams"),
+        allow(&["dup3"], "aarch64's dup2"),
+        allow(&["read", "readv", "pread64", "preadv"], "load the artefact; fd_read, fd_pread; the names of functions, at a trap"),
+        allow(&["write", "writev", "pwritev"], "fd_write, fd_pwrite; the last line of a program that ends"),
+        allow(&["lseek"], "fd_seek, fd_tell"),
+        allow(&["fstat", "newfstatat"], "fd_filestat_get, path_filestat_get"),
+        allow(&["fstatfs"], "what a volume has mounted below it since is looked at before a file there is opened"),
+        allow(&["faccessat2"], "whether a path's file is there"),
+        allow(&["readlinkat"], "path_readlink, and links on the way of a path"),
+        allow(&["getdents64"], "fd_readdir"),
+        allow(&["mkdirat"], "path_create_directory"),
+        allow(&["unlinkat"], "path_unlink_file, path_remove_directory"),
+        allow(&["renameat"], "path_rename"),
+        allow(&["renameat2"], "aarch64's renameat"),
+        allow(&["linkat"], "path_link"),
+        allow(&["symlinkat"], "path_symlink"),
+        allow(&["utimensat"], "fd_filestat_set_times, path_filestat_set_times"),
+        allow(&["ftruncate"], "fd_filestat_set_size"),
+        allow(&["fallocate"], "fd_allocate"),
+        allow(&["fadvise64"], "fd_advise"),
+        allow(&["fsync", "fdatasync"], "fd_sync, fd_datasync"),
+        allow(&["fcntl"], "fd_fdstat_get, fd_fdstat_set_flags; descriptors that no other program shall get")
+            .one_of(1, &[F_SETFD as u64, F_GETFL as u64, F_SETFL as u64]),
+        allow(&["ioctl"], "how much can be read; whether a descriptor is a terminal; the program's own terminal")
+            .one_of(1, &[FIONREAD, TIOCSCTTY]).one_of(1, &TERMINAL).or(ENOTTY),
+        // Sockets: IPv4 and IPv6, and the kernel's list of addresses, which getaddrinfo(3) asks for.
+        allow(&["socket"], "sock_open, sock_getaddrinfo")
+            .one_of(0, &[AF_INET as u64, AF_INET6 as u64])
+            .only([is(0, AF_NETLINK as u64), is(2, NETLINK_ROUTE as u64)])
+            .or(EAFNOSUPPORT),
+        allow(&["bind", "listen", "accept", "connect", "shutdown"], "sock_bind, sock_listen, sock_accept, sock_connect, sock_shutdown"),
+        allow(&["sendmsg", "sendto", "sendmmsg"], "the host; sock_send, sock_send_to; questions of the resolver"),
+        allow(&["recvmsg", "recvfrom"], "the host; sock_recv, sock_recv_from; answers to the resolver"),
+        allow(&["getsockname", "getpeername"], "sock_getlocaladdr, sock_getpeeraddr"),
+        allow(&["getsockopt", "setsockopt"], "sock_getsockopt, sock_setsockopt; TCP_NODELAY"),
+        // Time and waiting.
+        allow(&["clock_gettime", "clock_getres"], "clock_time_get, clock_res_get"),
+        allow(&["epoll_create1", "epoll_ctl", "epoll_pwait", "timerfd_create", "timerfd_settime"], "poll_oneoff"),
+        allow(&["poll", "futex"], "the resolver waits for an answer"),
+        allow(&["ppoll"], "aarch64's poll"),
+        allow(&["sched_yield"], "sched_yield"),
+        allow(&["getrandom"], "random_get"),
+        // The process itself.
+        allow(&["rt_sigaction", "rt_sigprocmask", "rt_sigreturn"], "traps of the module's code; proc_raise; the end that SIGTERM brings"),
+        allow(&["getpid", "gettid"], "proc_raise, abort(3)"),
+        allow(&["tgkill"], "proc_raise, abort(3): to itself").only([is(0, own)]),
+        allow(&["restart_syscall"], "a wait goes on after SIGSTOP and SIGCONT"),
+        allow(&["exit_group"], "the end"),
+    ];
+    rules
+}

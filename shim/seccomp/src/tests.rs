@@ -1,0 +1,187 @@
+use libc::{EAFNOSUPPORT, ENOTTY, SECCOMP_RET_KILL_PROCESS, c_int};
+
+use super::*;
+use simulate::call;
+
+const ALLOW: u32 = SECCOMP_RET_ALLOW;
+const OWN: u32 = 7;
+
+fn lists() -> [(&'static str, Vec<Rule>); 2] {
+    [("guest", guest(OWN)), ("compiler", compiler(OWN))]
+}
+
+fn with(arguments: &[u64]) -> [u64; 6] {
+    let mut all = [0; 6];
+    all[..arguments.len()].copy_from_slice(arguments);
+    all
+}
+
+#[test]
+fn every_rule_has_a_reason_and_every_call_one_rule() {
+    for (name, rules) in lists() {
+        let mut seen = std::collections::BTreeSet::new();
+        for rule in &rules {
+            assert!(!rule.why.is_empty(), "{name}: {:?}", rule.calls);
+            for call in rule.calls {
+                assert!(seen.insert(*call), "{name}: {call} twice");
+                if cfg!(target_arch = "x86_64") {
+                    assert!(number(call).is_some(), "{name}: no call {call}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_list_leaves_room_for_the_profile_of_a_pod() {
+    for (name, rules) in lists() {
+        let length = allow_list(&rules).len();
+        assert!(length <= MAX_ALLOW_LIST, "{name}: {length} instructions");
+    }
+}
+
+#[test]
+fn what_a_list_does_not_name_is_trapped() {
+    let others = [
+        "ptrace",
+        "mount",
+        "unshare",
+        "setns",
+        "execve",
+        "execveat",
+        "fork",
+        "vfork",
+        "bpf",
+        "keyctl",
+        "add_key",
+        "request_key",
+        "io_uring_setup",
+        "userfaultfd",
+        "memfd_secret",
+        "modify_ldt",
+        "pidfd_getfd",
+        "process_vm_readv",
+        "perf_event_open",
+        "open_by_handle_at",
+        "chroot",
+        "pivot_root",
+        "kill",
+        "tkill",
+        "rt_sigqueueinfo",
+        "setuid",
+        "capset",
+        "personality",
+        "move_mount",
+        "mknodat",
+        "shmget",
+        "msgget",
+        "semget",
+        "setxattr",
+        "fchmod",
+        "fchown",
+        "inotify_init1",
+        "fanotify_init",
+        "seccomp",
+        "open_tree",
+        "fsopen",
+    ];
+    for (name, rules) in lists() {
+        let program = allow_list(&rules);
+        for other in others.iter().filter(|other| number(other).is_some()) {
+            let verdict = call(&program, other, [0; 6]);
+            assert!([FORBID, MISSING].contains(&verdict), "{name}: {other}");
+        }
+    }
+}
+
+#[test]
+fn a_call_newer_than_a_list_is_missing_and_one_of_another_abi_ends_the_process() {
+    for (name, rules) in lists() {
+        let program = allow_list(&rules);
+        assert_eq!(simulate::number(&program, 2000, [0; 6]), MISSING, "{name}");
+        assert_eq!(
+            simulate::run(&program, 0, 0x4000_0003, [0; 6]),
+            SECCOMP_RET_KILL_PROCESS
+        );
+    }
+}
+
+#[test]
+fn a_guest_gets_sockets_of_the_internet_and_no_others() {
+    let program = allow_list(&guest(OWN));
+    let socket = |family: c_int, protocol: c_int| {
+        call(
+            &program,
+            "socket",
+            with(&[family as u64, 1, protocol as u64]),
+        )
+    };
+    assert_eq!(socket(libc::AF_INET, 0), ALLOW);
+    assert_eq!(socket(libc::AF_INET6, libc::IPPROTO_UDP), ALLOW);
+    assert_eq!(socket(libc::AF_NETLINK, libc::NETLINK_ROUTE), ALLOW);
+    let others = [
+        (libc::AF_NETLINK, libc::NETLINK_NETFILTER),
+        (libc::AF_UNIX, 0),
+        (libc::AF_VSOCK, 0),
+        (libc::AF_PACKET, 0),
+        (libc::AF_ALG, 0),
+    ];
+    for (family, protocol) in others {
+        assert_eq!(socket(family, protocol), errno(EAFNOSUPPORT), "{family}");
+    }
+}
+
+#[test]
+fn the_upper_half_of_an_int_is_no_argument() {
+    let program = allow_list(&guest(OWN));
+    let dirty = |value: c_int| 0xdead_beef_0000_0000 | value as u64;
+    assert_eq!(
+        call(&program, "socket", with(&[dirty(libc::AF_INET)])),
+        ALLOW
+    );
+    assert_eq!(
+        call(&program, "socket", with(&[dirty(libc::AF_VSOCK)])),
+        errno(EAFNOSUPPORT)
+    );
+    assert_eq!(
+        call(&program, "ioctl", with(&[0, dirty(0x5412)])),
+        errno(ENOTTY)
+    );
+}
+
+#[test]
+fn a_process_signals_itself_alone() {
+    for (name, rules) in lists() {
+        let program = allow_list(&rules);
+        assert_eq!(call(&program, "tgkill", with(&[7, 7, 6])), ALLOW, "{name}");
+        assert_eq!(call(&program, "tgkill", with(&[1, 1, 9])), FORBID, "{name}");
+    }
+}
+
+#[test]
+fn the_compiler_makes_threads_and_no_process() {
+    let program = allow_list(&compiler(OWN));
+    let thread = (libc::CLONE_VM | libc::CLONE_THREAD) as u64;
+    assert_eq!(call(&program, "clone", with(&[thread])), ALLOW);
+    let process = (libc::CLONE_NEWUSER | libc::SIGCHLD) as u64;
+    assert_eq!(call(&program, "clone", with(&[process])), FORBID);
+    assert_eq!(call(&program, "clone3", [0; 6]), errno(libc::ENOSYS));
+    assert_eq!(call(&program, "socket", [0; 6]), FORBID);
+}
+
+#[test]
+fn of_two_programs_the_second_decides_about_what_the_first_allows() {
+    let refuse_read = {
+        let mut table: Vec<Verdict> = vec![ALLOW.into(); 3];
+        table[number("read").unwrap()] = errno(libc::EACCES).into();
+        program(table, ALLOW)
+    };
+    let both = chain(allow_list(&guest(OWN)), &refuse_read);
+    assert_eq!(call(&both, "read", [0; 6]), errno(libc::EACCES));
+    assert_eq!(call(&both, "write", [0; 6]), ALLOW);
+    assert_eq!(call(&both, "mount", [0; 6]), FORBID);
+    assert_eq!(call(&both, "socket", with(&[libc::AF_INET as u64])), ALLOW);
+    let alone = chain(allow_list(&guest(OWN)), &[]);
+    assert_eq!(call(&alone, "read", [0; 6]), ALLOW);
+    assert_eq!(call(&alone, "mount", [0; 6]), FORBID);
+}
