@@ -2,7 +2,7 @@
 """image.py OUT NAME:TAG ENTRYPOINT-JSON ITEM...: a one-layer OCI archive of Linux programs, for the bed's own images.
 
 An object in the place of the entrypoint is the image's whole config (User, Env, Cmd, ...).
-ITEM is FILE=/path, link:TARGET=/path, dir:/path or text:CONTENT=/path.
+ITEM is FILE=/path, suid:FILE=/path, link:TARGET=/path, hard:/TARGET=/path, dir:/path or text:CONTENT=/path.
 """
 import hashlib
 import io
@@ -32,11 +32,14 @@ def layer(items):
                 add(tar, item[4:].strip("/") + "/", type=tarfile.DIRTYPE, mode=0o1777 if item == "dir:/tmp" else 0o755)
             elif source.startswith("link:"):
                 add(tar, path.lstrip("/"), type=tarfile.SYMTYPE, linkname=source[5:], mode=0o777)
+            elif source.startswith("hard:"):
+                add(tar, path.lstrip("/"), type=tarfile.LNKTYPE, linkname=source[5:].lstrip("/"), mode=0o755)
             elif source.startswith("text:"):
                 add(tar, path.lstrip("/"), source[5:].encode(), mode=0o644)
             else:
-                with open(source, "rb") as file:
-                    add(tar, path.lstrip("/"), file.read(), mode=0o755)
+                mode = 0o4755 if source.startswith("suid:") else 0o755
+                with open(source.removeprefix("suid:"), "rb") as file:
+                    add(tar, path.lstrip("/"), file.read(), mode=mode)
     return out.getvalue()
 
 
