@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -58,12 +60,13 @@ static void calls(void) {
 
 static void sockets(void) {
   for (int family = 0; family < 64; family++)
-    for (int type = 1; type < 6; type++)
-      for (int protocol = 0; protocol < 32; protocol++) {
-        int ordinary = (family == AF_INET || family == AF_INET6) && (type == SOCK_STREAM || type == SOCK_DGRAM);
-        if (ordinary || (family == AF_NETLINK && protocol == NETLINK_ROUTE)) continue;
+    for (int type = 0; type < 16; type++)
+      for (int protocol = 0; protocol < 300; protocol++) {
+        int tcp = type == SOCK_STREAM && (protocol == 0 || protocol == IPPROTO_TCP);
+        int udp = type == SOCK_DGRAM && (protocol == 0 || protocol == IPPROTO_UDP);
+        if (((family == AF_INET || family == AF_INET6) && (tcp || udp)) || (family == AF_NETLINK && protocol == NETLINK_ROUTE)) continue;
         long fd = call(SYS_socket, family, type, protocol);
-        if (fd >= 0) tell("socket %d %d %d; ", family, type, protocol), close(fd);
+        if (fd != -EAFNOSUPPORT) tell("socket %d %d %d: %ld; ", family, type, protocol, fd);
       }
 }
 

@@ -1,6 +1,7 @@
 """The compiler: what it is given is what it compiles, and a node survives it. Without containerd."""
 import contextlib
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -122,7 +123,10 @@ class Compile(unittest.TestCase):
         # abort(3), where there is no memory. It is the first process of its namespace, and such a one does not end under strace.
         seldom = {*SELDOM, "getpid", "gettid", "rt_sigprocmask", "rt_sigreturn", "tgkill"}
         with open(log) as f:
-            self.assertEqual(listed("compiler") - seldom, called(f.read()) - seldom)
+            text = f.read()
+        for wall in ("keyctl(KEYCTL_JOIN_SESSION_KEYRING", "landlock_restrict_self("):
+            self.assertRegex(text, re.escape(wall) + r".*\) = \d")
+        self.assertEqual(listed("compiler") - seldom, called(text) - seldom)
 
     def test_the_compiler_is_what_the_kernel_kills_first_and_has_bounds(self):
         command = [f"{TREE}/bin/slipway", "compile", "--tier", "full", slow_module(self.directory, "slow")]

@@ -283,6 +283,12 @@ class Names(NetworkTest):
             # As all functions of the crate do that take a name.
             self.assertEqual(self.said(pod.start(self.bed.guest("network"), ["lookup", "four.test"])), ["192.0.2.4:80"])
 
+    def test_a_pod_need_not_have_search_domains(self):
+        with self.dns():
+            pod = self.pod(dns_config={"servers": [BED4]})
+            answers, _ = self.resolved(pod.start(self.bed.guest("network"), ["names", "both.test"]))
+        self.assertEqual(answers, {"both.test": "192.0.2.10 2001:db8::10"})
+
     def test_a_server_that_says_nothing_is_given_up_after_the_pods_timeout(self):
         with self.dns():
             # More than the default, which is five.

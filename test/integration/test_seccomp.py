@@ -1,6 +1,7 @@
 """What processes that have hostile bytes in them may call: the allow-lists of shim/seccomp, and the profile of a pod."""
 import contextlib
 import json
+import re
 import subprocess
 import tempfile
 
@@ -138,11 +139,19 @@ class AllowLists(WasiTest, NetworkTest):
             with self.traced(out.name):
                 mounts = [{"container_path": "/data", "host_path": volume}]
                 self.checks(pod, "files", "/data", mounts=mounts)
+                # A file system that cannot set bytes aside.
+                self.bed.run("mount", "-t", "ramfs", "ramfs", volume)
+                self.checks(pod, "files", "/data", mounts=mounts)
+                self.bed.run("umount", volume)
                 self.checks(pod, "process", "/data", envs=[{"key": "NAME", "value": "value"}])
                 pod.start(self.image(), ["terminate"]).ended()
                 self.network(pod)
                 pod.start(traps).ended()
-            needed = called(out.read())
+            log = out.read()
+        # The other walls stand before the filter lets nobody build one.
+        for wall in ("keyctl(KEYCTL_JOIN_SESSION_KEYRING", "landlock_restrict_self("):
+            self.assertRegex(log, re.escape(wall) + r".*\) = \d")
+        needed = called(log)
         self.assertEqual(listed("guest") - set(SELDOM), needed - set(SELDOM))
 
     def network(self, pod):
@@ -157,4 +166,5 @@ class AllowLists(WasiTest, NetworkTest):
         self.said(pod.start(image, ["reuse", "127.0.0.1:9004"]))
         with self.dns():
             self.said(pod.start(image, ["names", "both.test", "4/many.test", "4/silent.test."]))
+            self.said(self.pod(dns_config={"servers": [BED4]}).start(image, ["names", "both.test"]))
         server.stop()

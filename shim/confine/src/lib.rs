@@ -11,7 +11,7 @@ use slipway_protocol::{Instruction, Seccomp};
 use slipway_seccomp::Rule;
 use slipway_sys::TrappedCall;
 
-/// The newest version of Landlock that is made use of; an older kernel is asked for what it has, one without for nothing.
+/// The newest version of Landlock that is made use of; an older kernel is asked for what it has, from the second on.
 const LANDLOCK: ABI = ABI::V6;
 
 /// Leaves the keys of the session that this process was born in to that session: root's, with containerd's. A kernel without keys
@@ -42,6 +42,9 @@ fn restrict(read: &str, write: &str) -> Result<(), Box<dyn std::error::Error>> {
     let writing = AccessFs::from_all(LANDLOCK)
         & !make_bitflags!(AccessFs::{Execute | MakeChar | MakeBlock | IoctlDev});
     let ruleset = Ruleset::default()
+        // Of all or nothing: a Landlock that does not know this right (before Linux 5.19) forbids each move between directories.
+        .set_compatibility(CompatLevel::SoftRequirement)
+        .handle_access(AccessFs::Refer)?
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .scope(Scope::from_all(LANDLOCK))?

@@ -306,6 +306,8 @@ pub fn end_at_trapped_call(call: TrappedCall) -> ! {
     end(End {
         status: 128 + libc::SIGSYS as u8,
         reason: match call.data {
+            // The program raised the signal itself.
+            _ if call.number < 0 => String::new(),
             slipway_seccomp::UNLISTED => format!(
                 "the process made a system call that no WebAssembly program makes, {name} (number {}), and was ended (SIGSYS)",
                 call.number
@@ -350,7 +352,9 @@ fn end_without_memory(reason: String) -> ! {
 
 /// Ends the program here and now.
 fn end(end: End) -> ! {
-    write_line(2, &format!("slipway: {}", end.reason));
+    if !end.reason.is_empty() {
+        write_line(2, &format!("slipway: {}", end.reason));
+    }
     let status = c_int::from(end.status);
     let _ = slipway_protocol::send(
         slipway_sys::inherited(CONTROL_FD),

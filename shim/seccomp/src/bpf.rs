@@ -180,6 +180,10 @@ fn test(program: &mut Vec<Instruction>, condition: &Condition, rest: u8) {
         Operator::GreaterOrEqual => prepend(program, ordered(true, BPF_JGE, true)),
         Operator::Less => prepend(program, ordered(false, BPF_JGE, false)),
         Operator::LessOrEqual => prepend(program, ordered(false, BPF_JGT, false)),
+        // An int.
+        Operator::MaskedEqual(mask) if mask == u64::from(u32::MAX) && high == 0 => {
+            prepend(program, [lower, jump(BPF_JEQ, low, 0, rest)]);
+        }
         Operator::MaskedEqual(mask) => prepend(
             program,
             [

@@ -2,10 +2,67 @@
 //! the module's calls. It is one process of one thread, and stays it.
 
 use libc::{
-    AF_INET, AF_INET6, AF_NETLINK, EAFNOSUPPORT, ENOTTY, F_GETFL, F_SETFD, F_SETFL, NETLINK_ROUTE,
+    AF_INET, AF_INET6, AF_NETLINK, EAFNOSUPPORT, ENOPROTOOPT, ENOTTY, F_GETFL, F_SETFD, F_SETFL,
+    IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV6_RECVERR, NETLINK_ROUTE,
+    SO_ACCEPTCONN, SO_BINDTODEVICE, SO_BROADCAST, SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE, SO_LINGER,
+    SO_OOBINLINE, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_SNDBUF, SO_SNDTIMEO,
+    SO_TYPE, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
 };
 
-use crate::{FIONREAD, Rule, TERMINAL, TIOCSCTTY, allow, is};
+use crate::{FIONREAD, Rule, SIOCGIFINDEX, TERMINAL, TIOCSCTTY, allow, has, is};
+
+/// Bits of a socket's type that are no flags.
+const TYPE: u64 = 0xf;
+
+/// Allows TCP and UDP of IPv4 and IPv6.
+fn internet(rule: Rule) -> Rule {
+    let kinds = [(SOCK_STREAM, IPPROTO_TCP), (SOCK_DGRAM, IPPROTO_UDP)];
+    let protocols = kinds.map(|(kind, own)| [(kind, IPPROTO_IP), (kind, own)]);
+    let families = [AF_INET, AF_INET6];
+    let all = families
+        .iter()
+        .flat_map(|family| protocols.iter().flatten().map(move |kind| (family, kind)));
+    all.fold(rule, |rule, (&family, &(kind, protocol))| {
+        rule.only([
+            is(0, family as u64),
+            has(1, TYPE, kind as u64),
+            is(2, protocol as u64),
+        ])
+    })
+}
+
+/// The options of a socket that WASI numbers, and those of the engine and the resolver.
+fn options(rule: Rule) -> Rule {
+    let numbered = [
+        SO_REUSEADDR,
+        SO_TYPE,
+        SO_ERROR,
+        SO_DONTROUTE,
+        SO_BROADCAST,
+        SO_SNDBUF,
+        SO_RCVBUF,
+        SO_KEEPALIVE,
+        SO_OOBINLINE,
+        SO_LINGER,
+        SO_RCVLOWAT,
+        SO_RCVTIMEO,
+        SO_SNDTIMEO,
+        SO_ACCEPTCONN,
+        SO_BINDTODEVICE,
+    ];
+    let others = [
+        (IPPROTO_TCP, TCP_NODELAY),
+        (IPPROTO_IP, IP_RECVERR),
+        (IPPROTO_IPV6, IPV6_RECVERR),
+    ];
+    let all = numbered
+        .map(|name| (SOL_SOCKET, name))
+        .into_iter()
+        .chain(others);
+    all.fold(rule, |rule, (level, name)| {
+        rule.only([is(1, level as u64), is(2, name as u64)])
+    })
+}
 
 /// The rules for a guest whose process id, as it sees it itself, is `process`.
 pub fn rules(process: u32) -> Vec<Rule> {
@@ -34,27 +91,29 @@ pub fn rules(process: u32) -> Vec<Rule> {
         allow(&["symlinkat"], "path_symlink"),
         allow(&["utimensat"], "fd_filestat_set_times, path_filestat_set_times"),
         allow(&["ftruncate"], "fd_filestat_set_size"),
-        allow(&["fallocate"], "fd_allocate"),
+        allow(&["fallocate", "pwrite64"], "fd_allocate; the C library writes the bytes where a file system cannot set them aside"),
         allow(&["fadvise64"], "fd_advise"),
         allow(&["fsync", "fdatasync"], "fd_sync, fd_datasync"),
         allow(&["fcntl"], "fd_fdstat_get, fd_fdstat_set_flags; descriptors that no other program shall get")
             .one_of(1, &[F_SETFD as u64, F_GETFL as u64, F_SETFL as u64]),
         allow(&["ioctl"], "how much can be read; whether a descriptor is a terminal; the program's own terminal")
-            .one_of(1, &[FIONREAD, TIOCSCTTY]).one_of(1, &TERMINAL).or(ENOTTY),
-        // Sockets: IPv4 and IPv6, and the kernel's list of addresses, which getaddrinfo(3) asks for.
-        allow(&["socket"], "sock_open, sock_getaddrinfo")
-            .one_of(0, &[AF_INET as u64, AF_INET6 as u64])
+            .one_of(1, &[FIONREAD, TIOCSCTTY, SIOCGIFINDEX]).one_of(1, &TERMINAL).or(ENOTTY),
+        // Sockets: TCP and UDP of IPv4 and IPv6, and the kernel's list of addresses, which getaddrinfo(3) asks for. Of other protocols
+        // the kernel would load the modules.
+        internet(allow(&["socket"], "sock_open, sock_getaddrinfo"))
             .only([is(0, AF_NETLINK as u64), is(2, NETLINK_ROUTE as u64)])
             .or(EAFNOSUPPORT),
         allow(&["bind", "listen", "accept", "connect", "shutdown"], "sock_bind, sock_listen, sock_accept, sock_connect, sock_shutdown"),
         allow(&["sendmsg", "sendto", "sendmmsg"], "the host; sock_send, sock_send_to; questions of the resolver"),
         allow(&["recvmsg", "recvfrom"], "the host; sock_recv, sock_recv_from; answers to the resolver"),
         allow(&["getsockname", "getpeername"], "sock_getlocaladdr, sock_getpeeraddr"),
-        allow(&["getsockopt", "setsockopt"], "sock_getsockopt, sock_setsockopt; TCP_NODELAY"),
+        options(allow(&["getsockopt", "setsockopt"], "sock_getsockopt, sock_setsockopt; TCP_NODELAY; errors of the resolver's questions"))
+            .or(ENOPROTOOPT),
         // Time and waiting.
         allow(&["clock_gettime", "clock_getres"], "clock_time_get, clock_res_get"),
         allow(&["epoll_create1", "epoll_ctl", "epoll_pwait", "timerfd_create", "timerfd_settime"], "poll_oneoff"),
         allow(&["poll", "futex"], "the resolver waits for an answer"),
+        allow(&["uname"], "the resolver's own domain, where resolv.conf names none"),
         allow(&["ppoll"], "aarch64's poll"),
         allow(&["sched_yield"], "sched_yield"),
         allow(&["getrandom"], "random_get"),

@@ -35,6 +35,8 @@ const MISSING: Action = SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
 const TERMINAL: [u64; 2] = [0x5401, 0x802c_542a];
 /// How much there is to read.
 const FIONREAD: u64 = 0x541b;
+/// The number of a network interface, by its name.
+const SIOCGIFINDEX: u64 = 0x8933;
 /// This terminal is mine.
 const TIOCSCTTY: u64 = 0x540e;
 

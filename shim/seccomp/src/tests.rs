@@ -109,25 +109,64 @@ fn a_call_newer_than_a_list_is_missing_and_one_of_another_abi_ends_the_process()
 #[test]
 fn a_guest_gets_sockets_of_the_internet_and_no_others() {
     let program = allow_list(&guest(OWN));
-    let socket = |family: c_int, protocol: c_int| {
+    let socket = |family: c_int, kind: c_int, protocol: c_int| {
+        let arguments = [family, kind, protocol].map(|argument| argument as u64);
+        call(&program, "socket", with(&arguments))
+    };
+    let (stream, datagram) = (libc::SOCK_STREAM, libc::SOCK_DGRAM);
+    assert_eq!(socket(libc::AF_INET, stream, 0), ALLOW);
+    assert_eq!(
+        socket(
+            libc::AF_INET6,
+            datagram | libc::SOCK_CLOEXEC,
+            libc::IPPROTO_UDP
+        ),
+        ALLOW
+    );
+    assert_eq!(
+        socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE),
+        ALLOW
+    );
+    let others = [
+        (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER),
+        (libc::AF_UNIX, stream, 0),
+        (libc::AF_VSOCK, stream, 0),
+        (libc::AF_PACKET, libc::SOCK_RAW, 0),
+        (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+        // SOCK_PACKET.
+        (libc::AF_INET, 10, 0),
+        (libc::AF_INET, stream, libc::IPPROTO_MPTCP),
+        (libc::AF_INET6, libc::SOCK_SEQPACKET, libc::IPPROTO_SCTP),
+        (libc::AF_INET, datagram, libc::IPPROTO_UDPLITE),
+    ];
+    for (family, kind, protocol) in others {
+        assert_eq!(
+            socket(family, kind, protocol),
+            errno(EAFNOSUPPORT),
+            "{family} {kind} {protocol}"
+        );
+    }
+}
+
+#[test]
+fn a_guest_sets_the_options_that_wasi_numbers() {
+    let program = allow_list(&guest(OWN));
+    let set = |level: c_int, name: c_int| {
         call(
             &program,
-            "socket",
-            with(&[family as u64, 1, protocol as u64]),
+            "setsockopt",
+            with(&[3, level as u64, name as u64]),
         )
     };
-    assert_eq!(socket(libc::AF_INET, 0), ALLOW);
-    assert_eq!(socket(libc::AF_INET6, libc::IPPROTO_UDP), ALLOW);
-    assert_eq!(socket(libc::AF_NETLINK, libc::NETLINK_ROUTE), ALLOW);
-    let others = [
-        (libc::AF_NETLINK, libc::NETLINK_NETFILTER),
-        (libc::AF_UNIX, 0),
-        (libc::AF_VSOCK, 0),
-        (libc::AF_PACKET, 0),
-        (libc::AF_ALG, 0),
-    ];
-    for (family, protocol) in others {
-        assert_eq!(socket(family, protocol), errno(EAFNOSUPPORT), "{family}");
+    assert_eq!(set(libc::SOL_SOCKET, libc::SO_REUSEADDR), ALLOW);
+    assert_eq!(set(libc::IPPROTO_TCP, libc::TCP_NODELAY), ALLOW);
+    for (level, name) in [
+        (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
+        (libc::SOL_SOCKET, libc::SO_PEERCRED),
+        (libc::IPPROTO_TCP, libc::TCP_ULP),
+        (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP),
+    ] {
+        assert_eq!(set(level, name), errno(libc::ENOPROTOOPT), "{level} {name}");
     }
 }
 
@@ -136,7 +175,11 @@ fn the_upper_half_of_an_int_is_no_argument() {
     let program = allow_list(&guest(OWN));
     let dirty = |value: c_int| 0xdead_beef_0000_0000 | value as u64;
     assert_eq!(
-        call(&program, "socket", with(&[dirty(libc::AF_INET)])),
+        call(
+            &program,
+            "socket",
+            with(&[dirty(libc::AF_INET), dirty(1), dirty(6)])
+        ),
         ALLOW
     );
     assert_eq!(
@@ -180,7 +223,10 @@ fn of_two_programs_the_second_decides_about_what_the_first_allows() {
     assert_eq!(call(&both, "read", [0; 6]), errno(libc::EACCES));
     assert_eq!(call(&both, "write", [0; 6]), ALLOW);
     assert_eq!(call(&both, "mount", [0; 6]), FORBID);
-    assert_eq!(call(&both, "socket", with(&[libc::AF_INET as u64])), ALLOW);
+    assert_eq!(
+        call(&both, "socket", with(&[libc::AF_INET as u64, 1])),
+        ALLOW
+    );
     let alone = chain(allow_list(&guest(OWN)), &[]);
     assert_eq!(call(&alone, "read", [0; 6]), ALLOW);
     assert_eq!(call(&alone, "mount", [0; 6]), FORBID);

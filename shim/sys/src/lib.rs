@@ -622,7 +622,7 @@ pub fn set_seccomp_filter(flags: u64, program: &mut [libc::sock_filter]) -> io::
 /// A system call that a filter has answered with a signal (`SECCOMP_RET_TRAP`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrappedCall {
-    /// Its number.
+    /// Its number; −1 where the signal was sent by a process.
     pub number: i32,
     /// What the filter says of it, 16 bits.
     pub data: i32,
@@ -630,6 +630,9 @@ pub struct TrappedCall {
 
 /// Who hears of a trapped call.
 static ON_TRAPPED_CALL: OnceLock<fn(TrappedCall) -> !> = OnceLock::new();
+
+/// `si_code` of a filter's signal.
+const SYS_SECCOMP: i32 = 1;
 
 /// The beginning of what the kernel tells of a SIGSYS (sigaction(2)).
 #[repr(C)]
@@ -643,9 +646,19 @@ struct SigSys {
 
 extern "C" fn trapped(_signal: i32, info: *const SigSys, _context: *mut libc::c_void) {
     // SAFETY: the kernel's own structure, or another's of the same size where somebody sends the signal himself.
-    let SigSys { number, data, .. } = unsafe { info.read() };
+    let SigSys {
+        code, number, data, ..
+    } = unsafe { info.read() };
+    // Of one that somebody has sent, nothing is known.
+    let call = match code {
+        SYS_SECCOMP => TrappedCall { number, data },
+        _ => TrappedCall {
+            number: -1,
+            data: 0,
+        },
+    };
     if let Some(tell) = ON_TRAPPED_CALL.get() {
-        tell(TrappedCall { number, data });
+        tell(call);
     }
 }
 
