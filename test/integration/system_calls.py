@@ -22,6 +22,12 @@ def listed(program):
     return {name for calls in rules for name in re.findall(r'"(\w+)"', calls)}
 
 
+def walls(log):
+    """Of the walls that are no filter, those that a process has put up for itself."""
+    calls = {"keyring": r"keyctl\(KEYCTL_JOIN_SESSION_KEYRING", "Landlock": r"landlock_restrict_self\("}
+    return {wall for wall, call in calls.items() if re.search(call + r".*\) += \d", log)}
+
+
 def called(log):
     """The system calls of processes from the moment when they have a filter."""
     filtered, calls = set(), {}
