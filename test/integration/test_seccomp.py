@@ -129,10 +129,10 @@ class AllowLists(WasiTest, NetworkTest):
         for module in ("wasi-conformance", "network"):
             slipway("compile", "--tier", "quick", "--cache-dir", f"{self.bed.root}/cache", f"{GUESTS}/{module}.wasm")
         with tempfile.TemporaryDirectory() as d:
-            with open(f"{d}/traps.wat", "w") as f:
+            with open(f"{d}/far.wat", "w") as f:
                 f.write('(module (memory (export "memory") 1) (func $far (drop (i32.load (i32.const -8)))) (func (export "_start") (call $far)))')
-            slipway("compile", "--tier", "quick", "--cache-dir", f"{self.bed.root}/cache", f"{d}/traps.wat")
-            traps = self.bed.image(f"{d}/traps.wat", "traps")
+            slipway("compile", "--tier", "quick", "--cache-dir", f"{self.bed.root}/cache", f"{d}/far.wat")
+            traps = self.bed.image(f"{d}/far.wat", "far")
         pod = self.pod(dns_config={"servers": [BED4], "options": ["timeout:3", "attempts:1"]})
         with tempfile.NamedTemporaryFile("r") as out, tempfile.TemporaryDirectory() as volume:
             with self.traced(out.name):

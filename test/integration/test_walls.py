@@ -322,7 +322,7 @@ class BadGuest(PodTest):
         with self.escaped("text:now=/now") as (pod, image):
             for user in (0, 1000):
                 linux = {"security_context": {"namespace_options": {"pid": 1}, "run_as_user": {"value": user}}}
-                self.assertIn(': nothing"', pod.create(image, linux=linux).start(check=False).stderr)
+                self.assertIn(": nothing", pod.create(image, linux=linux).start(check=False).stderr)
 
     def test_code_that_got_out_while_it_runs_finds_nothing(self):
         with self.escaped() as (pod, image):
