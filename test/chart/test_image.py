@@ -15,7 +15,7 @@ from test_chart import ROOT, read
 TREE = os.path.realpath(os.environ.get("SLIPWAY_ROOT", f"{ROOT}/target/dist/opt/slipway"))
 DOC = "opt/slipway/share/doc"
 ADDED = ("slipway.cdx.json", "rust-crates", "rust-library.html", "slipway")
-PROGRAMS = ("bin/slipway", "bin/containerd-shim-slipway-v1", "libexec/slipway-guest", "libexec/slipway-aot", "libexec/slipway-layers")
+PROGRAMS = ("bin/slipway", "bin/containerd-shim-slipway-v1", "libexec/slipway-guest", "libexec/slipway-aot", "libexec/slipway-layers", "libexec/slipway-queue")
 
 
 def build(tree, out):

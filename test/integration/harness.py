@@ -20,6 +20,8 @@ GUESTS = f"{ROOT}/target/guests"
 BED = os.path.realpath(os.environ.get("SLIPWAY_BED", f"{ROOT}/target/bed"))
 with open("/proc/cpuinfo") as f:
     USER_MODE_LINUX = "User Mode Linux" in f.read()
+# Names of the processes of the node's compile queue: the worker, and the compiler before it has taken its name.
+COMPILING = ("slipway-queue", "slipway-aot")
 # The driver of the bed's cgroups; cgroupfs but in one part of test/cgroup2/suite.
 SYSTEMD = os.environ.get("CGROUP_DRIVER") == "systemd"
 # Seconds: bound of every wait for something that happens by itself. Only a test that fails waits that long, however slow the machine.
@@ -155,9 +157,10 @@ class Bed:
             "mounts in the bed": mounts(mountinfo),
             "mounts of the host": mounts(host, of=self.root) + mounts(host, of=TREE),
             "files of /run": [path for path in files.splitlines() if not path.endswith("task/k8s.io")],
+            # What is compiled outlives pods, and its processes end by themselves.
             "processes": [
                 " ".join(line.split()[:2]) for line in processes.splitlines()
-                if re.search("slipway|shim|pause", line.split()[1]) and any(name in line for name in cgroups)],
+                if re.search("slipway|shim|pause", line.split()[1]) and line.split()[1] not in COMPILING and any(name in line for name in cgroups)],
             "cgroups": [path for of in ("", "/*") for path in glob.glob(f"/sys/fs/cgroup{of}{self.cgroup_parent}/**/", recursive=True)],
             "temporary files": os.listdir(self.temporary),
         }
@@ -345,13 +348,13 @@ class Watched(PodTest):
 SLOW_FUNCTIONS = 800
 
 
-def slow_module(directory, name, start=""):
+def slow_module(directory, name, start="", functions=SLOW_FUNCTIONS):
     """A module that takes the compiler some seconds; what its program does."""
     body = "".join(f"(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const {k * 7919 + 3})) (i32.shr_u (local.get 0) (i32.const {k % 31}))))" for k in range(40))
     path = f"{directory}/{name}.wat"
     with open(path, "w") as f:
         f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start") {start})')
-        for n in range(SLOW_FUNCTIONS):
+        for n in range(functions):
             f.write(f'(func (export "f{n}") (param i32) (result i32) (i32.store (i32.const {n}) (local.get 0)) {body} (local.get 0))')
         f.write(")")
     return path
@@ -412,14 +415,24 @@ class KillTest(PodTest):
         finally:
             go_on()
 
+    def cache(self):
+        """What lies in the node's cache and in its compile queue."""
+        return json.loads(self.bed.run("slipway", "cache", "ls", "--json").stdout)
+
+    def artefacts(self, image):
+        """The tiers in which a slow module is in the cache."""
+        return [row["tier"] for row in self.cache() if row["kind"] == "artefact" and row["origin"] == f"/{self.module_of(image)}.wat"]
+
+    def module_of(self, image):
+        return image.removeprefix("localhost/").removesuffix(":1")
+
     def was_compiled_once(self, image):
         """Another start of a slow module finds what was begun for the first."""
         again = self.pods[0].start(image, annotations={"slipway.dev/compile": "full"})
         self.assertEqual(again.ended()["exitCode"], 0)
         with open(f"{self.bed.root}/containerd.log") as f:
             log = f.read()
-        module = image.removeprefix("localhost/").removesuffix(":1")
-        self.assertEqual([log.count(f"{word} /{module}.wat") for word in ("compiling", "compiled")], [1, 1])
+        self.assertEqual([log.count(f"{word} /{self.module_of(image)}.wat") for word in ("compiling", "compiled")], [1, 1])
 
     def shim_address(self):
         """Where the one shim of the bed listens, as this process reaches it."""

@@ -360,9 +360,9 @@ class Kills(KillTest):
         self.was_compiled_once(container.status()["image"]["image"])
 
     def cached(self):
-        """The cache's files, complete or not; locks are none of its contents."""
+        """The cache's files, complete or not; locks are none of its contents, nor is the queue."""
         names = os.listdir(f"{self.bed.root}/cache") if os.path.exists(f"{self.bed.root}/cache") else []
-        return sorted(name for name in names if not name.endswith(".lock"))
+        return sorted(name for name in names if not name.endswith(".lock") and not name.startswith("queue-"))
 
     def test_the_compiler(self):
         cached = self.cached()
@@ -381,15 +381,16 @@ class Kills(KillTest):
         self.works()
 
     def test_the_shim_while_a_module_compiles(self):
-        cached = self.cached()
-        with self.compiling() as (container, started):
+        with self.compiling() as (container, started), self.standing_still("slipway-aot"):
+            compilers = self.pids("slipway-aot")
             self.kill(*self.pids("containerd-shim-slipway-v1"))
             self.assertNotEqual(started.result().returncode, 0)
+            for name in ("slipway-guest", "slipway-holder"):
+                self.disappears(name)
+            self.assertEqual(self.pids("slipway-aot"), compilers)
         self.assertEqual(container.status()["state"], "CONTAINER_EXITED")
-        # The compiler does not outlive the one that waits for it.
-        for name in ("slipway-aot", "slipway-guest", "slipway-holder"):
-            self.disappears(name)
-        self.assertEqual(self.cached(), cached)
+        # The compile goes on for the next start.
+        self.until(lambda: self.artefacts(container.status()["image"]["image"]) == ["full"])
         self.works()
 
 
@@ -496,7 +497,7 @@ class LongCompiles(KillTest):
             self.assertLessEqual(set(beside.text().split()), {"artefact.so", "rootfs", "etc"})
             container.stop()
 
-    def test_a_compile_that_nobody_waits_for_any_more_does_not_begin(self):
+    def test_a_compile_that_failed_does_not_begin_again_for_those_who_have_waited(self):
         with self.held() as (container, _):
             image = container.status()["image"]["image"]
             second = self.pods[0].create(image, annotations={"slipway.dev/compile": "full"})
@@ -523,10 +524,14 @@ class LongCompiles(KillTest):
             go_on()
             self.was_compiled_once(image)
 
-    def test_its_pod_can_be_removed_with_all_that_belongs_to_it(self):
-        with self.held():
+    def test_its_pod_can_be_removed_and_the_compile_goes_on(self):
+        with self.held() as (container, go_on):
+            image = container.status()["image"]["image"]
             self.pods.pop().remove()
-            self.disappears("slipway-aot")
+            for name in ("slipway-guest", "slipway-holder", "containerd-shim-slipway-v1"):
+                self.disappears(name)
+            go_on()
+            self.until(lambda: self.artefacts(image) == ["full"])
 
     def test_what_is_found_out_late_ends_it_with_its_reason(self):
         with tempfile.NamedTemporaryFile() as message:

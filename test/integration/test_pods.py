@@ -154,7 +154,8 @@ class Lifecycle(PodTest):
             image = self.bed.image(wat, f"big{os.getpid()}")
         pod = self.pod()
         pod.start(image)
-        tiers = lambda: {e["tier"] for e in json.loads(self.bed.run("slipway", "cache", "ls", "--json").stdout) if f"big{os.getpid()}" in e["origin"]}
+        artefacts = lambda: [e for e in json.loads(self.bed.run("slipway", "cache", "ls", "--json").stdout) if e["kind"] == "artefact"]
+        tiers = lambda: {e["tier"] for e in artefacts() if f"big{os.getpid()}" in e["origin"]}
         # The cache tells nobody what becomes of it.
         self.until(lambda: tiers() == {"quick", "full"})
         log = lambda: open(f"{self.bed.root}/containerd.log").read()

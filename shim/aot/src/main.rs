@@ -1,14 +1,11 @@
-//! `slipway-aot quick|full DIGEST MEMORY`: compiles one hostile module into one artefact, and ends.
+//! `slipway-aot quick|full DIGEST MEMORY SECONDS`: compiles one hostile module into one artefact, and ends.
 //!
 //! Descriptor 3 is the module, descriptor 4 the artefact to write, descriptor 5 a socket: on it come the [`Purpose`], and
 //! back the module's [`Facts`] once it is accepted, before it is compiled. Whoever starts it gives it namespaces of its own;
-//! before it reads a byte of the module it has no root file system, no network, no user and no capability, and MEMORY
-//! bytes at most. It reads the module once, and compiles it only if its sha256 is DIGEST: the file may be on a volume that
+//! before it reads a byte of the module it has no root file system, no network, no user and no capability, MEMORY
+//! bytes at most, and SECONDS of CPU time. It reads the module once, and compiles it only if its sha256 is DIGEST: the file may be on a volume that
 //! others write to.
-//! Exit status 0: compiled; 3: the module is refused, the text on stdout says why; 4: the artefact cannot be written, the
-//! text is the system's reason; 5: the module is good, but not for this purpose; 6: the file is not the module of that
-//! digest; anything else: the text is the compiler's
-//! failure.
+//! Its exit statuses are those of [`slipway_protocol::aot_status`]; on stdout it says why.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -20,6 +17,7 @@ use std::process::ExitCode;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use slipway_engine::Optimisation;
 use slipway_module::{Digest, MAX_MODULE_BYTES, Memory, ModuleInfo};
+use slipway_protocol::aot_status::{CHANGED, REFUSED, UNFIT, UNWRITTEN};
 use slipway_protocol::{Facts, Purpose};
 use slipway_sys::TrappedCall;
 
@@ -37,17 +35,6 @@ const WORK_BYTES: u64 = 2 << 30;
 const FILE_BYTES: u64 = 1 << 30;
 /// The kernel's highest: killed first when the node runs out of memory (proc_pid_oom_score_adj(5)).
 const OOM_SCORE_ADJ: &str = "1000";
-/// CPU time in seconds, all threads together.
-const CPU_SECONDS: u64 = 3600;
-
-/// Status of a refused module.
-const REFUSED: u8 = 3;
-/// Status where the artefact cannot be written.
-const UNWRITTEN: u8 = 4;
-/// Status where the file is not the module that was asked for.
-const CHANGED: u8 = 6;
-/// Status of a module that runs here, but not as it is meant to.
-const UNFIT: u8 = 5;
 
 fn main() -> ExitCode {
     // Through the bundle's loader the process would be named after it.
@@ -71,10 +58,10 @@ fn compile() -> Result<(), (u8, String)> {
     }
     let order = Order::read(&arguments).ok_or_else(|| {
         failed(format!(
-            "usage: slipway-aot version | quick|full DIGEST MEMORY (got {arguments:?}); slipway starts it"
+            "usage: slipway-aot version | quick|full DIGEST MEMORY SECONDS (got {arguments:?}); slipway starts it"
         ))
     })?;
-    enclose(order.memory).map_err(failed)?;
+    enclose(order.memory, order.seconds).map_err(failed)?;
     let module = read_module(&order.digest)?;
     let prepared = slipway_module::prepare(&module).map_err(|e| (REFUSED, e.to_string()))?;
     drop(module);
@@ -111,11 +98,13 @@ struct Order {
     digest: Digest,
     /// Bytes that may be used.
     memory: u64,
+    /// CPU time that may be used, all threads together.
+    seconds: u64,
 }
 
 impl Order {
     fn read(arguments: &[String]) -> Option<Self> {
-        let [tier, digest, memory] = arguments else {
+        let [tier, digest, memory, seconds] = arguments else {
             return None;
         };
         Some(Self {
@@ -126,12 +115,13 @@ impl Order {
             },
             digest: digest.parse().ok()?,
             memory: memory.parse().ok()?,
+            seconds: seconds.parse().ok()?,
         })
     }
 }
 
 /// An empty root, no user, bounded resources.
-fn enclose(memory: u64) -> Result<(), String> {
+fn enclose(memory: u64, seconds: u64) -> Result<(), String> {
     let io = |e: rustix::io::Errno| format!("compiler's sandbox: {e}");
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)
         .map_err(|e| format!("compiler's sandbox: oom_score_adj: {e}"))?;
@@ -149,7 +139,7 @@ fn enclose(memory: u64) -> Result<(), String> {
         .and_then(|()| slipway_sys::pivot_to_current_dir())
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_DATA as i32, memory, memory))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_FSIZE as i32, FILE_BYTES, FILE_BYTES))
-        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, CPU_SECONDS, CPU_SECONDS))
+        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, seconds, seconds))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CORE as i32, 0, 0))
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
     slipway_confine::leave_session_keyring().map_err(|e| format!("compiler's sandbox: {e}"))?;

@@ -185,6 +185,18 @@ impl Dir {
         }
     }
 
+    /// Makes an entry, by the name of its file, the least recently used.
+    pub(crate) fn make_oldest(&self, file_name: &str) {
+        let noted = match file_name.strip_suffix(ARTEFACT) {
+            Some(name) => format!("{name}{SEEN}"),
+            None => file_name.into(),
+        };
+        // Not of the entry itself: that would move its ctime.
+        if let Ok(file) = self.open_entry(&noted) {
+            set_times(&file, 0);
+        }
+    }
+
     /// A file as it is in this boot: every change of its bytes moves the ctime.
     fn identity(&self, stat: &Stat) -> Option<String> {
         let boot = self.boot.get_or_init(boot_id).as_deref()?;
@@ -220,22 +232,24 @@ fn boot_id() -> Option<String> {
 
 /// Writes the time of use down in the file's mtime, now and then.
 pub(crate) fn touch(file: &File, stat: &Stat) {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: UTIME_NOW,
-    };
     let age = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()
         .abs_diff(stat.st_mtime as u64);
     if age >= USE_INTERVAL_SECONDS {
-        let _ = futimens(
-            file,
-            &Timestamps {
-                last_access: now,
-                last_modification: now,
-            },
-        );
+        set_times(file, UTIME_NOW);
     }
+}
+
+/// Sets a file's times to 1970, or to now with `UTIME_NOW`.
+fn set_times(file: &File, tv_nsec: i64) {
+    let time = Timespec { tv_sec: 0, tv_nsec };
+    let _ = futimens(
+        file,
+        &Timestamps {
+            last_access: time,
+            last_modification: time,
+        },
+    );
 }

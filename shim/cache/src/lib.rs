@@ -23,7 +23,7 @@
 //! <key>.lock     held while one process compiles; gone when nobody does
 //! tmp-…          being written; swept when its writer is dead
 //! store.lock     held for moments while entries appear or disappear
-//! background.lock  held by the one who compiles what nobody waits for
+//! queue-…        the directory of the compile queue, another crate's
 //! ```
 //!
 //! An entry is one file, so it appears, is replaced and disappears atomically. It is never changed in place: whatever
@@ -48,7 +48,7 @@ pub use entry::Meta;
 pub use error::Error;
 pub use key::{Key, Tier, cpu_features};
 pub use list::{Entry, Kind, Removed};
-pub use lock::{BackgroundTurn, KeyLock};
+pub use lock::KeyLock;
 pub use store::{Artefact, Lookup, Options, Store};
 pub use write::PendingArtefact;
 
@@ -57,6 +57,9 @@ pub use write::PendingArtefact;
 pub const FORMAT: u32 = 2;
 /// The largest artefact in bytes. Modules are at most 256 MiB; native code is two to four times as large.
 pub const MAX_ARTEFACT_BYTES: u64 = 1 << 30;
+/// Most entries of a store. An insert looks at each of them, which takes 8 µs: beyond the bound it removes the least recently
+/// used, as beyond the bound in bytes.
+pub const MAX_ENTRIES: usize = 10_000;
 /// The longest text of a refusal in bytes; longer ones are cut.
 pub const MAX_REFUSAL_BYTES: usize = 4096;
 /// The longest origin in bytes; longer ones are cut.

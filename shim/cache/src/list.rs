@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::dir::{ARTEFACT, Dir, REFUSED, SEEN};
 use crate::lock::LOCK;
 use crate::write::TEMPORARY;
-use crate::{Error, MIN_PREFIX, Meta, Store, entry};
+use crate::{Error, MAX_ENTRIES, MIN_PREFIX, Meta, Store, entry};
 
 /// Space on disk is taken in blocks of this many bytes.
 const BLOCK_BYTES: u64 = 4096;
@@ -128,21 +128,46 @@ impl Store {
         Ok(result)
     }
 
-    /// Removes the least recently used entries until the store is within its bound, except the one of `keep` and those
-    /// in use. The store's lock is held meanwhile.
+    /// Removes the least recently used entries until the store is within its bounds, except the one of `keep` and those
+    /// in use. Where that is not enough, the one of `keep` becomes the first to go. The store's lock is held meanwhile.
     pub(crate) fn evict(&self, keep: &str) {
         // An insert does not fail for what comes after it: the next one tries again.
         let Ok(mut found) = self.scan() else { return };
-        let mut total: u64 = found.iter().map(Found::charge).sum();
+        let mut bytes: u64 = found.iter().map(Found::charge).sum();
+        let mut entries = found.len();
+        let within = |bytes, entries| bytes <= self.options.max_bytes && entries <= MAX_ENTRIES;
         found.sort_by_key(|entry| entry.last_used);
         for entry in found.iter().filter(|entry| entry.file_name != keep) {
-            if total <= self.options.max_bytes {
+            if within(bytes, entries) {
                 return;
             }
             if self.remove_entry(entry) {
-                total -= entry.charge();
+                bytes -= entry.charge();
+                entries -= 1;
             }
         }
+        if !within(bytes, entries) {
+            self.dir.make_oldest(keep);
+        }
+    }
+
+    /// Whether the entries in use alone fill the store: what is inserted now makes it larger than its bound.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the directory cannot be read.
+    pub fn is_filled_by_use(&self) -> Result<bool, Error> {
+        let found = self.scan()?;
+        let total: u64 = found.iter().map(Found::charge).sum();
+        if total < self.options.max_bytes {
+            return Ok(false);
+        }
+        // A look at an entry locks it: nobody removes it meanwhile.
+        let _lock = self.dir.lock()?;
+        let used = found.iter().filter(|entry| {
+            let file = self.dir.open_entry(&entry.file_name);
+            file.as_ref().is_ok_and(is_in_use)
+        });
+        Ok(used.map(Found::charge).sum::<u64>() >= self.options.max_bytes)
     }
 
     /// Removes what processes that were killed have left: files half written, locks that no one holds, notes about

@@ -14,7 +14,6 @@ use crate::dir::Dir;
 use crate::{Error, Key, Store};
 
 const STORE_LOCK: &str = "store.lock";
-const BACKGROUND_LOCK: &str = "background.lock";
 /// Suffix of the keys' lock files.
 pub(crate) const LOCK: &str = ".lock";
 /// Between two attempts at a lock that is waited for with a deadline.
@@ -85,19 +84,6 @@ impl Store {
         }
     }
 
-    /// The right to work in the background, for one on a node at a time; `None` while another has it.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where the lock's file cannot be made.
-    pub fn background_turn(&self) -> Result<Option<BackgroundTurn>, Error> {
-        let file = self.dir.open_lock(BACKGROUND_LOCK)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(BackgroundTurn { _file: file })),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
-            Err(e) => Err(Error::io("lock", self.dir.join(BACKGROUND_LOCK))(e)),
-        }
-    }
-
     fn lock_file(&self, key: &Key) -> Result<(File, String), Error> {
         let name = format!("{}{LOCK}", key.file_name());
         let file = self.dir.open_lock(&name)?;
@@ -118,12 +104,6 @@ impl Store {
         self.sweep();
         Some(lock)
     }
-}
-
-/// Ends when dropped.
-#[derive(Debug)]
-pub struct BackgroundTurn {
-    _file: File,
 }
 
 /// Held while entries appear or disappear. Lookups do without it.

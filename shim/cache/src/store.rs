@@ -22,8 +22,8 @@ const ATTEMPT: Duration = Duration::from_micros(100);
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Bound of all entries in bytes. It is kept by each insert, which removes the least recently used entries. Entries
-    /// in use stay, and so does the one just inserted, however large: an artefact above the bound serves until the next
-    /// insert.
+    /// in use stay, and so does the one just inserted, for a start waits for it: where that leaves the store above its
+    /// bound, it is the first to go at the next insert, unless it is used again.
     pub max_bytes: u64,
 }
 
@@ -134,6 +134,11 @@ impl Store {
             dir: Arc::new(Dir::at(dir.as_ref())?),
             options,
         })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.dir.path
     }
 
     /// Looks for the key's artefact. Once it has been verified since boot, this costs a few system calls whatever its

@@ -432,6 +432,37 @@ fn an_artefact_larger_than_the_bound_serves_until_the_next_insert() {
 }
 
 #[test]
+fn what_is_inserted_though_all_is_in_use_is_the_first_to_go() {
+    let f = Fixture::new(Options {
+        max_bytes: 36 << 10,
+    });
+    let used = insert(&f.store, &key(1), 13_000).unwrap();
+    assert!(!f.store.is_filled_by_use().unwrap());
+    let second = insert(&f.store, &key(2), 13_000).unwrap();
+    assert!(f.store.is_filled_by_use().unwrap());
+    drop(second);
+    assert!(!f.store.is_filled_by_use().unwrap());
+    // Used less recently than the one that found no room.
+    drop(used);
+    f.age(&key(1), ".seen", 1000);
+    drop(insert(&f.store, &key(3), 5000).unwrap());
+    assert_eq!(miss(&f.store, &key(2)), None);
+    hit(&f.store, &key(1));
+    hit(&f.store, &key(3));
+}
+
+#[test]
+fn entries_are_bounded_by_number_too() {
+    let f = Fixture::new(PLENTY);
+    for number in 0..MAX_ENTRIES {
+        fs::write(f.dir().join(format!("{number:064x}.refused")), "").unwrap();
+    }
+    drop(insert(&f.store, &key(1), 5000).unwrap());
+    assert_eq!(f.store.list().unwrap().len(), MAX_ENTRIES);
+    hit(&f.store, &key(1));
+}
+
+#[test]
 fn an_entry_is_found_while_others_remove_it_only_if_it_stays() {
     let f = Fixture::new(PLENTY);
     let done = std::sync::atomic::AtomicBool::new(false);

@@ -4,6 +4,7 @@
 //! container and every controller, so a pod start slows down with the number of mounts on its node. Here the
 //! hierarchies are the directories below `/sys/fs/cgroup`, told by statfs, whatever else is mounted.
 
+mod beside;
 mod metrics;
 mod oom;
 mod systemd;
@@ -77,6 +78,13 @@ fn layout(root: &Path) -> Layout {
     Layout::V1(found.collect())
 }
 
+/// The layout of this host.
+fn host() -> &'static Layout {
+    // No host changes it while a process runs, and ten calls for each container are 0.08 ms.
+    static HOST: OnceLock<Layout> = OnceLock::new();
+    HOST.get_or_init(|| layout(Path::new("/sys/fs/cgroup")))
+}
+
 fn open_tasks(files: impl IntoIterator<Item = PathBuf>) -> Result<Vec<OwnedFd>, Error> {
     let open = |path: PathBuf| {
         let file = fs::File::options().write(true).open(&path);
@@ -120,11 +128,8 @@ impl Cgroup {
                 name,
             } => expand_slice(slice).join(systemd::unit(prefix, name)),
         };
-        // No host changes it while a process runs, and ten calls for each container are 0.08 ms.
-        static HOST: OnceLock<Layout> = OnceLock::new();
-        let layout = HOST.get_or_init(|| layout(Path::new("/sys/fs/cgroup")));
         Self {
-            layout: layout.clone(),
+            layout: host().clone(),
             path,
         }
     }
@@ -439,45 +444,6 @@ impl Cgroup {
                 v2: None,
                 v1: self.join()?,
             }),
-        }
-    }
-
-    /// How a child is born into the container's share of CPU time, without its memory being charged here: a compiler
-    /// needs hundreds of megabytes for a container that may have sixteen. Only version 1 can tell the two apart; on
-    /// version 2 the child stays where its parent is.
-    ///
-    /// # Errors
-    /// The file that cannot be opened.
-    pub fn cpu_entry(&self) -> Result<CgroupEntry, Error> {
-        match &self.layout {
-            Layout::V2(_) => Ok(CgroupEntry::default()),
-            Layout::V1(controllers) => {
-                let cpu = controllers
-                    .iter()
-                    .filter(|(name, _)| name.starts_with("cpu"));
-                let tasks = cpu.map(|(_, root)| root.join(&self.path).join("tasks"));
-                Ok(CgroupEntry {
-                    v2: None,
-                    v1: open_tasks(tasks)?,
-                })
-            }
-        }
-    }
-
-    /// Moves the processes that came by [`Cgroup::cpu_entry`] to another cgroup, so that they outlive this one.
-    pub fn hand_over(&self, to: &Self) {
-        let (Layout::V1(from), Layout::V1(_)) = (&self.layout, &to.layout) else {
-            return;
-        };
-        for (name, root) in from.iter().filter(|(name, _)| name.starts_with("cpu")) {
-            let here = root.join(&self.path).join("cgroup.procs");
-            let Some(there) = to.controller(name) else {
-                continue;
-            };
-            for pid in fs::read_to_string(here).unwrap_or_default().lines() {
-                // One that has ended meanwhile is not missed.
-                let _ = fs::write(there.join("cgroup.procs"), pid);
-            }
         }
     }
 

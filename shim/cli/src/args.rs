@@ -237,6 +237,14 @@ pub struct Top {
     /// containerd's state directory
     #[arg(long, default_value = "/run/containerd", value_name = "DIR")]
     pub state: PathBuf,
+    /// The artefact cache, where the compile queue is
+    #[arg(
+        long,
+        env = "SLIPWAY_CACHE_DIR",
+        default_value = "/var/lib/slipway/cache",
+        value_name = "DIR"
+    )]
+    pub cache_dir: PathBuf,
 }
 
 #[derive(Args)]

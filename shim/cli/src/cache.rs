@@ -1,9 +1,12 @@
 //! `slipway cache`.
 
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use slipway_cache::{Entry, Kind, Options, Removed, Store};
+use slipway_module::Digest;
+use slipway_queue::Queued;
 
 use crate::args::{self, CacheCommand};
 use crate::terminal::bytes;
@@ -56,22 +59,45 @@ impl From<&Entry> for Row {
             origin: e.meta.as_ref().map(|m| m.origin.clone()),
             tier: e.meta.as_ref().map(|m| m.key.tier.to_string()),
             bytes: e.bytes,
-            last_used: e
-                .last_used
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
+            last_used: seconds(e.last_used),
             in_use: e.in_use,
         }
     }
 }
 
+/// Of the compile queue: the size is the module's, and its last use is when it has come.
+impl From<&Queued> for Row {
+    fn from(q: &Queued) -> Self {
+        Self {
+            artefact: q.name.clone(),
+            kind: state(q),
+            module: Some(Digest::from(q.record.module.digest).to_string()),
+            origin: Some(q.record.module.path.clone()),
+            tier: Some(q.record.tier.to_string()),
+            bytes: q.record.module.size,
+            last_used: seconds(q.since),
+            in_use: false,
+        }
+    }
+}
+
+/// What a job of the compile queue does.
+pub fn state(queued: &Queued) -> &'static str {
+    match queued.compiling {
+        true => "compiling",
+        false => "queued",
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
 fn list(store: &Store, json: bool) -> Result<ExitCode, String> {
-    let rows: Vec<Row> = store
-        .list()
-        .map_err(|e| e.to_string())?
-        .iter()
-        .map(Row::from)
-        .collect();
+    let entries = store.list().map_err(|e| e.to_string())?;
+    let queued = slipway_queue::list(Path::new(store.path()));
+    let rows = entries.iter().map(Row::from);
+    let rows: Vec<Row> = rows.chain(queued.iter().map(Row::from)).collect();
     if json {
         println!(
             "{}",
@@ -80,7 +106,7 @@ fn list(store: &Store, json: bool) -> Result<ExitCode, String> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "{:SHORT$}  {:SHORT$}  {:5}  {:>10}  {:6}  FROM",
+        "{:SHORT$}  {:SHORT$}  {:5}  {:>10}  {:9}  FROM",
         "ARTEFACT", "MODULE", "TIER", "SIZE", "IN USE"
     );
     for row in rows {
@@ -91,11 +117,15 @@ fn list(store: &Store, json: bool) -> Result<ExitCode, String> {
             row.tier.unwrap_or_default()
         };
         println!(
-            "{:SHORT$}  {:SHORT$}  {tier:5}  {:>10}  {:6}  {}",
+            "{:SHORT$}  {:SHORT$}  {tier:5}  {:>10}  {:9}  {}",
             short(&row.artefact),
             short(&row.module.unwrap_or_default()),
             bytes(row.bytes),
-            if row.in_use { "yes" } else { "no" },
+            match row.kind {
+                "queued" | "compiling" => row.kind,
+                _ if row.in_use => "yes",
+                _ => "no",
+            },
             row.origin.unwrap_or_default()
         );
     }

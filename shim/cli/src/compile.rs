@@ -3,8 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use slipway_counters::Counters;
-use slipway_launch::{Compiler, Install, Job};
+use slipway_launch::{Direct, Install, Job};
 use slipway_protocol::Module;
 
 use crate::args::Compile;
@@ -24,14 +23,10 @@ pub fn compile(args: &Compile) -> Result<ExitCode, String> {
     let install = Install::locate();
     let engine = install.engine_version().map_err(|e| e.to_string())?;
     let progress = Arc::new(Progress::new());
-    let compiler = Compiler {
-        improves: false,
+    let compiler = Direct {
         install,
         cache_dir: args.store.cache_dir.clone(),
         cache_bytes: args.store.cache_bytes,
-        cgroup: None,
-        // The node's metrics are about its pods.
-        counters: Counters::default(),
         progress: {
             let progress = progress.clone();
             Arc::new(move |text: &str| progress.say(text))
@@ -43,12 +38,11 @@ pub fn compile(args: &Compile) -> Result<ExitCode, String> {
         path: path.clone(),
         engine,
     };
-    let job = Job::new(module, what, run::tier(args.tier));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| e.to_string())?;
-    let compiled = runtime.block_on(compiler.compile(job));
+    let tier = match run::tier(args.tier).is_full(what.size) {
+        true => slipway_cache::Tier::Full,
+        false => slipway_cache::Tier::Quick,
+    };
+    let compiled = compiler.compile(&Job::new(module, what, tier));
     progress.done();
     compiled.map_err(|e| format!("{path}: {e}"))?;
     println!("{path}: in {}", args.store.cache_dir);

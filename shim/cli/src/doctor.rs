@@ -189,6 +189,7 @@ fn files(install: &Install) -> Finding {
         "libexec/slipway-guest",
         "libexec/slipway-aot",
         "libexec/slipway-layers",
+        "libexec/slipway-queue",
         LOADER,
         "lib/runtime/libwasmedge.so.0",
         "lib/mount-points/etc/hosts",

@@ -202,12 +202,13 @@ fn cache(args: &Doctor) -> String {
     let of = |kind: Kind| entries.iter().filter(|e| e.kind == kind).count();
     let used = entries.iter().filter(|e| e.in_use).count();
     format!(
-        "{} artefacts, {} of them in use, {} refusals, {} of {}",
+        "{} artefacts, {} of them in use, {} refusals, {} of {}; {} to compile",
         of(Kind::Artefact),
         used,
         of(Kind::Refusal),
         bytes(entries.iter().map(|e| e.bytes).sum()),
-        bytes(args.store.cache_bytes)
+        bytes(args.store.cache_bytes),
+        slipway_queue::list(Path::new(&args.store.cache_dir)).len()
     )
 }
 

@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use slipway_cgroup::{Cgroup, OomWatch};
 use slipway_counters::Counters;
-use slipway_launch::{Compiler, Helpers, Install, Surroundings};
+use slipway_launch::{Compiler, Direct, Helpers, Install, Surroundings};
 use slipway_protocol::{Budget, End, Program, RESOLVER_FILES};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
 use slipway_sys::CgroupEntry;
@@ -226,19 +226,15 @@ async fn run_plan(
     }
     let guest = slipway_launch::spawn(&install, &plan.pid, &entry).map_err(|e| e.to_string())?;
     let progress = Arc::new(Progress::new());
-    let compiler = Compiler {
+    let compiler = Compiler::Direct(Direct {
         install: install.clone(),
         cache_dir: args.store.cache_dir.clone(),
         cache_bytes: args.store.cache_bytes,
-        cgroup: None,
-        improves: false,
-        // The node's metrics are about its pods.
-        counters: Counters::default(),
         progress: {
             let progress = progress.clone();
             Arc::new(move |text: &str| progress.say(text))
         },
-    };
+    });
     let launch = slipway_launch::launch(
         &install,
         plan,
@@ -264,6 +260,8 @@ async fn run_plan(
         enter: || Ok(Vec::new()),
         layer: None,
         compiler: &compiler,
+        // The node's metrics are about its pods.
+        counters: &Counters::default(),
         patience: None,
     };
     let resolved = tokio::select! {

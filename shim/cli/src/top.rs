@@ -1,4 +1,5 @@
-//! `slipway top`: what each Wasm container of the node has of its memory budget, asked of the pods' shims.
+//! `slipway top`: what each Wasm container of the node has of its memory budget, asked of the pods' shims, and what the node
+//! compiles.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use slipway_protocol::Usage;
 use slipway_spec::Preview;
 
 use crate::args::Top;
+use crate::cache;
 use crate::terminal::bytes;
 
 /// Where containerd 1.7 and 2 keep the bundles, below their state directory.
@@ -47,7 +49,7 @@ pub fn top(args: &Top) -> Result<ExitCode, String> {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| e.to_string())?;
         println!("{text}");
     } else {
-        print!("{}", table(&rows));
+        print!("{}{}", table(&rows), queue(&args.cache_dir));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -108,6 +110,22 @@ fn table(rows: &[Row]) -> String {
             &bytes(row.peak_bytes),
             &row.refused.to_string(),
         ]);
+    }
+    text
+}
+
+/// The compile queue, where there is something in it.
+fn queue(cache_dir: &Path) -> String {
+    let jobs = slipway_queue::list(cache_dir);
+    if jobs.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{:<9} {:<5} {:>11} FROM\n", "COMPILES", "TIER", "MODULE");
+    for job in jobs {
+        let (state, tier) = (cache::state(&job), job.record.tier);
+        let module = job.record.module;
+        let (size, path) = (bytes(module.size), module.path);
+        text += &format!("{state:<9} {tier:<5} {size:>11} {path}\n");
     }
     text
 }

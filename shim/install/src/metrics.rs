@@ -60,6 +60,16 @@ impl Metrics {
             "Size of the compiled artefacts in the node's cache.",
             bytes,
         );
+        text.family(
+            "slipway_compile_queue",
+            "Modules in the node's compile queue, by what they do.",
+            "gauge",
+        );
+        let queue = slipway_queue::list(&self.cache_dir);
+        for (state, compiling) in [("waiting", false), ("compiling", true)] {
+            let jobs = queue.iter().filter(|job| job.compiling == compiling);
+            text.sample("slipway_compile_queue", &[("state", state)], jobs.count());
+        }
         text.counters(&Snapshot::read(&self.counters_dir));
         text.into()
     }

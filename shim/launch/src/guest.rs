@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit};
 use slipway_cgroup::Cgroup;
+use slipway_compile::c_path;
 use slipway_protocol::{End, Error, FromGuest, KILLED_CALL, LOADING_FILTERED, Timeline, ToGuest};
 use slipway_spec::Namespace;
 use slipway_sys::{CgroupEntry, Child, Exec};
@@ -14,7 +15,6 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::install::c_path;
 use crate::{Install, StartError, died};
 
 /// A running guest. Dropping it kills it.

@@ -2,29 +2,31 @@
 //!
 //! The shim and the command line share this crate, so that a module meets the same sandbox in a pod and on a terminal.
 
-mod artefact;
+mod compiler;
 mod guest;
-mod install;
 mod layer;
 
-pub use artefact::{CompileError, Compiler, Job};
+pub use compiler::Compiler;
 pub use guest::{Guest, spawn};
-pub use install::{Install, LOADER};
 pub use layer::LayerSource;
+pub use slipway_compile::{Direct, Install, Job, LOADER};
+pub use slipway_queue::Client;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use slipway_cgroup::OomKill;
-use slipway_counters::Counter;
+use slipway_counters::{Counter, Counters};
 use slipway_module::Entrypoint;
 use slipway_protocol::{
-    Call, End, Error as ProtocolError, FromGuest, HostShare, Launch, Mount, Purpose, Tier,
-    Timeline, ToGuest,
+    Call, End, Error as ProtocolError, FromGuest, HostShare, Launch, Mount, Purpose, Timeline,
+    ToGuest,
 };
 use slipway_spec::{Namespace, Plan, UserNamespace};
 use tokio::time::Instant;
+
+use crate::compiler::Wanted;
 
 /// Why a container was not created.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +158,8 @@ pub struct Helpers<'a, Enter> {
     pub layer: Option<LayerSource<'a>>,
     /// Makes its artefact.
     pub compiler: &'a Compiler,
+    /// Told whether the cache had it.
+    pub counters: &'a Counters,
     /// How long that is waited for; `None`: to its end.
     pub patience: Option<Duration>,
 }
@@ -215,7 +219,7 @@ where
             Ok((FromGuest::Waiting, _)) => {}
             Ok((FromGuest::Unoptimised(module), fds)) => {
                 if let Some(file) = fds.into_iter().next() {
-                    host.compiler.improve(Job::new(file, module, Tier::Full));
+                    host.compiler.improve(file, module);
                 }
             }
             Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),
@@ -237,12 +241,16 @@ where
                     .into_iter()
                     .next()
                     .ok_or_else(|| StartError::Refused("the guest sent no module".into()))?;
-                let mut job = Job::new(file, module, launch.program.tier);
-                job.damaged = damaged;
-                job.purpose = purpose(launch, host.budget);
+                let wanted = Wanted {
+                    file,
+                    module,
+                    damaged,
+                    tier: launch.program.tier,
+                    purpose: purpose(launch, host.budget),
+                };
                 missed = true;
-                host.compiler.counters.count(Counter::CacheMisses);
-                tokio::spawn(host.compiler.clone().supply(job, guest.control()?));
+                host.counters.count(Counter::CacheMisses);
+                tokio::spawn(host.compiler.clone().supply(wanted, guest.control()?));
                 let patience = host.patience.filter(|_| !guest.may_be_replaced());
                 compiled_by = patience.map(|patience| Instant::now() + patience);
             }
@@ -253,7 +261,7 @@ where
         }
     };
     if !missed {
-        host.compiler.counters.count(Counter::CacheHits);
+        host.counters.count(Counter::CacheHits);
     }
     Ok(Resolved { steps, missed })
 }

@@ -3,8 +3,20 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Exit statuses of `slipway-aot` besides 0; with any other, its text is the compiler's failure.
+pub mod aot_status {
+    /// The module is not one that runs here; the text says why.
+    pub const REFUSED: u8 = 3;
+    /// The artefact cannot be written; the text is the system's reason.
+    pub const UNWRITTEN: u8 = 4;
+    /// The module runs here, but does not suit its purpose; the text says why.
+    pub const UNFIT: u8 = 5;
+    /// The file is not the module of the digest.
+    pub const CHANGED: u8 = 6;
+}
+
 /// What the module is compiled for.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Purpose {
     /// The call that waits for it; `None`: nobody waits.
     pub call: Option<Call>,
@@ -13,7 +25,7 @@ pub struct Purpose {
 }
 
 /// The call that an entrypoint means.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// The function's name.
     pub function: String,

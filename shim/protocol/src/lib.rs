@@ -47,7 +47,7 @@ mod timeline;
 pub use budget::{
     Budget, BudgetPage, GuestShare, HostShare, MAX_SHARES, PAGE_BYTES, Refusal, Usage,
 };
-pub use facts::{Call, Facts, Purpose};
+pub use facts::{Call, Facts, Purpose, aot_status};
 pub use names::{encode_names, find_name};
 pub use seccomp::{FORBIDDEN_CALL, Instruction, KILLED_CALL, LOADING_FILTERED, Seccomp};
 pub use timeline::Timeline;

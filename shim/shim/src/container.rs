@@ -42,8 +42,6 @@ pub struct Container {
     counters: Counters,
     /// `None` for the sandbox, which has no program.
     begun: Option<Begun>,
-    /// The sandbox's cgroup, where a compile goes on that this container no longer waits for.
-    refuge: Option<Cgroup>,
     /// Why it never ran, where that showed when it was Running already.
     unloaded: OnceLock<String>,
     /// The termination message's file, as it was when the container was made: later its path may mean another.
@@ -78,8 +76,6 @@ pub struct Parts {
     pub counters: Counters,
     /// How it was created; the sandbox has no program.
     pub begun: Option<Begun>,
-    /// See [`Container`].
-    pub refuge: Option<Cgroup>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -103,7 +99,6 @@ impl Container {
             plan: parts.plan,
             counters: parts.counters,
             begun: parts.begun,
-            refuge: parts.refuge,
             unloaded: OnceLock::new(),
         });
         tokio::spawn(watch_main(container.clone(), events, log));
@@ -343,10 +338,6 @@ impl Container {
         let exit = self.main.wait().await;
         self.main.handed_over().await;
         if let Some(cgroup) = &self.cgroup {
-            // What is left in there is a compile of its program's or of an exec's: others wait for it, or will.
-            if let Some(refuge) = &self.refuge {
-                cgroup.hand_over(refuge);
-            }
             cgroup.remove()?;
         }
         if let Some(path) = self

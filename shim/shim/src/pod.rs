@@ -13,7 +13,9 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use slipway_cgroup::{Cgroup, OomWatch, Registration};
 use slipway_counters::{Counter, Counters};
-use slipway_launch::{Compiler, Guest, Helpers, Install, LayerSource, StartError, Surroundings};
+use slipway_launch::{
+    Client, Compiler, Guest, Helpers, Install, LayerSource, StartError, Surroundings,
+};
 use slipway_protocol::{Budget, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
 use slipway_sys::CgroupEntry;
@@ -149,6 +151,9 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
             done: Notify::new(),
         });
         pod.make_early();
+        // What others have left in it is worked off when pods are started, whatever these wait for.
+        let queue = pod.queue();
+        tokio::spawn(async move { queue.resume().await });
         let mut server = service::listen(settings.listener, pod.clone()).await?;
         pod.done.notified().await;
         pod.delegate.stop().await;
@@ -158,7 +163,6 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
         drop(lock(&pod.early).take());
         Ok(())
     });
-    // A compile that nobody waits for any more ends with this process.
     runtime.shutdown_background();
     served
 }
@@ -389,9 +393,8 @@ impl Pod {
     ) -> std::result::Result<Arc<Container>, StartError> {
         let cgroup = self.cgroup_of(&request.id, plan);
         steps.mark("spec");
-        let compiler = self.compiler(cgroup.as_ref());
+        let compiler = Compiler::Queue(self.queue());
         let mut made = Made::new(cgroup);
-        made.refuge = self.cgroup.get().cloned();
         let guest = match self.spare(plan) {
             Some(spare) => spare,
             None => self.guest(plan, &mut made)?,
@@ -413,6 +416,7 @@ impl Pod {
             enter: || made.enter(plan),
             layer: Some(self.layer(&request.id, plan)),
             compiler: &compiler,
+            counters: &self.counters,
             patience: Some(COMPILE_PATIENCE),
         };
         let launch = slipway_launch::launch(&self.install, plan, around);
@@ -446,14 +450,12 @@ impl Pod {
         }
     }
 
-    fn compiler(&self, cgroup: Option<&Cgroup>) -> Compiler {
-        Compiler {
+    /// The node's compile queue, as this pod's log hears of it.
+    fn queue(&self) -> Client {
+        Client {
             install: self.install.clone(),
             cache_dir: self.cache_dir.clone(),
             cache_bytes: self.cache_bytes,
-            cgroup: cgroup.cloned(),
-            improves: true,
-            counters: self.counters.clone(),
             progress: {
                 let log = self.log.clone();
                 Arc::new(move |text: &str| log.info(text))
@@ -476,8 +478,6 @@ impl Pod {
             plan: plan.clone(),
             cgroup,
             oom,
-            // The sandbox's own is that cgroup.
-            refuge: budget.as_ref().and_then(|_| self.cgroup.get().cloned()),
             main,
             budget,
             counters: self.counters.clone(),
@@ -573,7 +573,7 @@ impl Pod {
         exec: &Arc<Exec>,
     ) -> std::result::Result<(), StartError> {
         let plan = &exec.plan;
-        let compiler = self.compiler(container.cgroup.as_ref());
+        let compiler = Compiler::Queue(self.queue());
         let mut made = Made::existing(container.cgroup.clone());
         let guest = self.guest(plan, &mut made)?;
         let process = container.main.directory()?;
@@ -593,6 +593,7 @@ impl Pod {
             enter: || made.enter(plan),
             layer: Some(self.layer(&container.id, plan)),
             compiler: &compiler,
+            counters: &self.counters,
             patience: None,
         };
         let launch = slipway_launch::launch(&self.install, plan, around);
@@ -782,8 +783,6 @@ struct Made {
     /// The guest was born in it.
     inside: bool,
     keep: bool,
-    /// Where a compile goes on when the Create that waits for it is given up: the next one finds its result.
-    refuge: Option<Cgroup>,
 }
 
 impl Made {
@@ -794,7 +793,6 @@ impl Made {
             created: false,
             inside: false,
             keep: false,
-            refuge: None,
         }
     }
 
@@ -806,7 +804,6 @@ impl Made {
             created: true,
             inside: true,
             keep: true,
-            refuge: None,
         }
     }
 
@@ -843,9 +840,6 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         if let Some(cgroup) = self.cgroup.take().filter(|_| !self.keep) {
-            if let Some(refuge) = &self.refuge {
-                cgroup.hand_over(refuge);
-            }
             let _ = cgroup.remove();
         }
     }

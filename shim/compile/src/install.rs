@@ -16,7 +16,7 @@ pub const LOADER: &str = "lib/runtime/ld-linux-aarch64.so.1";
 ///
 /// ```text
 /// bin/      containerd-shim-slipway-v1, slipway (static)
-/// libexec/  slipway-guest, slipway-aot, slipway-layers
+/// libexec/  slipway-guest, slipway-aot, slipway-layers, slipway-queue
 /// lib/runtime/    the guest's own loader and libraries
 /// lib/compiler/   LLVM, for slipway-aot alone
 /// lib/mount-points/  what CRI mounts on in every container: lowest layer of overlay roots
@@ -41,6 +41,11 @@ impl Install {
         Self {
             root: root.unwrap_or_else(|| "/opt/slipway".into()),
         }
+    }
+
+    /// The tree at `root`.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
     }
 
     /// The tree's root.
@@ -129,6 +134,9 @@ impl Install {
 }
 
 /// A path for a C API.
-pub(crate) fn c_path(path: &std::path::Path) -> io::Result<CString> {
+///
+/// # Errors
+/// It has a zero byte.
+pub fn c_path(path: &std::path::Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }

@@ -1,0 +1,72 @@
+//! The memory that compiles of a node may take together, and the cgroup that holds them to it.
+
+use slipway_cgroup::Cgroup;
+use slipway_compile::{available_memory, memory_bound};
+use slipway_sys::CgroupEntry;
+
+/// What compiles may take. Measured whenever none runs, and kept as long as one does.
+#[derive(Debug)]
+pub struct Room {
+    /// `None` where this process cannot have one.
+    cgroup: Option<Cgroup>,
+    /// Whether it was made.
+    made: bool,
+    /// Bytes that the node has available, by its own account and by the limits of the cgroups above.
+    pub available: u64,
+    /// What compiles may take together, and each of them, in bytes.
+    pub bound: u64,
+}
+
+impl Room {
+    /// The cgroup of this name, beside this process's own.
+    pub fn new(name: &str) -> Self {
+        Self {
+            cgroup: Cgroup::beside_own(name),
+            made: false,
+            available: 0,
+            bound: 0,
+        }
+    }
+
+    /// Measures it, while no compile runs.
+    ///
+    /// # Errors
+    /// Why there is no cgroup: each compile is held to the bound by its RLIMIT_DATA alone, and their number by what they are
+    /// expected to take. Told once.
+    pub fn measure(&mut self) -> Result<(), String> {
+        let headroom = self.cgroup.as_ref().and_then(Cgroup::headroom);
+        self.available = available_memory().min(headroom.unwrap_or(u64::MAX));
+        self.bound = memory_bound(self.available);
+        let Some(cgroup) = &self.cgroup else {
+            return Ok(());
+        };
+        // Files are memory too. What is left is for all others.
+        let limit = self.available - self.available / 8;
+        let set = match self.made {
+            true => cgroup.limit_memory(limit),
+            false => cgroup.make_limited(limit),
+        };
+        self.made = set.is_ok();
+        set.map_err(|e| {
+            if let Some(cgroup) = self.cgroup.take() {
+                let _ = cgroup.remove();
+            }
+            format!("compiles have no cgroup of their own: {e}")
+        })
+    }
+
+    /// How a compiler is born there.
+    pub fn entry(&self) -> CgroupEntry {
+        let cgroup = self.cgroup.as_ref().filter(|_| self.made);
+        let entry = cgroup.and_then(|cgroup| cgroup.entry().ok());
+        entry.unwrap_or_default()
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.made) {
+            let _ = cgroup.remove();
+        }
+    }
+}

@@ -1,0 +1,694 @@
+//! The worker: one process of a node, which compiles what its shims ask for, and what others have asked for before.
+//!
+//! One thread has all state and waits for everything at once. Threads of their own copy modules, for a module can lie on a
+//! volume that does not answer, and wait for compilers; they tell the one thread what has happened by [`Event`]s.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::SocketFlags;
+use slipway_cache::{Lookup, Options, Store, Tier};
+use slipway_compile::{CompileError, Install, Job as Compile, Limits, Step};
+use slipway_counters::{Counter, Counters, Histogram};
+use slipway_module::MAX_MODULE_BYTES;
+use slipway_protocol::Purpose;
+
+use crate::directory::Directory;
+use crate::record::Record;
+use crate::room::Room;
+use crate::schedule::{Next, Turn, expected, next};
+use crate::wire::{FromWorker, Order, ToWorker};
+
+/// How long the worker stays when there is nothing to do: pods come in groups.
+const LINGER: Duration = Duration::from_secs(5);
+/// Most jobs that are kept in files, and most bytes of their modules. Beyond that, what a start waits for is compiled from the
+/// shim's own descriptor, and does not outlive the worker; what nobody waits for is not taken.
+const MAX_KEPT: usize = 256;
+const MAX_KEPT_BYTES: u64 = 1 << 30;
+
+/// What the other threads tell.
+enum Event {
+    /// A job's module is in the queue, or its artefact in the cache.
+    Arrived(String, Arrival),
+    /// A job's compiler runs: its pid, and a pidfd.
+    Started(String, i32, OwnedFd),
+    /// Something for the log of whoever listens to a job.
+    Said(String, String),
+    /// A job's compile has ended.
+    Ended(String, Result<Option<Duration>, CompileError>),
+}
+
+enum Arrival {
+    /// The cache has it by now.
+    Known(Result<(), CompileError>),
+    Kept,
+    /// It could not be kept: the module itself, and why.
+    Unkept(OwnedFd, String),
+}
+
+/// The other threads' end.
+#[derive(Clone)]
+struct Teller {
+    events: Sender<Event>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Teller {
+    fn tell(&self, event: Event) {
+        // The one thread ends with the process.
+        let _ = self.events.send(event);
+        let _ = rustix::io::write(&*self.wake, &[0]);
+    }
+}
+
+/// Someone who is told about a job.
+#[derive(Debug)]
+struct Listener {
+    client: u64,
+    /// What it waits for; `None`: it only listens.
+    purpose: Option<Purpose>,
+}
+
+struct Job {
+    record: Record,
+    damaged: Option<String>,
+    /// The module, where it has no copy.
+    unkept: Option<OwnedFd>,
+    state: State,
+    /// In the order in which they have come. The first is told what happens.
+    listeners: Vec<Listener>,
+    /// To be compiled though nobody waits.
+    wanted: bool,
+    /// It failed for want of memory beside others.
+    alone: bool,
+    arrival: u64,
+}
+
+enum State {
+    Arriving,
+    Waiting,
+    Running(Running),
+}
+
+struct Running {
+    /// Its process, from when it has one.
+    compiler: Option<(i32, OwnedFd)>,
+    /// The client whose purpose it was told.
+    asked: Option<u64>,
+    /// Others ran at the same time.
+    beside: bool,
+    giving_way: bool,
+}
+
+impl Job {
+    fn waited(&self) -> bool {
+        self.listeners.iter().any(|l| l.purpose.is_some())
+    }
+
+    fn running(&mut self) -> Option<&mut Running> {
+        match &mut self.state {
+            State::Running(running) => Some(running),
+            _ => None,
+        }
+    }
+
+    fn turn(&self) -> Turn {
+        Turn {
+            waited: self.waited(),
+            alone: self.alone,
+            size: self.record.module.size,
+            arrival: self.arrival,
+            running: matches!(self.state, State::Running(_)),
+        }
+    }
+
+    /// Gives a running compiler the priority of those who wait for it, or of nobody.
+    fn set_priority(&mut self) {
+        let background = !self.waited();
+        let compiler = self.running().and_then(|r| r.compiler.as_ref());
+        // The number of one that has ended may be another's.
+        if let Some((pid, pidfd)) = compiler
+            && slipway_sys::pidfd_kill(pidfd.as_fd(), 0).is_ok()
+        {
+            slipway_compile::set_background(*pid, background);
+        }
+    }
+}
+
+/// The node's worker.
+pub struct Worker {
+    directory: Arc<Directory>,
+    /// Held as long as this process lives.
+    _lock: File,
+    listener: OwnedFd,
+    teller: Teller,
+    events: Receiver<Event>,
+    woken: OwnedFd,
+    jobs: BTreeMap<String, Job>,
+    clients: BTreeMap<u64, OwnedFd>,
+    /// The next number of a client or a job.
+    count: u64,
+    room: Room,
+    at_once: usize,
+    counters: Counters,
+    cache: String,
+}
+
+impl Worker {
+    /// The worker of a cache's queue, with the jobs that lie there; `None`: there is one.
+    ///
+    /// # Errors
+    /// A directory that cannot be used, with its path.
+    pub fn new(cache: &str) -> Result<Option<Self>, String> {
+        let named = |e: io::Error| format!("compile queue of {cache}: {e}");
+        // Makes the directory where it is missing, and sees to it that it is root's alone.
+        Store::open(cache, Options { max_bytes: 0 }).map_err(|e| e.to_string())?;
+        let directory = Directory::make(Path::new(cache)).map_err(named)?;
+        let Some(lock) = directory.lock().map_err(named)? else {
+            return Ok(None);
+        };
+        directory.sweep().map_err(named)?;
+        let stat = rustix::fs::stat(cache).map_err(|e| named(e.into()))?;
+        let (woken, wake) = rustix::pipe::pipe_with(
+            rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
+        )
+        .map_err(|e| named(e.into()))?;
+        let (sender, events) = channel();
+        let mut worker = Self {
+            listener: directory.listen().map_err(named)?,
+            _lock: lock,
+            teller: Teller {
+                events: sender,
+                wake: Arc::new(wake),
+            },
+            events,
+            woken,
+            jobs: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            count: 0,
+            // The name is the cache's own, so that the next worker finds what a killed one has left.
+            room: Room::new(&format!(
+                "slipway-compile-{:x}-{}",
+                stat.st_dev, stat.st_ino
+            )),
+            at_once: std::thread::available_parallelism().map_or(1, usize::from),
+            counters: Counters::new(Path::new(slipway_counters::DIR)),
+            cache: cache.into(),
+            directory: Arc::new(directory),
+        };
+        let mut jobs = worker.directory.jobs().map_err(named)?;
+        jobs.sort_by_key(|job| job.since);
+        for job in jobs {
+            let arrival = worker.number();
+            let left = Job::new(job.record, arrival, State::Waiting);
+            worker.jobs.insert(job.name, left);
+        }
+        Ok(Some(worker))
+    }
+
+    /// Works until there has been nothing to do for a while.
+    ///
+    /// # Errors
+    /// poll's.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut idle_since = Instant::now();
+        loop {
+            self.schedule();
+            if !self.jobs.is_empty() {
+                idle_since = Instant::now();
+            }
+            let left = (idle_since + LINGER).saturating_duration_since(Instant::now());
+            if self.jobs.is_empty() && left.is_zero() {
+                self.directory.stop_listening();
+                // Who has connected just now sees its connection closed, and starts another worker.
+                return Ok(());
+            }
+            self.wait(self.jobs.is_empty().then_some(left))?;
+        }
+    }
+
+    /// Waits for the next thing to happen, and takes it.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.map(|left| Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        let own = [&self.listener, &self.woken];
+        let polled = own.into_iter().chain(self.clients.values());
+        let mut fds: Vec<_> = polled.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            polled => polled?,
+        };
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let clients: Vec<u64> = self.clients.keys().copied().collect();
+        for (client, _) in clients.iter().zip(&ready[2..]).filter(|(_, ready)| **ready) {
+            self.hear(*client);
+        }
+        if ready[1] {
+            let _ = rustix::io::read(&self.woken, &mut [0u8; 512]);
+            while let Ok(event) = self.events.try_recv() {
+                self.take(event);
+            }
+        }
+        if ready[0] {
+            self.accept();
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else {
+            return;
+        };
+        // The directory lets nobody else in; this holds although somebody may open it one day.
+        let peer = rustix::net::sockopt::socket_peercred(&socket);
+        if peer.is_ok_and(|peer| peer.uid.is_root()) {
+            let number = self.number();
+            self.clients.insert(number, socket);
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    fn hear(&mut self, client: u64) {
+        let Some(socket) = self.clients.get(&client) else {
+            return;
+        };
+        match slipway_protocol::recv(socket.as_fd()) {
+            Ok((ToWorker::Submit(order), fds)) => match fds.into_iter().next() {
+                Some(module) => self.submit(client, *order, module),
+                None => self.hang_up(client),
+            },
+            Ok((ToWorker::Leave, _)) => self.leave(client, true),
+            Err(slipway_protocol::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.hang_up(client),
+        }
+    }
+
+    fn hang_up(&mut self, client: u64) {
+        self.clients.remove(&client);
+        self.leave(client, false);
+    }
+
+    /// A client does not wait any longer; it may go on listening.
+    fn leave(&mut self, client: u64, listens: bool) {
+        for job in self.jobs.values_mut() {
+            let Some(at) = job.listeners.iter().position(|l| l.client == client) else {
+                continue;
+            };
+            let waited = job.listeners[at].purpose.take().is_some();
+            if !listens {
+                job.listeners.remove(at);
+            }
+            if waited {
+                // The next start finds it done.
+                job.wanted = true;
+                job.set_priority();
+            }
+        }
+    }
+
+    fn submit(&mut self, client: u64, order: Order, module: OwnedFd) {
+        let Order {
+            record,
+            damaged,
+            purpose,
+        } = order;
+        let name = record.key().file_name();
+        let listener = Listener { client, purpose };
+        let waits = listener.purpose.is_some();
+        if let Some(job) = self.jobs.get_mut(&name) {
+            job.wanted |= !waits;
+            job.record.improves |= record.improves;
+            job.record.cache_bytes = record.cache_bytes;
+            job.listeners.push(listener);
+            job.set_priority();
+            if let State::Waiting = job.state {
+                let text = self.queued(&name);
+                self.send(client, &FromWorker::Said(text));
+            }
+            return;
+        }
+        let size = record.module.size;
+        let kept = self.jobs.values().filter(|job| job.unkept.is_none());
+        let bytes: u64 = kept.clone().map(|job| job.record.module.size).sum();
+        // What is larger is refused by the compiler, which says so.
+        let keeps = kept.count() < MAX_KEPT
+            && size <= MAX_MODULE_BYTES
+            && bytes.saturating_add(size) <= MAX_KEPT_BYTES;
+        let arrival = self.number();
+        let mut job = Job::new(record.clone(), arrival, State::Arriving);
+        job.damaged = damaged;
+        job.wanted = !waits;
+        job.listeners.push(listener);
+        self.jobs.insert(name.clone(), job);
+        let (directory, teller, cache) = (
+            self.directory.clone(),
+            self.teller.clone(),
+            self.cache.clone(),
+        );
+        std::thread::spawn(move || {
+            let arrival = match known(&cache, &record) {
+                Some(result) => Arrival::Known(result),
+                None if !keeps => Arrival::Unkept(module, "the compile queue is full".into()),
+                None => match directory.keep(&name, &record, module.as_fd()) {
+                    Ok(()) => Arrival::Kept,
+                    Err(e) => {
+                        Arrival::Unkept(module, format!("{}: {e}", directory.path().display()))
+                    }
+                },
+            };
+            teller.tell(Event::Arrived(name, arrival));
+        });
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Arrived(name, Arrival::Known(result)) => self.finish(&name, result),
+            Event::Arrived(name, arrival) => self.arrived(&name, arrival),
+            Event::Started(name, pid, pidfd) => {
+                let Some(job) = self.jobs.get_mut(&name) else {
+                    return;
+                };
+                if let Some(running) = job.running() {
+                    running.compiler = Some((pid, pidfd));
+                    running.stop_if_giving_way();
+                }
+                job.set_priority();
+            }
+            Event::Said(name, text) => self.say(&name, text),
+            Event::Ended(name, result) => self.ended(&name, result),
+        }
+    }
+
+    fn arrived(&mut self, name: &str, arrival: Arrival) {
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        if let Arrival::Unkept(module, why) = arrival {
+            if !job.waited() {
+                self.finish(name, Err(CompileError::Failed(why)));
+                return;
+            }
+            job.unkept = Some(module);
+        }
+        job.state = State::Waiting;
+        self.schedule();
+        if let Some(Job {
+            state: State::Waiting,
+            ..
+        }) = self.jobs.get(name)
+        {
+            let text = self.queued(name);
+            self.say(name, text);
+        }
+    }
+
+    /// How many are before a job that waits, for the log.
+    fn queued(&self, name: &str) -> String {
+        let Some(job) = self.jobs.get(name) else {
+            return String::new();
+        };
+        let turn = job.turn();
+        let before = |other: &Turn| other.running || other.rank() < turn.rank();
+        let others = self.jobs.values().map(Job::turn).filter(before).count();
+        format!(
+            "{} waits to be compiled for {others} other{}",
+            job.record.module.path,
+            if others == 1 { "" } else { "s" }
+        )
+    }
+
+    /// Begins what there is room for.
+    fn schedule(&mut self) {
+        loop {
+            let jobs = self.jobs.iter();
+            let jobs = jobs.filter(|(_, job)| !matches!(job.state, State::Arriving));
+            let (names, turns): (Vec<_>, Vec<_>) =
+                jobs.map(|(name, job)| (name.clone(), job.turn())).unzip();
+            let turns: Vec<_> = turns.into_iter().enumerate().collect();
+            if !turns.is_empty() && turns.iter().all(|(_, turn)| !turn.running) {
+                if let Err(why) = self.room.measure() {
+                    self.say(&names[0], why);
+                }
+            }
+            match next(&turns, self.at_once, self.room.bound) {
+                Next::Begin(at) => self.begin(&names[at]),
+                Next::GiveWay(at) => {
+                    let job = self.jobs.get_mut(&names[at]);
+                    if let Some(running) = job.and_then(Job::running) {
+                        running.giving_way = true;
+                        running.stop_if_giving_way();
+                    }
+                    return;
+                }
+                Next::Nothing => return,
+            }
+        }
+    }
+
+    fn begin(&mut self, name: &str) {
+        let beside = self.mark_beside();
+        let bound = self.room.bound;
+        let available = self.room.available;
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        let prepared = prepare(job, &self.cache, &self.directory, name, available);
+        let (store, compile) = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                self.finish(name, Err(e));
+                return;
+            }
+        };
+        let asked = job.listeners.iter().find(|l| l.purpose.is_some());
+        job.state = State::Running(Running {
+            compiler: None,
+            asked: asked.map(|l| l.client),
+            beside,
+            giving_way: false,
+        });
+        let limits = Limits {
+            memory: bound,
+            background: !job.waited(),
+            cgroup: self.room.entry(),
+        };
+        let install = Install::at(&job.record.install);
+        let (teller, name) = (self.teller.clone(), name.to_string());
+        std::thread::spawn(move || {
+            let told = |step: Step<'_>| match step {
+                Step::Said(text) => teller.tell(Event::Said(name.clone(), text)),
+                Step::Started(child) => {
+                    if let Ok(pidfd) = child.pidfd.try_clone() {
+                        teller.tell(Event::Started(name.clone(), child.pid, pidfd));
+                    }
+                }
+            };
+            let result = slipway_compile::compile(&store, &install, &compile, &limits, told);
+            // It has room for what comes next, before it is told.
+            drop((store, compile, limits));
+            teller.tell(Event::Ended(name, result));
+        });
+    }
+
+    /// Whether a compile that begins now has others beside it, who are told.
+    fn mark_beside(&mut self) -> bool {
+        let mut any = false;
+        for running in self.jobs.values_mut().filter_map(Job::running) {
+            running.beside = true;
+            any = true;
+        }
+        any
+    }
+
+    fn ended(&mut self, name: &str, result: Result<Option<Duration>, CompileError>) {
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        let state = std::mem::replace(&mut job.state, State::Waiting);
+        let State::Running(running) = state else {
+            return;
+        };
+        match &result {
+            // No verdict on the module: others may mean something else.
+            Err(CompileError::Unfit(_)) => {
+                let asked = running.asked;
+                job.listeners.retain(|l| Some(l.client) != asked);
+                let is_over = !job.waited() && !job.wanted;
+                if let Some(client) = asked {
+                    self.send(client, &FromWorker::Ended(result.clone().map(drop)));
+                    self.clients.remove(&client);
+                }
+                if is_over {
+                    self.finish(name, result.map(drop));
+                }
+                return;
+            }
+            Err(_) if running.giving_way => return,
+            Err(CompileError::OutOfMemory(why)) if running.beside && !job.alone => {
+                job.alone = true;
+                let path = &job.record.module.path;
+                let text = format!("{path}: {why}; it is tried once more alone");
+                self.say(name, text);
+                return;
+            }
+            Err(_) => self.counters.count(Counter::CompileFailures),
+            Ok(Some(took)) => {
+                let histogram = match job.record.tier {
+                    Tier::Quick => Histogram::CompileQuick,
+                    Tier::Full => Histogram::CompileFull,
+                };
+                self.counters.observe(histogram, *took);
+            }
+            Ok(None) => {}
+        }
+        self.finish(name, result.map(drop));
+    }
+
+    /// Tells everybody how a job has ended, and forgets it, or goes on with the same module in full.
+    fn finish(&mut self, name: &str, result: Result<(), CompileError>) {
+        let Some(mut job) = self.jobs.remove(name) else {
+            return;
+        };
+        for listener in &job.listeners {
+            self.send(listener.client, &FromWorker::Ended(result.clone()));
+        }
+        let quick = job.record.tier == Tier::Quick && job.unkept.is_none();
+        if result.is_ok() && quick && job.record.improves && self.improve(name, &mut job) {
+            return;
+        }
+        self.directory.remove(name);
+        for listener in &job.listeners {
+            self.clients.remove(&listener.client);
+        }
+    }
+
+    /// Puts the module of a job that has ended into the queue once more, to be compiled in full; nobody waits for it.
+    fn improve(&mut self, name: &str, job: &mut Job) -> bool {
+        let record = Record {
+            tier: Tier::Full,
+            improves: false,
+            ..job.record.clone()
+        };
+        let new = record.key().file_name();
+        if self.jobs.contains_key(&new) || self.directory.keep_again(name, &new, &record).is_err() {
+            return false;
+        }
+        let arrival = self.number();
+        let mut full = Job::new(record, arrival, State::Waiting);
+        full.listeners = std::mem::take(&mut job.listeners);
+        for listener in &mut full.listeners {
+            listener.purpose = None;
+        }
+        self.jobs.insert(new, full);
+        true
+    }
+
+    /// Tells the first who listens to a job: one log of a node is enough.
+    fn say(&mut self, name: &str, text: String) {
+        let listeners = self.jobs.get(name).map(|job| &job.listeners);
+        if let Some(client) = listeners.and_then(|l| l.first()).map(|l| l.client) {
+            self.send(client, &FromWorker::Said(text));
+        }
+    }
+
+    /// Never waits. Who does not read what is said misses it; who misses the end sees the connection closed, and asks again.
+    fn send(&mut self, client: u64, message: &FromWorker) {
+        let Some(socket) = self.clients.get(&client) else {
+            return;
+        };
+        let sent = slipway_protocol::send(socket.as_fd(), message, &[]);
+        if sent.is_err() && matches!(message, FromWorker::Ended(_)) {
+            self.clients.remove(&client);
+        }
+    }
+}
+
+impl Job {
+    /// A job that is wanted though nobody waits.
+    fn new(record: Record, arrival: u64, state: State) -> Self {
+        Self {
+            record,
+            damaged: None,
+            unkept: None,
+            state,
+            listeners: Vec::new(),
+            wanted: true,
+            alone: false,
+            arrival,
+        }
+    }
+}
+
+impl Running {
+    fn stop_if_giving_way(&self) {
+        if let Some((_, pidfd)) = self.compiler.as_ref().filter(|_| self.giving_way) {
+            let _ = slipway_sys::pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+}
+
+/// What the cache has of a job by now.
+fn known(cache: &str, record: &Record) -> Option<Result<(), CompileError>> {
+    let store = open(cache, record).ok()?;
+    match store.lookup(&record.key()) {
+        Ok(Lookup::Hit(_)) => Some(Ok(())),
+        Ok(Lookup::Refused(why)) => Some(Err(CompileError::Refused(why))),
+        // An error is the compile's to tell.
+        Ok(Lookup::Miss { .. }) | Err(_) => None,
+    }
+}
+
+fn open(cache: &str, record: &Record) -> Result<Store, CompileError> {
+    let max_bytes = record.cache_bytes;
+    Ok(Store::open(cache, Options { max_bytes })?)
+}
+
+/// What a job's compile needs.
+///
+/// # Errors
+/// Its module is not to be had, or nobody waits for it and it would be to the node's harm.
+fn prepare(
+    job: &Job,
+    cache: &str,
+    directory: &Directory,
+    name: &str,
+    available: u64,
+) -> Result<(Store, Compile), CompileError> {
+    let store = open(cache, &job.record)?;
+    if !job.waited() {
+        let needed = expected(job.record.module.size);
+        if available / 2 < needed {
+            return Err(CompileError::Failed(format!(
+                "it may take {needed} bytes of memory, and the node has {available} available; `slipway compile --tier full` does it anyway"
+            )));
+        }
+        if store.is_filled_by_use()? {
+            return Err(CompileError::Failed(
+                "artefacts in use fill the cache up to its bound; a larger bound makes room".into(),
+            ));
+        }
+    }
+    let file = match &job.unkept {
+        Some(module) => module.try_clone()?,
+        None => directory.module(name)?,
+    };
+    let mut compile = Compile::new(file, job.record.module.clone(), job.record.tier);
+    compile.damaged.clone_from(&job.damaged);
+    let waits = job.listeners.iter().find_map(|l| l.purpose.clone());
+    compile.purpose = waits.unwrap_or_default();
+    Ok((store, compile))
+}

@@ -1,0 +1,239 @@
+"""The node's compile queue: what is begun first, what outlives whom, and what a compile may take."""
+import concurrent.futures
+import contextlib
+import glob
+import os
+import socket
+import tempfile
+
+import prometheus
+from harness import SLOW_FUNCTIONS, KillTest, slow_module, wait_for
+
+QUEUE = "queue-1"
+# The worker's own linger, and what a busy machine adds to it.
+LINGER = 60
+
+
+class QueueTest(KillTest):
+    def tearDown(self):
+        # A test that fails leaves no compiler standing still.
+        self.bed.run("sh", "-c", "pkill -CONT -f '[/]slipway-aot '", check=False)
+        super().tearDown()
+
+    def module(self, functions=SLOW_FUNCTIONS):
+        """The image of a module that nobody has compiled yet, and its path."""
+        name = f"queue{os.getpid()}-{self.bed.number()}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            return self.bed.image(slow_module(d, name, functions=functions), name), f"/{name}.wat"
+
+    def log(self):
+        with open(f"{self.bed.root}/containerd.log") as f:
+            return f.read()
+
+    def said(self, text):
+        self.until(lambda: text in self.log(), f"nobody says {text!r}")
+
+    def rows(self, path, *kinds):
+        return [(row["kind"], row["tier"]) for row in self.cache() if row["origin"] == path and (not kinds or row["kind"] in kinds)]
+
+    def files(self):
+        return sorted(os.listdir(f"{self.bed.root}/cache/{QUEUE}"))
+
+    def cgroups(self):
+        """The compile queue's own, in all hierarchies."""
+        stat = os.stat(f"{self.bed.root}/cache")
+        name = f"slipway-compile-{stat.st_dev:x}-{stat.st_ino}"
+        return [path for path in glob.glob(f"/sys/fs/cgroup/**/{name}", recursive=True)]
+
+    @contextlib.contextmanager
+    def turns_are_held(self):
+        """All turns of compilers are taken by those that stand still; a start waits for each."""
+        with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for n in range(1, os.cpu_count() + 1):
+                image, path = self.module()
+                container = self.pod().create(image, annotations={"slipway.dev/compile": "full"})
+                pool.submit(container.start, check=False)
+                self.until(lambda: len(self.pids("slipway-aot")) == n)
+                self.said(f"compiling {path}")
+            go_on = stack.enter_context(self.standing_still("slipway-aot"))
+            yield go_on
+
+
+class Queue(QueueTest):
+    def compiles(self):
+        values = prometheus.values(self.bed.run("slipway", "metrics").stdout)
+        return {tier: values[f"slipway_compile_seconds_count{{tier={tier}}}"] for tier in ("quick", "full")}
+
+    def test_pods_that_end_soon_have_optimised_code_in_the_end(self):
+        image, path = self.module()
+        before = self.compiles()
+        for _ in range(5):
+            pod = self.pod()
+            self.assertEqual(pod.start(image).ended()["exitCode"], 0)
+            self.pods.remove(pod)
+            pod.remove()
+        self.disappears("containerd-shim-slipway-v1")
+        self.until(lambda: set(self.rows(path)) == {("artefact", "quick"), ("artefact", "full")})
+        self.assertEqual(self.compiles(), {tier: count + 1 for tier, count in before.items()})
+        log = self.log()
+        self.assertEqual(self.pod().start(image).ended()["exitCode"], 0)
+        self.assertEqual(self.log().count(path), log.count(path))
+
+    def test_a_worker_that_is_killed_is_followed_by_one_that_goes_on(self):
+        with self.compiling() as (container, started):
+            [worker] = self.pids("slipway-queue")
+            with self.standing_still("slipway-aot"):
+                self.kill(worker)
+                # Its compilers end with it.
+                self.until(lambda: worker not in self.pids("slipway-queue"))
+            self.assertEqual(started.result().returncode, 0, started.result().stderr)
+        self.assertEqual(container.ended()["exitCode"], 0)
+
+    def test_what_nobody_waits_for_outlives_worker_and_pods(self):
+        image, path = self.module()
+        pod = self.pod()
+        self.assertEqual(pod.start(image).ended()["exitCode"], 0)
+        self.until(lambda: ("compiling", "full") in self.rows(path))
+        with self.standing_still("slipway-aot"):
+            self.pods.remove(pod)
+            pod.remove()
+            self.disappears("containerd-shim-slipway-v1")
+            self.kill(*self.pids("slipway-queue"))
+            self.disappears("slipway-queue")
+            self.disappears("slipway-aot")
+        self.assertEqual(self.rows(path, "queued", "compiling"), [("queued", "full")])
+        # Any pod has it go on.
+        self.pod()
+        self.until(lambda: ("artefact", "full") in self.rows(path))
+
+    def test_the_smallest_that_a_start_waits_for_comes_first(self):
+        sizes = {"big": 60, "small": 20, "middle": 40}
+        with self.turns_are_held() as go_on, concurrent.futures.ThreadPoolExecutor(4) as pool:
+            paths, containers = {}, []
+            for name, functions in sizes.items():
+                image, paths[name] = self.module(functions)
+                containers.append(self.pod().create(image, annotations={"slipway.dev/compile": "quick"}))
+                pool.submit(containers[-1].start)
+                self.said(f"{paths[name]} waits to be compiled for ")
+            self.assertEqual({kind for path in paths.values() for kind, _ in self.rows(path)}, {"queued"})
+            top = self.bed.run("slipway", "top").stdout
+            for path in paths.values():
+                self.assertRegex(top, rf"queued +quick .* {path}")
+            metrics = self.bed.run("slipway", "metrics").stdout
+            self.assertIn(f'slipway_compile_queue{{state="waiting"}} {len(paths)}\n', metrics)
+            self.assertIn(f'slipway_compile_queue{{state="compiling"}} {os.cpu_count()}\n', metrics)
+            # One turn.
+            first = self.pids("slipway-aot")[0]
+            self.kill(first)
+            for container in containers:
+                self.assertEqual(container.ended()["exitCode"], 0)
+            go_on()
+        log = self.log()
+        order = sorted(sizes, key=lambda name: log.index(f"compiling {paths[name]}"))
+        self.assertEqual(order, ["small", "middle", "big"])
+
+    def test_what_nobody_waits_for_gives_way(self):
+        image, path = self.module()
+        self.assertEqual(self.pod().start(image).ended()["exitCode"], 0)
+        self.until(lambda: ("compiling", "full") in self.rows(path))
+        [background] = self.appears("slipway-aot")
+        nice = self.bed.run("ps", "-o", "ni=", "-p", background).stdout.strip()
+        self.assertEqual(nice, "19")
+        with self.standing_still("slipway-aot"), concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for _ in range(os.cpu_count()):
+                pool.submit(self.pod().create(self.module()[0], annotations={"slipway.dev/compile": "full"}).start)
+            self.until(lambda: background not in self.pids("slipway-aot"))
+        # Put back, it is done after them.
+        self.until(lambda: ("artefact", "full") in self.rows(path))
+
+    def test_a_compile_is_charged_to_no_pod(self):
+        with self.compiling() as (container, started), self.standing_still("slipway-aot"):
+            [compiler] = self.pids("slipway-aot")
+            of = lambda pid: self.bed.run("cat", f"/proc/{pid}/cgroup").stdout
+            mine = of(compiler)
+            self.assertNotIn(self.bed.cgroup_parent, mine)
+            expected = 3 if os.path.exists("/sys/fs/cgroup/memory") else 1
+            self.assertEqual(mine.count("slipway-compile-"), expected, mine)
+            [worker] = self.pids("slipway-queue")
+            self.assertNotIn(self.bed.cgroup_parent, of(worker))
+            fds = self.bed.run("sh", "-c", f"readlink /proc/{worker}/fd/*").stdout
+            self.assertNotIn("containerd", fds)
+            self.assertEqual(self.bed.run("ps", "-o", "ni=", "-p", compiler).stdout.strip(), "0")
+
+    def test_starts_at_once_have_one_worker(self):
+        self.disappears_by_itself()
+        pods = [self.pod() for _ in range(6)]
+        containers = [pod.create(self.module(20)[0]) for pod in pods]
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda container: container.start(), containers))
+        self.assertEqual(len(self.pids("slipway-queue")), 1)
+        for container in containers:
+            self.assertEqual(container.ended()["exitCode"], 0)
+
+    def disappears_by_itself(self):
+        wait_for(lambda: not self.pids("slipway-queue"), "the worker stays", LINGER)
+
+    def test_it_ends_and_leaves_nothing(self):
+        image, path = self.module(20)
+        self.assertEqual(self.pod().start(image, annotations={"slipway.dev/compile": "quick"}).ended()["exitCode"], 0)
+        self.disappears_by_itself()
+        self.assertEqual(self.files(), ["lock"])
+        self.assertEqual(self.cgroups(), [])
+        names = os.listdir(f"{self.bed.root}/cache")
+        self.assertEqual([name for name in names if name.startswith("tmp-") or name.endswith(".lock") and name != "store.lock"], [])
+
+    def test_rubbish_in_it_is_swept_away(self):
+        self.works()
+        self.disappears_by_itself()
+        queue = f"{self.bed.root}/cache/{QUEUE}"
+        name = "a" * 64
+        for content in (b"", b"\xff" * 100, os.urandom(1 << 20)):
+            with open(f"{queue}/{name}.job", "wb") as f:
+                f.write(content)
+            with open(f"{queue}/{name}.wasm", "wb") as f:
+                f.write(content)
+            os.chown(f"{queue}/{name}.job", 1000, 1000)
+            open(f"{queue}/tmp-{name}.wasm", "w").close()
+            self.assertEqual([row for row in self.cache() if row["artefact"] == name], [])
+            image, path = self.module(20)
+            self.assertEqual(self.pod().start(image, annotations={"slipway.dev/compile": "quick"}).ended()["exitCode"], 0)
+            self.disappears_by_itself()
+            self.assertEqual(self.files(), ["lock"])
+
+    def test_a_full_disk_fails_the_start_and_says_so(self):
+        """The module finds no room in the queue: it is compiled all the same, and the artefact finds none."""
+        self.works()
+        self.disappears_by_itself()
+        cache = f"{self.bed.root}/cache"
+        os.rename(cache, f"{cache}.aside")
+        os.mkdir(cache, 0o700)
+        try:
+            self.bed.run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", cache)
+            self.bed.run("dd", "if=/dev/zero", f"of={cache}/filler", "bs=64k", check=False)
+            image, path = self.module(100)
+            refused = self.pod().create(image, annotations={"slipway.dev/compile": "quick"})
+            self.assertIn("No space left", refused.start(check=False).stderr)
+            left = self.bed.run("ls", f"{cache}/{QUEUE}").stdout.split()
+            self.assertEqual([name for name in left if name not in ("lock", "socket")], [])
+            self.disappears_by_itself()
+        finally:
+            self.bed.run("umount", "-l", cache, check=False)
+            os.rmdir(cache)
+            os.rename(f"{cache}.aside", cache)
+        self.works()
+
+    def test_only_root_may_ask(self):
+        with self.compiling():
+            with open(f"{self.bed.root}/init.pid") as f:
+                path = f"/proc/{f.read().strip()}/root{self.bed.root}/cache/{QUEUE}/socket"
+            mode = os.stat(os.path.dirname(path)).st_mode & 0o777
+            self.assertEqual(mode, 0o700)
+            # Rubbish of root's ends its own connection only.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+                directory = os.open(os.path.dirname(path), os.O_RDONLY)
+                s.connect(f"/proc/self/fd/{directory}/socket")
+                os.close(directory)
+                s.settimeout(LINGER)
+                s.send(b"\xff" * 1000)
+                self.assertEqual(s.recv(100), b"")
+            self.assertEqual(len(self.pids("slipway-queue")), 1)
