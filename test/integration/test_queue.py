@@ -7,7 +7,8 @@ import socket
 import tempfile
 
 import prometheus
-from harness import SLOW_FUNCTIONS, KillTest, slow_module, wait_for
+from harness import SLOW_FUNCTIONS, Bed, KillTest, Pod, slow_module, wait_for
+from test_compile import module, number, vector
 
 QUEUE = "queue-1"
 # The worker's own linger, and what a busy machine adds to it.
@@ -237,3 +238,91 @@ class Queue(QueueTest):
                 s.send(b"\xff" * 1000)
                 self.assertEqual(s.recv(100), b"")
             self.assertEqual(len(self.pids("slipway-queue")), 1)
+
+
+class SmallNode(QueueTest):
+    """A node of 2 GiB, as far as the compile queue can tell: a memory cgroup above that of the shims."""
+
+    LIMIT = 2 << 30
+
+    @contextlib.contextmanager
+    def small_bed(self):
+        """A bed of its own below a cgroup with a limit, and the directory of that cgroup."""
+        hierarchy = "/sys/fs/cgroup/memory"
+        if not os.path.exists(hierarchy):
+            self.skipTest("a cgroup that this process can be moved to and fro: version 1")
+        with open("/proc/self/cgroup") as f:
+            [own] = [line.strip().split(":")[2] for line in f if ":memory:" in line]
+        cgroup = f"{hierarchy}/slipway-small-{os.getpid()}"
+        os.makedirs(f"{cgroup}/shims")
+        temporary = os.environ["TMPDIR"]
+
+        def move(to):
+            with open(f"{to}/cgroup.procs", "w") as f:
+                f.write(str(os.getpid()))
+
+        try:
+            with open(f"{cgroup}/memory.limit_in_bytes", "w") as f:
+                f.write(str(self.LIMIT))
+            move(f"{cgroup}/shims")
+            try:
+                bed = Bed(self.bed.version)
+            finally:
+                move(f"{hierarchy}{own}")
+            try:
+                yield bed, cgroup
+            finally:
+                bed.down()
+                os.environ["TMPDIR"] = tempfile.tempdir = temporary
+        finally:
+            left = lambda: [path for path, _, _ in os.walk(cgroup, topdown=False)]
+            wait_for(lambda: all(not open(f"{path}/cgroup.procs").read() for path in left()))
+            for path in left():
+                os.rmdir(path)
+
+    def test_five_cold_modules_on_a_node_of_two_gigabytes_all_start(self):
+        def text(file):
+            with open(file) as f:
+                return f.read()
+
+        with self.small_bed() as (bed, cgroup):
+            images = []
+            for megabytes in (2, 4, 6, 8, 10):
+                path = f"{bed.root}/cold{megabytes}.wasm"
+                with open(path, "wb") as f:
+                    f.write(cold_module(megabytes << 20))
+                images.append(bed.image(path, f"cold{megabytes}"))
+            pods = []
+            for n, image in enumerate(images):
+                config = f"{bed.root}/pod{n}.json"
+                with open(self.pod_config()) as f, open(config, "w") as out:
+                    out.write(f.read().replace(self.bed.root, bed.root).replace(self.bed.cgroup_parent, bed.cgroup_parent))
+                pods.append(Pod(bed, bed.crictl("runp", "--runtime", "slipway", config).stdout.strip(), config))
+            containers = [pod.create(image, annotations={"slipway.dev/compile": "quick"}) for pod, image in zip(pods, images)]
+            with concurrent.futures.ThreadPoolExecutor(len(pods)) as pool:
+                list(pool.map(lambda container: container.start(), containers))
+            [compiles] = glob.glob(f"{cgroup}/slipway-compile-*")
+            limit = int(text(f"{compiles}/memory.limit_in_bytes"))
+            self.assertLess(limit, self.LIMIT)
+            for container in containers:
+                self.assertEqual(container.ended()["exitCode"], 0)
+            self.assertIn("oom_kill 0", text(f"{cgroup}/shims/memory.oom_control"))
+            print(f"    limit {limit >> 20} MiB, at most {int(text(f'{compiles}/memory.max_usage_in_bytes')) >> 20} MiB used")
+            for pod in pods:
+                pod.remove()
+
+
+def section(kind, content):
+    return bytes([kind]) + number(len(content)) + content
+
+
+def cold_module(size):
+    """A program of that many bytes: a quarter is code of straight arithmetic, the rest is data."""
+    step = b"\x20\0\x42" + number(77777) + b"\x7e\x42\x1d\x88\x21\0"
+    body = b"\1\1\x7e" + step * 40 + b"\x0b"
+    code = module([body] * (size // 4 // len(body)))
+    data = size - len(code)
+    memory = section(5, vector([b"\0" + number(data // 65536 + 1)]))
+    exports = [b"\x06_start\0\0", b"\x06memory\2\0"]
+    head, _, tail = code.partition(section(7, vector(exports[:1])))
+    return head + memory + section(7, vector(exports)) + tail + section(11, vector([b"\0\x41\0\x0b" + number(data) + bytes(data)]))

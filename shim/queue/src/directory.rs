@@ -310,7 +310,7 @@ mod tests {
     fn a_job_is_kept_with_its_module_until_it_is_removed() {
         let (_cache, directory) = queue();
         let name = keep(&directory, "module", Tier::Quick);
-        assert_eq!(names(&directory), [name.clone()]);
+        assert_eq!(names(&directory), [name.as_str()]);
         let mut text = String::new();
         let module = File::from(directory.module(&name).unwrap());
         (&module).read_to_string(&mut text).unwrap();
@@ -318,7 +318,7 @@ mod tests {
         let full = record("module", 6, Tier::Full);
         let new = full.key().file_name();
         directory.keep_again(&name, &new, &full).unwrap();
-        assert_eq!(names(&directory), [new.clone()]);
+        assert_eq!(names(&directory), [new.as_str()]);
         directory.remove(&new);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
@@ -343,7 +343,7 @@ mod tests {
         std::os::unix::fs::symlink("/dev/zero", path(&replaced, MODULE)).unwrap();
         fs::write(path("x", RECORD), vec![0xff; 1 << 20]).unwrap();
         fs::write(directory.path().join("tmp-left"), "").unwrap();
-        assert_eq!(names(&directory), [good.clone()]);
+        assert_eq!(names(&directory), [good.as_str()]);
         directory.sweep().unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
         assert_eq!(names(&directory), [good]);

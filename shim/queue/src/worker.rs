@@ -439,10 +439,13 @@ impl Worker {
             let (names, turns): (Vec<_>, Vec<_>) =
                 jobs.map(|(name, job)| (name.clone(), job.turn())).unzip();
             let turns: Vec<_> = turns.into_iter().enumerate().collect();
-            if !turns.is_empty() && turns.iter().all(|(_, turn)| !turn.running) {
-                if let Err(why) = self.room.measure() {
-                    self.say(&names[0], why);
-                }
+            let Some((head, _)) = turns.iter().min_by_key(|(_, turn)| turn.rank()) else {
+                return;
+            };
+            if turns.iter().all(|(_, turn)| !turn.running)
+                && let Err(why) = self.room.measure()
+            {
+                self.say(&names[*head], why);
             }
             match next(&turns, self.at_once, self.room.bound) {
                 Next::Begin(at) => self.begin(&names[at]),
