@@ -365,8 +365,8 @@ class Kills(KillTest):
         return sorted(name for name in names if not name.endswith(".lock") and not name.startswith("queue-"))
 
     def test_the_compiler(self):
-        cached = self.cached()
         with self.compiling() as (container, started):
+            cached = self.cached()
             self.kill(*self.pids("slipway-aot"))
             self.assertIn("the compiler ended with status 137", started.result().stderr)
         self.assertIn("the compiler ended with status 137", container.status()["message"])
