@@ -144,9 +144,9 @@ impl Job {
 
 /// The node's worker.
 pub struct Worker {
+    /// The first to go: whoever has the lock next makes a cgroup of the same name.
+    room: Room,
     directory: Arc<Directory>,
-    /// Held as long as this process lives.
-    _lock: File,
     listener: OwnedFd,
     teller: Teller,
     events: Receiver<Event>,
@@ -155,10 +155,11 @@ pub struct Worker {
     clients: BTreeMap<u64, OwnedFd>,
     /// The next number of a client or a job.
     count: u64,
-    room: Room,
     at_once: usize,
     counters: Counters,
     cache: String,
+    /// The last to go.
+    _lock: File,
 }
 
 impl Worker {
