@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api;
@@ -104,8 +104,6 @@ pub struct Pod {
     members: Mutex<HashMap<String, Member>>,
     /// Ids of members that are being created.
     creating: Mutex<HashSet<String>>,
-    /// The sandbox's cgroup: it lives as long as the pod.
-    cgroup: OnceLock<Cgroup>,
     /// The sandbox, until its Create comes for it.
     early: Mutex<Option<std::result::Result<Sandbox, StartError>>>,
     /// A guest that was started when the pod was, and has its engine loaded when the first container comes.
@@ -144,7 +142,6 @@ pub fn serve(settings: Settings) -> std::result::Result<(), String> {
             counters: Counters::new(Path::new(slipway_counters::DIR)),
             members: Mutex::default(),
             creating: Mutex::default(),
-            cgroup: OnceLock::new(),
             early: Mutex::default(),
             spare: Mutex::default(),
             over: AtomicBool::new(false),
@@ -338,7 +335,6 @@ impl Pod {
         let mut made = Made::new(self.cgroup_of(id, &plan));
         steps.mark("spec");
         made.create(&plan)?;
-        let _ = made.cgroup.clone().map(|cgroup| self.cgroup.set(cgroup));
         steps.mark("cgroup");
         let holder = sandbox::hold(&plan, &made.entry()?).map_err(StartError::Refused)?;
         set_oom_score(&plan, holder.pid);
