@@ -67,6 +67,8 @@ class Queue(QueueTest):
 
     def test_pods_that_end_soon_have_optimised_code_in_the_end(self):
         image, path = self.module()
+        # What former tests have left to the queue is none of this one's.
+        self.disappears("slipway-aot")
         before = self.compiles()
         for _ in range(5):
             pod = self.pod()
