@@ -10,8 +10,9 @@ import socket
 import struct
 import subprocess
 import tempfile
+import unittest
 
-from harness import EXAMPLES, PATIENCE, ROOT, TREE, KillTest, PodTest, Watched, slow_module
+from harness import EXAMPLES, PATIENCE, ROOT, TREE, USER_MODE_LINUX, KillTest, PodTest, Watched, slow_module
 
 RUNTIME = "io.containerd.slipway.v1"
 MAX_CONFIG = 16 << 20
@@ -452,6 +453,73 @@ class Calls(KillTest):
         for bundle in (b"", b"other"):
             self.assertIn(b"must be an absolute path", call(shim, "Create", field(1, b"x") + field(2, bundle)))
         self.assertEqual(container.status()["state"], "CONTAINER_RUNNING")
+
+
+class Answers(KillTest):
+    """The shim answers whatever the kernel and others take their time for: strace takes it in their place."""
+
+    @contextlib.contextmanager
+    def hindered(self, *what):
+        """Calls of the pod's shim that do not do what they should, until the end of the block."""
+        [shim] = self.pids("containerd-shim-slipway-v1")
+        strace = subprocess.Popen(
+            [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", "-f", "-o", "/dev/null", *what, "-p", shim], stderr=subprocess.PIPE, text=True)
+        try:
+            self.assertIn("attached", strace.stderr.readline())
+            yield
+        finally:
+            self.bed.run("pkill", "-INT", "-x", "strace", check=False)
+            strace.communicate(timeout=PATIENCE)
+
+    def is_answered_before(self, shim, asked, other):
+        """State comes back while a call that is hindered goes on."""
+        answer = call(shim, "State", asked)
+        self.assertFalse(other.done(), "the shim answered when it had nothing else to do")
+        self.assertTrue(answer.startswith(DONE), answer)
+
+    def two_containers(self):
+        pod = self.pod()
+        one, other = (pod.start(self.bed.example("hello"), ["sleep"]) for _ in range(2))
+        other.until("Hello")
+        return one, field(1, one.id.encode()), field(1, other.id.encode())
+
+    def test_while_a_cgroup_cannot_be_removed(self):
+        one, asked, others = self.two_containers()
+        shim = self.shim_address()
+        call(shim, "Kill", asked + bytes([3 << 3, signal.SIGKILL]))
+        call(shim, "Wait", asked)
+        with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            deleted = pool.submit(call, shim, "Delete", asked)
+            self.is_answered_before(shim, others, deleted)
+            self.assertIn(b"remove", deleted.result())
+        call(shim, "Delete", asked)
+
+    @unittest.skipIf(USER_MODE_LINUX, "strace's injection is not tried under this kernel")
+    def test_while_processes_do_not_freeze_and_a_kill_ends_them_all_the_same(self):
+        one, asked, others = self.two_containers()
+        shim = self.shim_address()
+        freezer = self.bed.run("sh", "-c", f"find /sys/fs/cgroup -path '*{one.id}*' -name freezer.state -o -path '*{one.id}*' -name cgroup.freeze").stdout.split()
+        paths = [argument for path in freezer for argument in ("-P", path)]
+        with self.hindered(*paths, "-e", "trace=write", "-e", "inject=write:retval=6"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            paused = pool.submit(call, shim, "Pause", asked)
+            self.is_answered_before(shim, others, paused)
+            call(shim, "Kill", asked + bytes([3 << 3, signal.SIGKILL]))
+            self.assertFalse(paused.done())
+            paused.result()
+        self.assertEqual(one.ended()["exitCode"], 137)
+
+    def test_a_linux_container_is_created_to_its_end_though_another_goes_and_nobody_waits(self):
+        pod = self.pod()
+        first = pod.start("localhost/busybox:1", ["-c", "sleep 1000"])
+        [delegate] = self.pids("containerd-shim-runc-v2")
+        first.stop()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            second = pool.submit(pod.start, "localhost/busybox:1", ["-c", "echo second; sleep 1000"])
+            self.appears("runc")
+            with self.standing_still("runc"):
+                self.bed.crictl("rm", first.id)
+            second.result().until("second")
+        self.assertEqual(self.pids("containerd-shim-runc-v2"), [delegate])
 
 
 class LongCompiles(KillTest):

@@ -51,25 +51,39 @@ impl Process {
         })
     }
 
-    /// Ends it, where it has not ended, and takes it off the kernel's table. A moment later it is a zombie of ours; its
-    /// namespaces and mounts go with it.
-    fn kill(&self) {
-        if slipway_sys::pidfd_kill(self.pidfd.get_ref().as_fd(), libc::SIGKILL).is_ok() {
-            let ends =
-                rustix::event::PollFd::new(self.pidfd.get_ref(), rustix::event::PollFlags::IN);
-            let second = rustix::event::Timespec {
-                tv_sec: 1,
-                tv_nsec: 0,
-            };
-            let _ = rustix::event::poll(&mut [ends], Some(&second));
-            let _ = slipway_sys::reap(self.pid);
-        }
+    /// Ends it, where it has not ended: then it is to be taken off the kernel's table.
+    fn kill(&self) -> Option<Dying> {
+        let pidfd = self.pidfd.get_ref();
+        slipway_sys::pidfd_kill(pidfd.as_fd(), libc::SIGKILL).ok()?;
+        Some(Dying {
+            pid: self.pid,
+            pidfd: pidfd.try_clone().ok()?,
+        })
     }
 
     /// Waits for its end, and takes it off the kernel's table; the status, where it was not reaped before.
     async fn end(&self) -> Option<u32> {
         let _ = self.pidfd.readable().await;
         slipway_sys::reap(self.pid).ok().flatten()
+    }
+}
+
+/// A child of this process that was killed.
+struct Dying {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Dying {
+    /// Takes it off the kernel's table. It ends at once; one that the kernel holds is waited for a second.
+    fn reap(&self) {
+        let ends = rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN);
+        let second = rustix::event::Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        let _ = rustix::event::poll(&mut [ends], Some(&second));
+        let _ = slipway_sys::reap(self.pid);
     }
 }
 
@@ -451,24 +465,28 @@ impl Drop for Guest {
         if unreaped {
             let _ = slipway_sys::kill(-group, libc::SIGKILL);
         }
-        self.process().kill();
+        let mut dying: Vec<Dying> = self.process().kill().into_iter().collect();
         // Nobody can send any more what has not been sent.
         for _ in 0..MAX_UNREAD {
             match self.recv_now() {
                 Ok((FromGuest::Replaced { pid, .. }, fds)) if self.may_be_replaced() => {
                     let pidfd = fds.into_iter().next();
                     let successor = pidfd.map(|pidfd| Process::new(Child { pid, pidfd }));
-                    if let Some(Ok(successor)) = successor {
-                        successor.kill();
-                    }
+                    dying.extend(successor.and_then(|s| s.ok()?.kill()));
                 }
                 Ok((_, fds)) => discard(fds),
                 Err(Error::Closed | Error::Io(_)) => break,
                 Err(Error::Stranger(_) | Error::Encoding(_)) => {}
             }
         }
-        if unreaped {
-            slipway_sys::reap_group(group);
+        if unreaped || !dying.is_empty() {
+            // The kernel decides how long that takes, and nobody waits for it.
+            std::thread::spawn(move || {
+                dying.iter().for_each(Dying::reap);
+                if unreaped {
+                    slipway_sys::reap_group(group);
+                }
+            });
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct Container {
     counters: Counters,
     /// `None` for the sandbox, which has no program.
     begun: Option<Begun>,
+    /// Held while it is frozen or thawed.
+    freezing: tokio::sync::Mutex<()>,
     /// Why it never ran, where that showed when it was Running already.
     unloaded: OnceLock<String>,
     /// The termination message's file, as it was when the container was made: later its path may mean another.
@@ -99,6 +101,7 @@ impl Container {
             plan: parts.plan,
             counters: parts.counters,
             begun: parts.begun,
+            freezing: tokio::sync::Mutex::default(),
             unloaded: OnceLock::new(),
         });
         tokio::spawn(watch_main(container.clone(), events, log));
@@ -180,38 +183,50 @@ impl Container {
     }
 
     /// Stops all processes of the container where they are.
-    pub fn pause(&self, events: &Events) -> Result<()> {
-        self.main.turn(Status::RUNNING, Status::PAUSED)?;
-        if let Err(e) = self.freezable()?.freeze(true) {
-            let _ = self.main.turn(Status::PAUSED, Status::RUNNING);
-            return Err(error::internal(e));
-        }
-        events.publish(&TaskPaused {
-            container_id: self.id.clone(),
-            ..TaskPaused::default()
-        });
-        Ok(())
+    pub async fn pause(self: &Arc<Self>, events: &Events) -> Result<()> {
+        let (container, events) = (self.clone(), events.clone());
+        to_its_end(async move {
+            container.main.turn(Status::RUNNING, Status::PAUSED)?;
+            if let Err(e) = container.freeze(true).await {
+                let _ = container.main.turn(Status::PAUSED, Status::RUNNING);
+                return Err(e);
+            }
+            events.publish(&TaskPaused {
+                container_id: container.id.clone(),
+                ..TaskPaused::default()
+            });
+            Ok(())
+        })
+        .await
     }
 
     /// Lets them go on.
-    pub fn resume(&self, events: &Events) -> Result<()> {
-        self.main.turn(Status::PAUSED, Status::RUNNING)?;
-        self.freezable()?.freeze(false).map_err(error::internal)?;
-        events.publish(&TaskResumed {
-            container_id: self.id.clone(),
-            ..TaskResumed::default()
-        });
-        Ok(())
+    pub async fn resume(self: &Arc<Self>, events: &Events) -> Result<()> {
+        let (container, events) = (self.clone(), events.clone());
+        to_its_end(async move {
+            container.main.turn(Status::PAUSED, Status::RUNNING)?;
+            container.freeze(false).await?;
+            events.publish(&TaskResumed {
+                container_id: container.id.clone(),
+                ..TaskResumed::default()
+            });
+            Ok(())
+        })
+        .await
     }
 
-    fn freezable(&self) -> Result<&Cgroup> {
+    /// Waits until all processes stand still, or go on: one that is in the kernel can take seconds, and nobody else waits for it.
+    async fn freeze(&self, freeze: bool) -> Result<()> {
         let none =
             || error::precondition("linux.cgroupsPath is empty: there is nothing to freeze by");
-        self.cgroup.as_ref().ok_or_else(none)
+        let cgroup = self.cgroup.clone().ok_or_else(none)?;
+        let _turn = self.freezing.lock().await;
+        let frozen = tokio::task::spawn_blocking(move || cgroup.freeze(freeze)).await;
+        frozen.map_err(error::internal)?.map_err(error::internal)
     }
 
     /// Sends a signal to the container's own process, or to its execs too. A frozen one could not end.
-    pub fn kill(&self, signal: u32, all: bool) -> Result<()> {
+    pub fn kill(self: &Arc<Self>, signal: u32, all: bool) -> Result<()> {
         if all {
             for exec in lock(&self.execs).values() {
                 let _ = exec.process.kill(signal);
@@ -219,8 +234,10 @@ impl Container {
         }
         self.main.kill(signal)?;
         let deadly = signal == libc::SIGKILL.unsigned_abs();
-        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| deadly && self.is_paused()) {
-            cgroup.freeze(false).map_err(error::internal)?;
+        if deadly && self.is_paused() {
+            // After whoever freezes it at this moment.
+            let container = self.clone();
+            tokio::spawn(async move { container.freeze(false).await });
         }
         Ok(())
     }
@@ -333,21 +350,21 @@ impl Container {
     }
 
     /// Ends what is left of the container, and removes its cgroup.
-    pub async fn destroy(&self) -> std::result::Result<Exit, slipway_cgroup::Error> {
+    pub async fn destroy(self: &Arc<Self>) -> Result<Exit> {
         let _ = self.kill(libc::SIGKILL.unsigned_abs(), true);
         let exit = self.main.wait().await;
         self.main.handed_over().await;
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.remove()?;
-        }
-        if let Some(path) = self
-            .plan
-            .cgroup
-            .as_ref()
-            .filter(|_| self.plan.role == Role::Sandbox)
-        {
-            Registration::end(path);
-        }
+        let cgroup = self.cgroup.clone();
+        let path = self.plan.cgroup.clone();
+        let registered = path.filter(|_| self.plan.role == Role::Sandbox);
+        // The kernel and systemd can take seconds for it.
+        let removed = tokio::task::spawn_blocking(move || {
+            cgroup.as_ref().map(Cgroup::remove).transpose()?;
+            registered.as_ref().map(Registration::end);
+            Ok::<_, slipway_cgroup::Error>(())
+        });
+        let removed = removed.await.map_err(error::internal)?;
+        removed.map_err(error::internal)?;
         Ok(exit)
     }
 
@@ -389,6 +406,11 @@ impl Container {
         };
         process.note_oom_kill(&end.reason);
     }
+}
+
+/// Does what a client has asked for to its end, also where the client gives up meanwhile.
+async fn to_its_end(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    tokio::spawn(work).await.map_err(error::internal)?
 }
 
 /// The process that a request means.

@@ -64,6 +64,8 @@ struct Shared {
     log: Log,
     /// Held while the delegate is started or stopped.
     running: tokio::sync::Mutex<Option<Running>>,
+    /// Read while a container is being created: the delegate is not stopped then. It knows of none yet, and would obey.
+    creating: tokio::sync::RwLock<()>,
     containers: Mutex<HashMap<String, Linux>>,
 }
 
@@ -104,6 +106,7 @@ impl Delegate {
                 events,
                 log: settings.log.clone(),
                 running: tokio::sync::Mutex::default(),
+                creating: tokio::sync::RwLock::default(),
                 containers: Mutex::default(),
             }),
         }
@@ -116,7 +119,8 @@ impl Delegate {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Create, on a delegate that is started when there is none.
+    /// Create, on a delegate that is started when there is none. The delegate goes on with it when the client gives up: what
+    /// nobody has heard of is deleted again.
     pub async fn create(
         &self,
         request: &api::CreateTaskRequest,
@@ -127,11 +131,32 @@ impl Delegate {
             let options = handler::runc_options(options).map_err(error::invalid)?;
             request.options = MessageField::some(options);
         }
+        let mut context = with_metadata(context.metadata.clone());
+        // The client's deadline is not the delegate's.
+        context.timeout_nano = 0;
+        let delegate = self.clone();
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let creating = delegate.shared.creating.read().await;
+            let created = delegate.create_now(&request, &context).await;
+            drop(creating);
+            if let Err(Ok(_)) = answer.send(created) {
+                delegate.give_up(&request.id).await;
+            }
+        });
+        answered.await.map_err(error::internal)?
+    }
+
+    async fn create_now(
+        &self,
+        request: &api::CreateTaskRequest,
+        context: &TtrpcContext,
+    ) -> Result<u32> {
         let mut again = true;
         loop {
             let running = self.start().await?;
             let created =
-                call::<_, api::CreateTaskResponse>(&running, "Create", context, &request).await;
+                call::<_, api::CreateTaskResponse>(&running, "Create", context, request).await;
             match created {
                 Ok(response) => {
                     let linux = Linux {
@@ -150,6 +175,45 @@ impl Delegate {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Takes a container away that nobody knows of.
+    async fn give_up(&self, id: &str) {
+        let context = self.context();
+        let kill = api::KillRequest {
+            id: id.into(),
+            signal: libc::SIGKILL.unsigned_abs(),
+            all: true,
+            ..Default::default()
+        };
+        let _ = self
+            .forward::<_, api::Empty>(id, "Kill", &context, &kill)
+            .await;
+        let wait = api::WaitRequest {
+            id: id.into(),
+            ..Default::default()
+        };
+        let _ = self.wait(&context, &wait).await;
+        let delete = api::DeleteRequest {
+            id: id.into(),
+            ..Default::default()
+        };
+        if let Err(e) = self.delete(&context, &delete).await {
+            self.shared.log.error(&format!(
+                "container {id}, whose Create nobody waited for, cannot be deleted: {}",
+                error::text(&e)
+            ));
+        }
+    }
+
+    /// Whether it has a container of that id.
+    pub fn has(&self, id: &str) -> bool {
+        self.containers().contains_key(id)
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.containers().is_empty()
     }
 
     /// Any other request about a Linux container.
@@ -250,7 +314,10 @@ impl Delegate {
             }
         };
         self.containers().remove(&request.id);
-        if self.containers().is_empty() {
+        // Where another is being created, that one's end stops the delegate.
+        if let Ok(_alone) = self.shared.creating.try_write()
+            && self.containers().is_empty()
+        {
             self.stop().await;
         }
         Ok(response)
@@ -286,12 +353,7 @@ impl Delegate {
             "containerd-namespace-ttrpc".to_string(),
             vec![self.shared.namespace.clone()],
         );
-        TtrpcContext {
-            mh: Default::default(),
-            metadata: HashMap::from([namespace]),
-            timeout_nano: START_TIMEOUT.as_nanos() as i64,
-            connection_data: Default::default(),
-        }
+        with_metadata(HashMap::from([namespace]))
     }
 
     async fn start(&self) -> Result<Running> {
@@ -456,6 +518,15 @@ impl Delegate {
                 ..Default::default()
             });
         }
+    }
+}
+
+/// A request of ours, with a deadline of ours.
+fn with_metadata(metadata: HashMap<String, Vec<String>>) -> TtrpcContext {
+    TtrpcContext {
+        metadata,
+        timeout_nano: START_TIMEOUT.as_nanos() as i64,
+        ..TtrpcContext::default()
     }
 }
 

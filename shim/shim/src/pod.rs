@@ -172,15 +172,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pod {
     /// A member by id.
     pub fn member(&self, id: &str) -> Result<Member> {
-        lock(&self.members)
-            .get(id)
-            .cloned()
+        let member = lock(&self.members).get(id).cloned();
+        // One whose Create was given up in its last moment.
+        let linux = || self.delegate.has(id).then_some(Member::Linux);
+        member
+            .or_else(linux)
             .ok_or_else(|| error::not_found(format!("container {id}")))
     }
 
-    /// Ids of all members.
     fn is_empty(&self) -> bool {
-        lock(&self.members).is_empty()
+        lock(&self.members).is_empty() && self.delegate.is_empty()
     }
 
     /// Create: the sandbox, a Wasm container, or, where the entrypoint turns out to be a Linux program, the delegate's.
@@ -657,7 +658,7 @@ impl Pod {
     }
 
     /// Delete: what a stopped or never started container leaves.
-    pub async fn delete(&self, container: &Container) -> Result<Exit> {
+    pub async fn delete(&self, container: &Arc<Container>) -> Result<Exit> {
         let status = container.main.status();
         if matches!(status, api::Status::RUNNING | api::Status::PAUSED) {
             return Err(error::precondition(format!(
@@ -665,7 +666,7 @@ impl Pod {
                 container.id
             )));
         }
-        let exit = container.destroy().await.map_err(error::internal)?;
+        let exit = container.destroy().await?;
         if lock(&self.members).remove(&container.id).is_none() {
             // Another Delete of the same container was faster and has told it.
             return Err(error::not_found(format!("container {}", container.id)));

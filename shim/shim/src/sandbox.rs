@@ -3,8 +3,9 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slipway_spec::{Namespace, Plan};
 use slipway_sys::{CgroupEntry, Child, Holding};
 
@@ -78,21 +79,39 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
     let child = child.map_err(|e| format!("start the holder: {e}"))?;
     drop(holding);
     let mut code = [u8::MAX];
-    // End of file without a byte: the holder was killed.
-    let _ = File::from(read).read(&mut code);
+    let ready = becomes_readable(&read, START_PATIENCE);
+    if ready {
+        // End of file without a byte: the holder was killed.
+        let _ = File::from(read).read(&mut code);
+    }
     if code == [0] {
         return Ok(child);
     }
     let _ = slipway_sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
-    let _ = rustix::event::poll(
-        &mut [rustix::event::PollFd::new(
-            &child.pidfd,
-            rustix::event::PollFlags::IN,
-        )],
-        None,
-    );
+    becomes_readable(&child.pidfd, END_PATIENCE);
     let _ = slipway_sys::reap(child.pid);
-    Err(explain(code[0], plan))
+    match ready {
+        true => Err(explain(code[0], plan)),
+        false => Err(format!(
+            "the holder of the pod's namespaces was not ready within {} s",
+            START_PATIENCE.tv_sec
+        )),
+    }
+}
+
+/// How long a holder may take: it writes sysctls and makes a mount, in a few milliseconds.
+const START_PATIENCE: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
+/// How long one that was killed may take: the kernel may hold it.
+const END_PATIENCE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+fn becomes_readable(fd: &OwnedFd, within: Timespec) -> bool {
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&within)).is_ok_and(|ready| ready > 0)
 }
 
 /// Whether a namespace's file is that of this process's own namespace of its kind.

@@ -75,8 +75,8 @@ macro_rules! service {
 }
 
 service! {
-    pause(request: api::PauseRequest) "Pause" |pod, container| container.pause(&pod.events);
-    resume(request: api::ResumeRequest) "Resume" |pod, container| container.resume(&pod.events);
+    pause(request: api::PauseRequest) "Pause" |pod, container| container.pause(&pod.events).await;
+    resume(request: api::ResumeRequest) "Resume" |pod, container| container.resume(&pod.events).await;
     checkpoint(request: api::CheckpointTaskRequest) "Checkpoint" |_pod, container| Err(error::unimplemented(format!(
         "container {}: a Wasm container cannot be checkpointed", container.id
     )));
