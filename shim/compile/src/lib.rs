@@ -114,6 +114,11 @@ pub enum CompileError {
     /// The compiler did not do its work.
     #[error("compile: {0}")]
     Failed(String),
+    /// The file was another one by the time it was read: nothing is said about the module.
+    #[error(
+        "compile: the file changed while it was compiled, and nothing was stored; try again when nobody writes to it"
+    )]
+    Changed,
     /// It may have done so with more memory.
     #[error("compile: {0}")]
     OutOfMemory(String),
@@ -335,11 +340,7 @@ fn failure(
     match u8::try_from(status).unwrap_or(u8::MAX) {
         aot_status::UNFIT => return CompileError::Unfit(text.into()),
         aot_status::REFUSED => return CompileError::Refused(text.into()),
-        aot_status::CHANGED => {
-            return CompileError::Failed(
-                "the file changed while it was compiled, and nothing was stored; try again when nobody writes to it".into(),
-            );
-        }
+        aot_status::CHANGED => return CompileError::Changed,
         _ => {}
     }
     if text.contains(FILE_TOO_LARGE) {

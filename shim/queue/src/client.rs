@@ -22,12 +22,14 @@ use crate::directory::Directory;
 use crate::record::Record;
 use crate::wire::{FromWorker, Order, ToWorker};
 
-/// How long a worker may take from its start to its first answer.
+/// How long a worker may take from its start until it listens.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two attempts to reach one that is being started.
 const ATTEMPT: Duration = Duration::from_millis(10);
 /// How often the worker may be killed in the middle of a compile that a start waits for.
 const MAX_WORKERS: usize = 10;
+/// From here on, a status is that of a signal.
+const KILLED: u32 = 129;
 /// Most of what a worker says when it cannot start, in bytes.
 const MAX_MESSAGE: u64 = 4096;
 
@@ -143,7 +145,9 @@ impl Client {
             purpose: request.purpose,
         });
         let mut left = pin!(left);
-        for _ in 0..MAX_WORKERS {
+        for attempt in 0..MAX_WORKERS {
+            // Who was turned away because something was short comes back later.
+            tokio::time::sleep(ATTEMPT * attempt as u32 * 10).await;
             let socket = self.connect().await?;
             let submitted = ToWorker::Submit(order);
             let sent = slipway_protocol::send(socket.as_fd(), &submitted, &[file.as_fd()]);
@@ -251,11 +255,12 @@ struct Started {
 }
 
 impl Started {
-    /// Whether it has ended well.
+    /// Whether it has ended, and not because it cannot work.
     fn has_ended(&self) -> Result<bool, CompileError> {
         match slipway_sys::reap(self.pid)? {
             None => Ok(false),
-            Some(0) => Ok(true),
+            // It was killed before it listened: another one is tried.
+            Some(0 | KILLED..) => Ok(true),
             Some(status) => {
                 let mut text = String::new();
                 let mut said = &self.said;

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use slipway_cache::{Lookup, Options, Store, Tier};
 use slipway_compile::{CompileError, Install, Job as Compile, Limits, Step};
@@ -32,6 +33,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// shim's own descriptor, and does not outlive the worker; what nobody waits for is not taken.
 const MAX_KEPT: usize = 256;
 const MAX_KEPT_BYTES: u64 = 1 << 30;
+
+/// Between two attempts to take a connection while there is no descriptor for it.
+const WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(20);
 
 /// What the other threads tell.
 enum Event {
@@ -79,6 +83,8 @@ struct Listener {
 struct Job {
     record: Record,
     damaged: Option<String>,
+    /// The client that has given the module; `None` for one that was left.
+    giver: Option<u64>,
     /// The module, where it has no copy.
     unkept: Option<OwnedFd>,
     state: State,
@@ -176,7 +182,7 @@ impl Worker {
             return Ok(None);
         };
         directory.sweep().map_err(named)?;
-        let stat = rustix::fs::stat(cache).map_err(|e| named(e.into()))?;
+        let stat = rustix::fs::fstat(directory.as_fd()).map_err(|e| named(e.into()))?;
         let (woken, wake) = rustix::pipe::pipe_with(
             rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
         )
@@ -194,7 +200,7 @@ impl Worker {
             jobs: BTreeMap::new(),
             clients: BTreeMap::new(),
             count: 0,
-            // The name is the cache's own, so that the next worker finds what a killed one has left.
+            // The name is the queue's own, as its lock is: the next worker finds what a killed one has left, and no other's.
             room: Room::new(&format!(
                 "slipway-compile-{:x}-{}",
                 stat.st_dev, stat.st_ino
@@ -267,12 +273,17 @@ impl Worker {
 
     fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else {
-            return;
+        let socket = match rustix::net::accept_with(&self.listener, flags) {
+            Ok(socket) => socket,
+            Err(Errno::MFILE | Errno::NFILE) => {
+                // The connection stays where it is until one of the others goes, which has no event of its own.
+                std::thread::sleep(WITHOUT_DESCRIPTORS);
+                return;
+            }
+            Err(_) => return,
         };
         // The directory lets nobody else in; this holds although somebody may open it one day.
-        let peer = rustix::net::sockopt::socket_peercred(&socket);
-        if peer.is_ok_and(|peer| peer.uid.is_root()) {
+        if slipway_sys::peer_user(socket.as_fd()).is_ok_and(|user| user == 0) {
             let number = self.number();
             self.clients.insert(number, socket);
         }
@@ -290,7 +301,12 @@ impl Worker {
         match slipway_protocol::recv(socket.as_fd()) {
             Ok((ToWorker::Submit(order), fds)) => match fds.into_iter().next() {
                 Some(module) => self.submit(client, *order, module),
-                None => self.hang_up(client),
+                None => {
+                    let text = "the compile queue's worker has no descriptor left for the module";
+                    let failed = Err(CompileError::Failed(text.into()));
+                    self.send(client, &FromWorker::Ended(failed));
+                    self.hang_up(client);
+                }
             },
             Ok((ToWorker::Leave, _)) => self.leave(client, true),
             Err(slipway_protocol::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -334,6 +350,11 @@ impl Worker {
             job.wanted |= !waits;
             job.record.improves |= record.improves;
             job.record.cache_bytes = record.cache_bytes;
+            if !matches!(job.state, State::Running(_)) {
+                // That of a job that was left may be gone.
+                job.record.install = record.install;
+                job.damaged = damaged.or(job.damaged.take());
+            }
             job.listeners.push(listener);
             job.set_priority();
             if let State::Waiting = job.state {
@@ -351,6 +372,7 @@ impl Worker {
             && bytes.saturating_add(size) <= MAX_KEPT_BYTES;
         let arrival = self.number();
         let mut job = Job::new(record.clone(), arrival, State::Arriving);
+        job.giver = Some(client);
         job.damaged = damaged;
         job.wanted = !waits;
         job.listeners.push(listener);
@@ -360,7 +382,8 @@ impl Worker {
             self.teller.clone(),
             self.cache.clone(),
         );
-        std::thread::spawn(move || {
+        let job = name.clone();
+        let work = move || {
             let arrival = match known(&cache, &record) {
                 Some(result) => Arrival::Known(result),
                 None if !keeps => Arrival::Unkept(module, "the compile queue is full".into()),
@@ -372,7 +395,16 @@ impl Worker {
                 },
             };
             teller.tell(Event::Arrived(name, arrival));
-        });
+        };
+        self.start(&job, work);
+    }
+
+    /// Starts a thread for a job, which fails where there can be none.
+    fn start(&mut self, job: &str, work: impl FnOnce() + Send + 'static) {
+        if let Err(e) = std::thread::Builder::new().spawn(work) {
+            let text = format!("the compile queue's worker cannot start a thread: {e}");
+            self.finish(job, Err(CompileError::Failed(text)));
+        }
     }
 
     fn take(&mut self, event: Event) {
@@ -491,8 +523,10 @@ impl Worker {
             cgroup: self.room.entry(),
         };
         let install = Install::at(&job.record.install);
-        let (teller, name) = (self.teller.clone(), name.to_string());
-        std::thread::spawn(move || {
+        let teller = self.teller.clone();
+        let begun = name.to_string();
+        let name = begun.clone();
+        let work = move || {
             let told = |step: Step<'_>| match step {
                 Step::Said(text) => teller.tell(Event::Said(name.clone(), text)),
                 Step::Started(child) => {
@@ -505,7 +539,8 @@ impl Worker {
             // It has room for what comes next, before it is told.
             drop((store, compile, limits));
             teller.tell(Event::Ended(name, result));
-        });
+        };
+        self.start(&begun, work);
     }
 
     /// Whether a compile that begins now has others beside it, who are told.
@@ -542,6 +577,10 @@ impl Worker {
                 return;
             }
             Err(_) if running.giving_way => return,
+            Err(CompileError::Changed) => {
+                self.changed(name);
+                return;
+            }
             Err(CompileError::OutOfMemory(why)) if running.beside && !job.alone => {
                 job.alone = true;
                 let path = &job.record.module.path;
@@ -560,6 +599,21 @@ impl Worker {
             Ok(None) => {}
         }
         self.finish(name, result.map(drop));
+    }
+
+    /// What was copied is not the module: its giver hears so. The others have looked at files of their own, which they give when
+    /// they see their connections closed and ask again.
+    fn changed(&mut self, name: &str) {
+        let Some(job) = self.jobs.remove(name) else {
+            return;
+        };
+        self.directory.remove(name);
+        if let Some(giver) = job.giver {
+            self.send(giver, &FromWorker::Ended(Err(CompileError::Changed)));
+        }
+        for listener in &job.listeners {
+            self.clients.remove(&listener.client);
+        }
     }
 
     /// Tells everybody how a job has ended, and forgets it, or goes on with the same module in full.
@@ -626,6 +680,7 @@ impl Job {
     fn new(record: Record, arrival: u64, state: State) -> Self {
         Self {
             record,
+            giver: None,
             damaged: None,
             unkept: None,
             state,

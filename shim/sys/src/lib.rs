@@ -682,6 +682,28 @@ pub fn on_trapped_call(tell: fn(TrappedCall) -> !) -> io::Result<()> {
     }
 }
 
+/// The user at the other end of a Unix socket, when it was connected (SO_PEERCRED). The process may be one that this one's pid
+/// namespace has no number for.
+///
+/// # Errors
+/// getsockopt's.
+pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: a structure of integers, for which zero is a value.
+    let mut peer: libc::ucred = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes as much as there is room for.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    check(done).map(|()| peer.uid)
+}
+
 /// Ends the process without its exit handlers (_exit(2)). Async-signal-safe.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: takes an integer.
