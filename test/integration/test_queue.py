@@ -3,7 +3,6 @@ import concurrent.futures
 import contextlib
 import glob
 import os
-import socket
 import tempfile
 
 import prometheus
