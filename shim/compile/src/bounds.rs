@@ -17,6 +17,14 @@ pub fn available_memory() -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
+/// The memory that a compiler has, its files included, in bytes; 0 for one that has ended.
+pub fn memory_of(pid: i32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let resident = statm.split_whitespace().nth(1);
+    let pages: u64 = resident.and_then(|n| n.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
 /// Whether a process that has ended, and waits to be reaped, had used as much CPU time as its limit allows.
 pub(crate) fn has_used_up_its_cpu_time(pid: i32) -> bool {
     let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();

@@ -6,7 +6,7 @@
 mod bounds;
 mod install;
 
-pub use bounds::{available_memory, memory_bound};
+pub use bounds::{available_memory, memory_bound, memory_of};
 pub use install::{Install, LOADER, c_path};
 
 use std::fs::File;

@@ -1,4 +1,8 @@
-//! Which job is begun next: what a start waits for before what nobody waits for, then the smallest module. Pure.
+//! Which job is begun next: what a start waits for before what nobody waits for, then the smallest module, where the one that has
+//! waited longer counts as smaller. A compile that has run for long keeps nobody out any more: a module that takes the compiler an
+//! hour must not be what a node's other pods wait for. Pure.
+
+use std::time::Duration;
 
 /// Memory that a compile is expected to take: so much, and so many times the module's size. 2.5 GB were seen for 14 MB, 3.3 GB
 /// for 36 MB, with and without optimisation.
@@ -19,16 +23,48 @@ pub struct Turn {
     pub alone: bool,
     /// Size of its module in bytes.
     pub size: u64,
+    /// Seconds since it came.
+    pub age: u64,
     /// Its place in the order in which jobs have come.
     pub arrival: u64,
     /// It is being compiled.
-    pub running: bool,
+    pub running: Option<Run>,
 }
+
+/// A compile that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// For longer than [`LONG`].
+    pub long: bool,
+    /// Bytes of memory that it has by now.
+    pub memory: u64,
+}
+
+/// From then on a compile has the lowest priority, no place among those that run at once, and the memory that it has.
+pub const LONG: Duration = Duration::from_secs(60);
+/// What a second of waiting takes off the size of a module, in bytes: after a minute one of 4 MB has the rank of none.
+const PER_SECOND: u64 = 64 << 10;
 
 impl Turn {
     /// The smaller, the earlier.
     pub fn rank(&self) -> impl Ord + use<> {
-        (!self.waited, self.alone, self.size, self.arrival)
+        let size = self
+            .size
+            .saturating_sub(self.age.saturating_mul(PER_SECOND));
+        (!self.waited, self.alone, size, self.arrival)
+    }
+
+    /// It runs, and others look whether there is a place beside it.
+    fn holds_a_place(&self) -> bool {
+        self.running.is_some_and(|run| !run.long)
+    }
+
+    /// What is left to others without it.
+    fn takes(&self) -> u64 {
+        match self.running {
+            Some(Run { long: true, memory }) => memory,
+            _ => expected(self.size),
+        }
     }
 }
 
@@ -43,18 +79,17 @@ pub enum Next<T> {
 
 /// What is to be done with jobs of which `at_once` may run, with `bound` bytes of memory together.
 pub fn next<T: Copy>(jobs: &[(T, Turn)], at_once: usize, bound: u64) -> Next<T> {
-    let running = || jobs.iter().filter(|(_, turn)| turn.running);
-    let waiting = jobs.iter().filter(|(_, turn)| !turn.running);
+    let running = || jobs.iter().filter(|(_, turn)| turn.running.is_some());
+    let waiting = jobs.iter().filter(|(_, turn)| turn.running.is_none());
     let Some((head, turn)) = waiting.min_by_key(|(_, turn)| turn.rank()) else {
         return Next::Nothing;
     };
-    let taken = running().fold(0u64, |sum, (_, turn)| {
-        sum.saturating_add(expected(turn.size))
-    });
-    let fits = running().count() < at_once
+    let taken = running().fold(0u64, |sum, (_, turn)| sum.saturating_add(turn.takes()));
+    let places = || running().filter(|(_, turn)| turn.holds_a_place());
+    let fits = places().count() < at_once
         && taken.saturating_add(expected(turn.size)) <= bound
         && !turn.alone
-        && running().all(|(_, turn)| !turn.alone);
+        && places().all(|(_, turn)| !turn.alone);
     let background = running().find(|(_, turn)| !turn.waited);
     match background {
         _ if running().next().is_none() => Next::Begin(*head),
@@ -77,8 +112,12 @@ mod tests {
             waited,
             alone: false,
             size: size * MB,
+            age: 0,
             arrival: 0,
-            running,
+            running: running.then_some(Run {
+                long: false,
+                memory: 0,
+            }),
         }
     }
 
@@ -135,12 +174,52 @@ mod tests {
         let beside = [alone, turn(true, 5, true)];
         assert_eq!(next_of(&beside, 2, u64::MAX), Next::Nothing);
         let running = Turn {
-            running: true,
+            running: turn(true, 1, true).running,
             ..alone
         };
         assert_eq!(
             next_of(&[running, turn(true, 5, false)], 2, u64::MAX),
             Next::Nothing
+        );
+    }
+
+    #[test]
+    fn one_that_runs_for_long_keeps_nobody_out() {
+        let long = |waited, size, memory| Turn {
+            running: Some(Run { long: true, memory }),
+            ..turn(waited, size, true)
+        };
+        let small = turn(true, 1, false);
+        // As many as there are processors, and one that is larger than what all may take together.
+        let bound = expected(8 * MB);
+        let all = [long(true, 2, MB), long(true, 100, 2 * MB), small];
+        assert_eq!(next_of(&all, 2, bound), Next::Begin(2));
+        let alone = Turn {
+            alone: true,
+            ..long(true, 1, MB)
+        };
+        assert_eq!(next_of(&[alone, small], 2, bound), Next::Begin(1));
+        let full = [long(true, 2, bound), small];
+        assert_eq!(next_of(&full, 2, bound), Next::Nothing);
+    }
+
+    #[test]
+    fn who_has_waited_comes_before_smaller_ones_that_have_just_come() {
+        let old = Turn {
+            age: 120,
+            ..turn(true, 6, false)
+        };
+        assert_eq!(
+            next_of(&[turn(true, 1, false), old], 2, u64::MAX),
+            Next::Begin(1)
+        );
+        let unwanted = Turn {
+            waited: false,
+            ..old
+        };
+        assert_eq!(
+            next_of(&[unwanted, turn(true, 9, false)], 2, u64::MAX),
+            Next::Begin(1)
         );
     }
 }

@@ -24,7 +24,7 @@ use slipway_protocol::Purpose;
 use crate::directory::Directory;
 use crate::record::Record;
 use crate::room::Room;
-use crate::schedule::{Next, Turn, expected, next};
+use crate::schedule::{LONG, Next, Run, Turn, expected, next};
 use crate::wire::{FromWorker, Order, ToWorker};
 
 /// How long the worker stays when there is nothing to do: pods come in groups.
@@ -95,6 +95,7 @@ struct Job {
     /// It failed for want of memory beside others.
     alone: bool,
     arrival: u64,
+    since: Instant,
 }
 
 enum State {
@@ -104,6 +105,7 @@ enum State {
 }
 
 struct Running {
+    since: Instant,
     /// Its process, from when it has one.
     compiler: Option<(i32, OwnedFd)>,
     /// The client whose purpose it was told.
@@ -111,6 +113,8 @@ struct Running {
     /// Others ran at the same time.
     beside: bool,
     giving_way: bool,
+    /// It has run for long, and has the lowest priority.
+    lowered: bool,
 }
 
 impl Job {
@@ -130,14 +134,19 @@ impl Job {
             waited: self.waited(),
             alone: self.alone,
             size: self.record.module.size,
+            age: self.since.elapsed().as_secs(),
             arrival: self.arrival,
-            running: matches!(self.state, State::Running(_)),
+            running: match &self.state {
+                State::Running(running) => Some(running.run()),
+                _ => None,
+            },
         }
     }
 
     /// Gives a running compiler the priority of those who wait for it, or of nobody.
     fn set_priority(&mut self) {
-        let background = !self.waited();
+        let waited = self.waited();
+        let background = !waited || self.running().is_some_and(|running| running.run().long);
         let compiler = self.running().and_then(|r| r.compiler.as_ref());
         // The number of one that has ended may be another's.
         if let Some((pid, pidfd)) = compiler
@@ -237,8 +246,33 @@ impl Worker {
                 // Who has connected just now sees its connection closed, and starts another worker.
                 return Ok(());
             }
-            self.wait(self.jobs.is_empty().then_some(left))?;
+            let until = self.jobs.is_empty().then_some(left);
+            self.wait(until.or_else(|| self.next_long()))?;
+            self.lower_long();
         }
+    }
+
+    /// Gives way to others with what has run for long by now.
+    fn lower_long(&mut self) {
+        for job in self.jobs.values_mut() {
+            let lowers = job.running().is_some_and(|running| {
+                let newly = running.run().long && !running.lowered;
+                running.lowered |= newly;
+                newly
+            });
+            if lowers {
+                job.set_priority();
+            }
+        }
+    }
+
+    /// When the next of those that run has run for long.
+    fn next_long(&self) -> Option<Duration> {
+        let running = self.jobs.values().filter_map(|job| match &job.state {
+            State::Running(running) => Some(LONG.saturating_sub(running.since.elapsed())),
+            _ => None,
+        });
+        running.filter(|left| !left.is_zero()).min()
     }
 
     /// Waits for the next thing to happen, and takes it.
@@ -455,7 +489,7 @@ impl Worker {
             return String::new();
         };
         let turn = job.turn();
-        let before = |other: &Turn| other.running || other.rank() < turn.rank();
+        let before = |other: &Turn| other.running.is_some() || other.rank() < turn.rank();
         let others = self.jobs.values().map(Job::turn).filter(before).count();
         format!(
             "{} waits to be compiled for {others} other{}",
@@ -475,7 +509,7 @@ impl Worker {
             let Some((head, _)) = turns.iter().min_by_key(|(_, turn)| turn.rank()) else {
                 return;
             };
-            if turns.iter().all(|(_, turn)| !turn.running)
+            if turns.iter().all(|(_, turn)| turn.running.is_none())
                 && let Err(why) = self.room.measure()
             {
                 self.say(&names[*head], why);
@@ -512,10 +546,12 @@ impl Worker {
         };
         let asked = job.listeners.iter().find(|l| l.purpose.is_some());
         job.state = State::Running(Running {
+            since: Instant::now(),
             compiler: None,
             asked: asked.map(|l| l.client),
             beside,
             giving_way: false,
+            lowered: false,
         });
         let limits = Limits {
             memory: bound,
@@ -688,11 +724,21 @@ impl Job {
             wanted: true,
             alone: false,
             arrival,
+            since: Instant::now(),
         }
     }
 }
 
 impl Running {
+    fn run(&self) -> Run {
+        let long = self.since.elapsed() >= LONG;
+        let compiler = self.compiler.as_ref().filter(|_| long);
+        Run {
+            long,
+            memory: compiler.map_or(0, |(pid, _)| slipway_compile::memory_of(*pid)),
+        }
+    }
+
     fn stop_if_giving_way(&self) {
         if let Some((_, pidfd)) = self.compiler.as_ref().filter(|_| self.giving_way) {
             let _ = slipway_sys::pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
