@@ -66,6 +66,17 @@ impl Cgroup {
         })
     }
 
+    /// Sets its part of the processors, as cpu.shares of version 1.
+    ///
+    /// # Errors
+    /// The write that fails.
+    pub fn share_processors(&self, shares: u64) -> Result<(), Error> {
+        self.apply(&Resources {
+            cpu_shares: Some(shares),
+            ..Resources::default()
+        })
+    }
+
     /// Memory in bytes that the limits of the cgroups above it leave; `None`: none of them has a limit.
     pub fn headroom(&self) -> Option<u64> {
         let directory = self.controller("memory")?;

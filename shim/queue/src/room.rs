@@ -4,6 +4,10 @@ use slipway_cgroup::Cgroup;
 use slipway_compile::{available_memory, memory_bound};
 use slipway_sys::CgroupEntry;
 
+/// cpu.shares of a cgroup that nobody has set, and the least.
+const DEFAULT_SHARES: u64 = 1024;
+const LEAST_SHARES: u64 = 2;
+
 /// What compiles may take. Measured whenever none runs, and kept as long as one does.
 #[derive(Debug)]
 pub struct Room {
@@ -11,6 +15,8 @@ pub struct Room {
     cgroup: Option<Cgroup>,
     /// Whether it was made.
     made: bool,
+    /// Whether a start waits for a compile in it.
+    waited: Option<bool>,
     /// Bytes that the node has available, by its own account and by the limits of the cgroups above.
     pub available: u64,
     /// What compiles may take together, and each of them, in bytes.
@@ -23,6 +29,7 @@ impl Room {
         Self {
             cgroup: Cgroup::beside_own(name),
             made: false,
+            waited: None,
             available: 0,
             bound: 0,
         }
@@ -47,12 +54,26 @@ impl Room {
             false => cgroup.make_limited(limit),
         };
         self.made = set.is_ok();
+        self.waited = None;
         set.map_err(|e| {
             if let Some(cgroup) = self.cgroup.take() {
                 let _ = cgroup.remove();
             }
             format!("compiles have no cgroup of their own: {e}")
         })
+    }
+
+    /// Gives compiles as much of the processors as a cgroup has by default where a start waits for one, else what nobody else wants: the
+    /// nice values of processes order them among each other only.
+    pub fn weigh(&mut self, waited: bool) {
+        let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.made) else {
+            return;
+        };
+        if self.waited != Some(waited) {
+            self.waited = Some(waited);
+            // On version 2 it may have no such controller: the compiles' own priority is left.
+            let _ = cgroup.share_processors(if waited { DEFAULT_SHARES } else { LEAST_SHARES });
+        }
     }
 
     /// How a compiler is born there.

@@ -500,6 +500,14 @@ impl Worker {
 
     /// Begins what there is room for.
     fn schedule(&mut self) {
+        self.begin_what_fits();
+        let waited = self.jobs.values().map(Job::turn);
+        let mut waited = waited.filter(|turn| turn.waited && turn.running.is_some_and(|r| !r.long));
+        let any = waited.next().is_some();
+        self.room.weigh(any);
+    }
+
+    fn begin_what_fits(&mut self) {
         loop {
             let jobs = self.jobs.iter();
             let jobs = jobs.filter(|(_, job)| !matches!(job.state, State::Arriving));
