@@ -386,6 +386,7 @@ class KillTest(PodTest):
         self.disappears("containerd")
 
     def restart(self):
+        # Its output would be a pipe of containerd's.
         subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
 
     def slow(self, start="", **fields):

@@ -1,5 +1,6 @@
 """slipway install, uninstall and installer: what they do to a node, and that they can be killed at any step."""
 import contextlib
+import glob
 import http.server
 import json
 import os
@@ -13,7 +14,7 @@ import threading
 import unittest
 import urllib.request
 
-from harness import BED, PATIENCE, ROOT, TREE, USER_MODE_LINUX, PodTest, run, wait_for
+from harness import BED, PATIENCE, ROOT, TREE, USER_MODE_LINUX, KillTest, PodTest, run, slow_module, wait_for
 
 SYSTEMD = USER_MODE_LINUX and os.path.isdir("/run/systemd/system")
 # System calls before each of which the command is killed once: what is before the nth is done, what is after is not.
@@ -44,7 +45,7 @@ def contents(*directories):
     return found
 
 
-class Install(PodTest):
+class Install(KillTest):
     """Without systemd: somebody else restarts containerd."""
 
     def setUp(self):
@@ -63,10 +64,6 @@ class Install(PodTest):
         self.restart()
         shutil.rmtree(self.directory)
         super().tearDown()
-
-    def restart(self):
-        # Its output would be a pipe of containerd's.
-        subprocess.run([f"{ROOT}/test/bed/bed", "restart", self.bed.root], check=True)
 
     def slipway(self, verb, *args, tree=TREE, before=(), opt=None, **options):
         return self.bed.run(
@@ -129,6 +126,29 @@ class Install(PodTest):
         self.pods.pop().remove()
         self.slipway("uninstall", "--purge")
         self.assertEqual((self.node(), os.path.exists(self.opt)), (before, False))
+
+    def test_nothing_is_compiled_any_more_after_uninstalling(self):
+        self.slipway("install")
+        self.restart()
+        name = f"uninstall{os.getpid()}"
+        with tempfile.TemporaryDirectory() as d:
+            image = self.bed.image(slow_module(d, name), name)
+        pod = self.pod()
+        self.assertEqual(pod.start(image, annotations={"slipway.dev/compile": "auto"}).ended()["exitCode"], 0)
+        self.pods.remove(pod)
+        pod.remove()
+        self.disappears("containerd-shim-slipway-v1")
+        # It is compiled in full now, and nobody waits for it.
+        self.appears("slipway-aot")
+        cgroups = lambda: glob.glob("/sys/fs/cgroup/**/slipway-compile-*", recursive=True)
+        queue = os.stat(f"{self.bed.root}/cache/queue-1").st_ino
+        mine = [path for path in cgroups() if path.endswith(f"-{queue}")]
+        self.assertTrue(mine)
+        with self.standing_still("slipway-aot"):
+            self.slipway("uninstall", "--purge")
+            self.assertEqual(self.pids("slipway-queue") + self.pids("slipway-aot"), [])
+        self.assertEqual([path for path in mine if os.path.exists(path)], [])
+        self.assertFalse(os.path.exists(f"{self.bed.root}/cache"))
 
     def test_an_alias_that_pods_run_by_stays_until_they_have_ended(self):
         before = self.node()

@@ -41,7 +41,7 @@ class QueueTest(KillTest):
 
     def cgroups(self):
         """The compile queue's own, in all hierarchies."""
-        stat = os.stat(f"{self.bed.root}/cache")
+        stat = os.stat(f"{self.bed.root}/cache/{QUEUE}")
         name = f"slipway-compile-{stat.st_dev:x}-{stat.st_ino}"
         return [path for path in glob.glob(f"/sys/fs/cgroup/**/{name}", recursive=True)]
 
@@ -202,8 +202,9 @@ class Queue(QueueTest):
             self.disappears_by_itself()
             self.assertEqual(self.files(), ["lock"])
 
-    def test_a_full_disk_fails_the_start_and_says_so(self):
-        """The module finds no room in the queue: it is compiled all the same, and the artefact finds none."""
+    @contextlib.contextmanager
+    def full_disk(self):
+        """The cache lies where nothing more finds room; modules are compiled from where they are."""
         self.works()
         self.disappears_by_itself()
         cache = f"{self.bed.root}/cache"
@@ -212,9 +213,7 @@ class Queue(QueueTest):
         try:
             self.bed.run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", cache)
             self.bed.run("dd", "if=/dev/zero", f"of={cache}/filler", "bs=64k", check=False)
-            image, path = self.module(100)
-            refused = self.pod().create(image, annotations={"slipway.dev/compile": "quick"})
-            self.assertIn("No space left", refused.start(check=False).stderr)
+            yield
             left = self.bed.run("ls", f"{cache}/{QUEUE}").stdout.split()
             self.assertEqual([name for name in left if name not in ("lock", "socket")], [])
             self.disappears_by_itself()
@@ -223,6 +222,53 @@ class Queue(QueueTest):
             os.rmdir(cache)
             os.rename(f"{cache}.aside", cache)
         self.works()
+
+    def test_a_full_disk_fails_the_start_and_says_so(self):
+        with self.full_disk():
+            image, path = self.module(100)
+            refused = self.pod().create(image, annotations={"slipway.dev/compile": "quick"})
+            self.assertIn("No space left", refused.start(check=False).stderr)
+
+    def test_a_file_of_a_pods_is_not_held_on_to_when_the_pod_goes(self):
+        with self.full_disk(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pod = self.pod()
+            container = pod.create(self.module()[0], annotations={"slipway.dev/compile": "full"})
+            pool.submit(container.start, check=False)
+            self.appears("slipway-aot")
+            with self.standing_still("slipway-aot"):
+                self.pods.remove(pod)
+                pod.remove()
+                self.disappears("slipway-aot")
+
+    def test_what_is_removed_from_the_queue_is_not_compiled(self):
+        def remove(path):
+            [module] = {row["module"] for row in self.cache() if row["origin"] == path}
+            return self.bed.run("slipway", "cache", "rm", module, check=False)
+
+        image, path = self.module()
+        self.assertEqual(self.pod().start(image).ended()["exitCode"], 0)
+        self.until(lambda: ("compiling", "full") in self.rows(path))
+        with self.standing_still("slipway-aot"):
+            removed = remove(path)
+            self.assertIn("not to be compiled any more: 1\n", removed.stdout)
+            self.assertEqual((removed.returncode, self.rows(path)), (0, []))
+            self.disappears("slipway-aot")
+        with self.compiling() as (container, started), self.standing_still("slipway-aot") as go_on:
+            [path] = [row["origin"] for row in self.cache() if row["kind"] == "compiling"]
+            removed = remove(path)
+            self.assertRegex(removed.stdout, "a start waits for it, kept: [0-9a-f]{64}\n")
+            self.assertEqual((removed.returncode, self.rows(path)), (1, [("compiling", "full")]))
+            go_on()
+            self.assertEqual(started.result().returncode, 0)
+        # Without a worker, too: here it has been killed.
+        image, path = self.module()
+        self.assertEqual(self.pod().start(image).ended()["exitCode"], 0)
+        self.until(lambda: ("compiling", "full") in self.rows(path))
+        with self.standing_still("slipway-aot"):
+            self.kill(*self.pids("slipway-queue"))
+            self.disappears("slipway-queue")
+            self.assertIn("not to be compiled any more: 1\n", remove(path).stdout)
+        self.assertEqual(self.rows(path), [])
 
     def test_only_root_may_ask(self):
         directory = f"{self.bed.root}/cache/{QUEUE}"

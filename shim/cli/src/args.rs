@@ -216,7 +216,7 @@ pub enum CacheCommand {
         #[command(flatten)]
         store: Store,
     },
-    /// Remove artefacts that no guest runs
+    /// Remove artefacts that no guest runs, and take modules out of the compile queue that no start waits for
     Rm {
         /// Beginnings of artefact or module digests
         #[arg(required_unless_present = "all", value_name = "DIGEST")]

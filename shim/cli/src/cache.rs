@@ -144,17 +144,45 @@ fn remove(store: &Store, digests: &[String], all: bool) -> Result<ExitCode, Stri
     for digest in digests {
         add(store.remove(digest).map_err(|e| e.to_string())?);
     }
+    let (queued, awaited) = forget(store, digests, all)?;
     println!(
         "removed {}, {}",
         removed.removed.len(),
         bytes(removed.removed.iter().map(|e| e.bytes).sum())
     );
+    if queued > 0 {
+        println!("not to be compiled any more: {queued}");
+    }
     for entry in &removed.in_use {
         println!("in use, kept: {}", entry.name);
     }
-    Ok(if removed.in_use.is_empty() {
+    for name in &awaited {
+        println!("a start waits for it, kept: {name}");
+    }
+    Ok(if removed.in_use.is_empty() && awaited.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Takes jobs out of the compile queue, by the digests that the store has taken for good: how many, and which stay.
+fn forget(store: &Store, digests: &[String], all: bool) -> Result<(usize, Vec<String>), String> {
+    let wanted = |queued: &Queued| {
+        let module = Digest::from(queued.record.module.digest).to_string();
+        let mut digests = digests.iter().map(|digest| digest.to_ascii_lowercase());
+        all || digests.any(|digest| {
+            let digits = digest.strip_prefix("sha256:").unwrap_or(&digest);
+            queued.name.starts_with(digits) || module.starts_with(digits)
+        })
+    };
+    let queued = slipway_queue::list(Path::new(store.path()));
+    let names: Vec<&str> = queued
+        .iter()
+        .filter(|queued| wanted(queued))
+        .map(|queued| queued.name.as_str())
+        .collect();
+    let kept = slipway_queue::forget(store.path(), &names)
+        .map_err(|e| format!("compile queue of {}: {e}", store.path().display()))?;
+    Ok((names.len() - kept.len(), kept))
 }

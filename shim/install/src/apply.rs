@@ -675,10 +675,19 @@ fn uninstall_logged(options: &Options, removal: Removal, report: &mut Report) ->
         // Nobody counts any more.
         remove_tree(Path::new(slipway_counters::DIR))?;
     }
+    // Else it would go on for nobody, and make a part of the cache anew.
+    let stopped = match pods.is_empty() {
+        true => Some(
+            slipway_queue::stop(&options.cache_dir)
+                .map_err(file(&options.cache_dir, "end the compile queue's worker"))?,
+        ),
+        false => None,
+    };
     if removal.purge {
         purge(&layouts, options, report)?;
         drop(locks);
     }
+    drop(stopped);
     report.say("uninstalled");
     Ok(())
 }

@@ -26,6 +26,8 @@ use crate::wire::{FromWorker, Order, ToWorker};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two attempts to reach one that is being started.
 const ATTEMPT: Duration = Duration::from_millis(10);
+/// After which a start that waits says so in the log: the worker may stand still.
+const LONG_WAIT: Duration = Duration::from_secs(60);
 /// How often the worker may be killed in the middle of a compile that a start waits for.
 const MAX_WORKERS: usize = 10;
 /// From here on, a status is that of a signal.
@@ -120,6 +122,8 @@ impl Client {
         loop {
             match hear(socket).await {
                 Ok(FromWorker::Said(text)) => (self.progress)(&text),
+                // To who administers the node.
+                Ok(FromWorker::Forgotten(_)) => {}
                 Ok(FromWorker::Ended(Ok(()))) => return,
                 Ok(FromWorker::Ended(Err(e))) => return self.say_unimproved(path, &e),
                 Err(_) => return self.resume().await,
@@ -145,6 +149,9 @@ impl Client {
             purpose: request.purpose,
         });
         let mut left = pin!(left);
+        let path = order.record.module.path.clone();
+        let mut long = pin!(tokio::time::sleep(LONG_WAIT));
+        let mut told = false;
         for attempt in 0..MAX_WORKERS {
             // Who was turned away because something was short comes back later.
             tokio::time::sleep(ATTEMPT * attempt as u32 * 10).await;
@@ -168,9 +175,18 @@ impl Client {
                         let _ = slipway_protocol::send(socket.as_fd(), &ToWorker::Leave, &[]);
                         continue;
                     }
+                    () = &mut long, if waits && !told => {
+                        told = true;
+                        let seconds = LONG_WAIT.as_secs();
+                        (self.progress)(&format!(
+                            "{path}: its compile has been waited for for {seconds} s; `slipway cache ls` shows whether it waits or is being compiled, slipway-queue is the process that sees to it"
+                        ));
+                        continue;
+                    }
                 };
                 match heard {
                     Ok(FromWorker::Said(text)) => (self.progress)(&text),
+                    Ok(FromWorker::Forgotten(_)) => {}
                     Ok(FromWorker::Ended(result)) => return Ok(Heard { socket, result }),
                     // It was killed, or has just ended: another one goes on.
                     Err(slipway_protocol::Error::Closed) => break,
@@ -188,10 +204,8 @@ impl Client {
         // Makes the directory where it is missing, and sees to it that it is root's alone.
         let max_bytes = self.cache_bytes;
         let store = Store::open(&self.cache_dir, Options { max_bytes })?;
-        let directory = Directory::make(store.path()).map_err(|e| slipway_cache::Error::Write {
-            dir: store.path().into(),
-            needed: 0,
-            source: e,
+        let directory = Directory::make(store.path()).map_err(|e| {
+            CompileError::Store(format!("compile queue of {}: {e}", self.cache_dir))
         })?;
         let deadline = Instant::now() + PATIENCE;
         let mut started: Option<Started> = None;

@@ -15,6 +15,7 @@
 //! does not suit that, the first one is told so, and the next one's turn comes. Who joins a compile that runs has its purpose
 //! compared when the artefact is loaded, as on any hit.
 
+mod admin;
 mod client;
 mod directory;
 mod list;
@@ -24,6 +25,7 @@ mod schedule;
 mod wire;
 mod worker;
 
+pub use admin::{Stopped, forget, stop};
 pub use client::{Client, Request};
 pub use list::{Queued, list};
 pub use record::Record;

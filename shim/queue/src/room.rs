@@ -4,9 +4,9 @@ use slipway_cgroup::Cgroup;
 use slipway_compile::{available_memory, memory_bound};
 use slipway_sys::CgroupEntry;
 
-/// cpu.shares of a cgroup that nobody has set, and the least.
+/// cpu.shares of a cgroup that nobody has set, and a quarter of it: on a busy node less would be for ever.
 const DEFAULT_SHARES: u64 = 1024;
-const LEAST_SHARES: u64 = 2;
+const FEW_SHARES: u64 = 256;
 
 /// What compiles may take. Measured whenever none runs, and kept as long as one does.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Room {
         })
     }
 
-    /// Gives compiles as much of the processors as a cgroup has by default where a start waits for one, else what nobody else wants: the
+    /// Gives compiles as much of the processors as a cgroup has by default where a start waits for one, else a quarter of that: the
     /// nice values of processes order them among each other only.
     pub fn weigh(&mut self, waited: bool) {
         let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.made) else {
@@ -72,7 +72,7 @@ impl Room {
         if self.waited != Some(waited) {
             self.waited = Some(waited);
             // On version 2 it may have no such controller: the compiles' own priority is left.
-            let _ = cgroup.share_processors(if waited { DEFAULT_SHARES } else { LEAST_SHARES });
+            let _ = cgroup.share_processors(if waited { DEFAULT_SHARES } else { FEW_SHARES });
         }
     }
 

@@ -84,21 +84,33 @@ pub fn next<T: Copy>(jobs: &[(T, Turn)], at_once: usize, bound: u64) -> Next<T> 
     let Some((head, turn)) = waiting.min_by_key(|(_, turn)| turn.rank()) else {
         return Next::Nothing;
     };
-    let taken = running().fold(0u64, |sum, (_, turn)| sum.saturating_add(turn.takes()));
-    let places = || running().filter(|(_, turn)| turn.holds_a_place());
-    let fits = places().count() < at_once
-        && taken.saturating_add(expected(turn.size)) <= bound
-        && !turn.alone
-        && places().all(|(_, turn)| !turn.alone);
+    let all: Vec<&Turn> = running().map(|(_, turn)| turn).collect();
     let background = running().find(|(_, turn)| !turn.waited);
     match background {
-        _ if running().next().is_none() => Next::Begin(*head),
         // One at a time of those that nobody waits for.
         Some(_) if !turn.waited => Next::Nothing,
-        _ if fits => Next::Begin(*head),
-        Some((id, _)) if turn.waited => Next::GiveWay(*id),
-        _ => Next::Nothing,
+        _ if fits(turn, &all, at_once, bound) => Next::Begin(*head),
+        Some((id, _)) => {
+            let waited: Vec<&Turn> = all.into_iter().filter(|turn| turn.waited).collect();
+            match fits(turn, &waited, at_once, bound) {
+                true => Next::GiveWay(*id),
+                false => Next::Nothing,
+            }
+        }
+        None => Next::Nothing,
     }
+}
+
+/// Whether a job may run beside these. Beside none each may.
+fn fits(turn: &Turn, running: &[&Turn], at_once: usize, bound: u64) -> bool {
+    let taken = running.iter().map(|turn| turn.takes());
+    let taken = taken.fold(expected(turn.size), u64::saturating_add);
+    let places = || running.iter().filter(|turn| turn.holds_a_place());
+    running.is_empty()
+        || places().count() < at_once
+            && taken <= bound
+            && !turn.alone
+            && places().all(|turn| !turn.alone)
 }
 
 #[cfg(test)]
@@ -156,6 +168,9 @@ mod tests {
         assert_eq!(next_of(&turns, 2, u64::MAX), Next::Begin(1));
         assert_eq!(next_of(&turns, 1, u64::MAX), Next::GiveWay(0));
         assert_eq!(next_of(&turns, 2, expected(4 * MB)), Next::GiveWay(0));
+        // There would be no room without it, either.
+        let third = [turns[0], turn(true, 4, true), turns[1]];
+        assert_eq!(next_of(&third, 3, expected(6 * MB)), Next::Nothing);
         let second = [turn(false, 2, true), turn(false, 1, false)];
         assert_eq!(next_of(&second, 2, u64::MAX), Next::Nothing);
         let beside = [turn(true, 2, true), turn(false, 1, false)];

@@ -8,7 +8,14 @@
 //!   ◀─ Ended                           │
 //!   ◀─ Said …, Ended                   │  where the module is compiled once more, in full
 //! ```
-//! A shim that hangs up has left, too. A change of these messages or of the records is a change of
+//! A shim that hangs up has left, too. Who administers the node sends other messages:
+//!
+//! ```text
+//!   Forget ───────────────────────────▶│
+//!   ◀─ Forgotten                       │
+//!   Stop ─────────────────────────────▶│  ends its compilers, removes its cgroup and hangs up
+//! ```
+//! A change of these messages or of the records is a change of
 //! [`Directory`](crate::directory::Directory)'s name.
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +31,10 @@ pub enum ToWorker {
     Submit(Box<Order>),
     /// Nobody waits for it any more.
     Leave,
+    /// The job of this name is not wanted.
+    Forget(String),
+    /// End; the next worker goes on with what is kept.
+    Stop,
 }
 
 /// A module that is to be compiled.
@@ -44,4 +55,6 @@ pub enum FromWorker {
     Said(String),
     /// The artefact is there, or why not.
     Ended(Result<(), CompileError>),
+    /// The job is none any more, or stays because a start waits for it.
+    Forgotten(bool),
 }

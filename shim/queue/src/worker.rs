@@ -112,7 +112,8 @@ struct Running {
     asked: Option<u64>,
     /// Others ran at the same time.
     beside: bool,
-    giving_way: bool,
+    /// Its compiler is killed: others come first, or nobody wants it any more.
+    stopped: bool,
     /// It has run for long, and has the lowest priority.
     lowered: bool,
 }
@@ -173,6 +174,7 @@ pub struct Worker {
     at_once: usize,
     counters: Counters,
     cache: String,
+    is_stopped: bool,
     /// The last to go.
     _lock: File,
 }
@@ -184,9 +186,8 @@ impl Worker {
     /// A directory that cannot be used, with its path.
     pub fn new(cache: &str) -> Result<Option<Self>, String> {
         let named = |e: io::Error| format!("compile queue of {cache}: {e}");
-        // Makes the directory where it is missing, and sees to it that it is root's alone.
-        Store::open(cache, Options { max_bytes: 0 }).map_err(|e| e.to_string())?;
-        let directory = Directory::make(Path::new(cache)).map_err(named)?;
+        // Who started it has made it. Where it is missing by now, it was taken away, and is not to come back.
+        let directory = Directory::open(Path::new(cache)).map_err(named)?;
         let Some(lock) = directory.lock().map_err(named)? else {
             return Ok(None);
         };
@@ -217,6 +218,7 @@ impl Worker {
             at_once: std::thread::available_parallelism().map_or(1, usize::from),
             counters: Counters::new(Path::new(slipway_counters::DIR)),
             cache: cache.into(),
+            is_stopped: false,
             directory: Arc::new(directory),
         };
         let mut jobs = worker.directory.jobs().map_err(named)?;
@@ -229,7 +231,7 @@ impl Worker {
         Ok(Some(worker))
     }
 
-    /// Works until there has been nothing to do for a while.
+    /// Works until there has been nothing to do for a while, or it is stopped.
     ///
     /// # Errors
     /// poll's.
@@ -241,7 +243,7 @@ impl Worker {
                 idle_since = Instant::now();
             }
             let left = (idle_since + LINGER).saturating_duration_since(Instant::now());
-            if self.jobs.is_empty() && left.is_zero() {
+            if self.is_stopped || self.jobs.is_empty() && left.is_zero() {
                 self.directory.stop_listening();
                 // Who has connected just now sees its connection closed, and starts another worker.
                 return Ok(());
@@ -343,6 +345,11 @@ impl Worker {
                 }
             },
             Ok((ToWorker::Leave, _)) => self.leave(client, true),
+            Ok((ToWorker::Forget(name), _)) => {
+                let forgotten = self.forget(&name);
+                self.send(client, &FromWorker::Forgotten(forgotten));
+            }
+            Ok((ToWorker::Stop, _)) => self.is_stopped = true,
             Err(slipway_protocol::Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.hang_up(client),
         }
@@ -355,7 +362,8 @@ impl Worker {
 
     /// A client does not wait any longer; it may go on listening.
     fn leave(&mut self, client: u64, listens: bool) {
-        for job in self.jobs.values_mut() {
+        let mut abandoned = Vec::new();
+        for (name, job) in &mut self.jobs {
             let Some(at) = job.listeners.iter().position(|l| l.client == client) else {
                 continue;
             };
@@ -364,10 +372,38 @@ impl Worker {
                 job.listeners.remove(at);
             }
             if waited {
-                // The next start finds it done.
-                job.wanted = true;
+                // The next start finds it done. But a file of a pod's that goes is not held on to.
+                job.wanted = job.unkept.is_none();
                 job.set_priority();
+                if !job.wanted && !job.waited() {
+                    abandoned.push(name.clone());
+                }
             }
+        }
+        for name in abandoned {
+            self.abandon(&name);
+        }
+    }
+
+    /// Takes a job out of the queue, unless a start waits for it.
+    fn forget(&mut self, name: &str) -> bool {
+        let Some(job) = self.jobs.get_mut(name) else {
+            return true;
+        };
+        if job.waited() {
+            return false;
+        }
+        job.wanted = false;
+        self.abandon(name);
+        true
+    }
+
+    /// Ends what nobody wants, now or when its thread tells of it.
+    fn abandon(&mut self, name: &str) {
+        match self.jobs.get_mut(name).map(|job| &mut job.state) {
+            Some(State::Running(running)) => running.stop(),
+            Some(State::Waiting) => self.finish(name, Err(unwanted())),
+            Some(State::Arriving) | None => {}
         }
     }
 
@@ -391,6 +427,12 @@ impl Worker {
             }
             job.listeners.push(listener);
             job.set_priority();
+            if waits && matches!(job.state, State::Arriving) && job.since.elapsed() >= LONG {
+                // The volume that it is copied from does not answer; this one may.
+                job.giver = Some(client);
+                job.unkept = Some(module);
+                job.state = State::Waiting;
+            }
             if let State::Waiting = job.state {
                 let text = self.queued(&name);
                 self.send(client, &FromWorker::Said(text));
@@ -451,7 +493,9 @@ impl Worker {
                 };
                 if let Some(running) = job.running() {
                     running.compiler = Some((pid, pidfd));
-                    running.stop_if_giving_way();
+                    if running.stopped {
+                        running.stop();
+                    }
                 }
                 job.set_priority();
             }
@@ -462,8 +506,18 @@ impl Worker {
 
     fn arrived(&mut self, name: &str, arrival: Arrival) {
         let Some(job) = self.jobs.get_mut(name) else {
+            // It took so long that others gave theirs, and are done.
+            self.directory.remove(name);
             return;
         };
+        if !matches!(job.state, State::Arriving) {
+            return;
+        }
+        job.state = State::Waiting;
+        if !job.waited() && !job.wanted {
+            self.finish(name, Err(unwanted()));
+            return;
+        }
         if let Arrival::Unkept(module, why) = arrival {
             if !job.waited() {
                 self.finish(name, Err(CompileError::Failed(why)));
@@ -471,7 +525,6 @@ impl Worker {
             }
             job.unkept = Some(module);
         }
-        job.state = State::Waiting;
         self.schedule();
         if let Some(Job {
             state: State::Waiting,
@@ -501,10 +554,10 @@ impl Worker {
     /// Begins what there is room for.
     fn schedule(&mut self) {
         self.begin_what_fits();
-        let waited = self.jobs.values().map(Job::turn);
-        let mut waited = waited.filter(|turn| turn.waited && turn.running.is_some_and(|r| !r.long));
-        let any = waited.next().is_some();
-        self.room.weigh(any);
+        // What has run for long gives way to other compiles only: on a busy node it would never be done.
+        let turns = self.jobs.values().map(Job::turn);
+        let waited = turns.filter(|turn| turn.waited && turn.running.is_some());
+        self.room.weigh(waited.count() > 0);
     }
 
     fn begin_what_fits(&mut self) {
@@ -527,8 +580,7 @@ impl Worker {
                 Next::GiveWay(at) => {
                     let job = self.jobs.get_mut(&names[at]);
                     if let Some(running) = job.and_then(Job::running) {
-                        running.giving_way = true;
-                        running.stop_if_giving_way();
+                        running.stop();
                     }
                     return;
                 }
@@ -558,7 +610,7 @@ impl Worker {
             compiler: None,
             asked: asked.map(|l| l.client),
             beside,
-            giving_way: false,
+            stopped: false,
             lowered: false,
         });
         let limits = Limits {
@@ -620,7 +672,12 @@ impl Worker {
                 }
                 return;
             }
-            Err(_) if running.giving_way => return,
+            Err(_) if running.stopped => {
+                if !job.waited() && !job.wanted {
+                    self.finish(name, Err(unwanted()));
+                }
+                return;
+            }
             Err(CompileError::Changed) => {
                 self.changed(name);
                 return;
@@ -686,7 +743,15 @@ impl Worker {
             ..job.record.clone()
         };
         let new = record.key().file_name();
-        if self.jobs.contains_key(&new) || self.directory.keep_again(name, &new, &record).is_err() {
+        if self.jobs.contains_key(&new) {
+            return false;
+        }
+        if let Err(e) = self.directory.keep_again(name, &new, &record) {
+            let path = self.directory.path().display();
+            let failed = Err(CompileError::Failed(format!("{path}: {e}")));
+            for listener in &job.listeners {
+                self.send(listener.client, &FromWorker::Ended(failed.clone()));
+            }
             return false;
         }
         let arrival = self.number();
@@ -747,11 +812,18 @@ impl Running {
         }
     }
 
-    fn stop_if_giving_way(&self) {
-        if let Some((_, pidfd)) = self.compiler.as_ref().filter(|_| self.giving_way) {
+    /// Kills its compiler, where there is one by now; else it is done when there is one.
+    fn stop(&mut self) {
+        self.stopped = true;
+        if let Some((_, pidfd)) = &self.compiler {
             let _ = slipway_sys::pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
         }
     }
+}
+
+/// For those who only listen.
+fn unwanted() -> CompileError {
+    CompileError::Failed("it is not wanted any more".into())
 }
 
 /// What the cache has of a job by now.
