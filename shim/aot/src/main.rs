@@ -10,7 +10,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
@@ -61,22 +61,27 @@ fn compile() -> Result<(), (u8, String)> {
             "usage: slipway-aot version | quick|full DIGEST MEMORY SECONDS (got {arguments:?}); slipway starts it"
         ))
     })?;
-    enclose(order.memory, order.seconds).map_err(failed)?;
-    let module = read_module(&order.digest)?;
+    let inherit = |fd, what| {
+        slipway_sys::inherit(fd).map_err(|e| failed(format!("descriptor {fd}, {what}: {e}")))
+    };
+    let file = inherit(MODULE_FD, "the module")?;
+    let artefact = inherit(ARTEFACT_FD, "the artefact")?;
+    let control = inherit(CONTROL_FD, "the host")?;
+    enclose(order.memory, order.seconds).map_err(|e| failed(format!("compiler's sandbox: {e}")))?;
+    let module = read_module(file.into(), &order.digest)?;
     let prepared = slipway_module::prepare(&module).map_err(|e| (REFUSED, e.to_string()))?;
     drop(module);
     let names = prepared.names.iter();
     let names = slipway_protocol::encode_names(names.map(|(index, name)| (*index, name.as_str())));
-    agree(&prepared.info, &names)?;
+    agree(control.as_fd(), &prepared.info, &names)?;
     slipway_engine::compile(&prepared.stripped, c"/artefact.so", order.optimisation)
         .map_err(|e| failed(format!("the compiler failed: {e}")))?;
-    write_artefact(&names).map_err(|e| (UNWRITTEN, e.to_string()))
+    write_artefact(artefact.into(), &names).map_err(|e| (UNWRITTEN, e.to_string()))
 }
 
 /// Sees to it that the module suits its purpose, and says what it is.
-fn agree(module: &ModuleInfo, names: &[u8]) -> Result<(), (u8, String)> {
+fn agree(control: BorrowedFd<'_>, module: &ModuleInfo, names: &[u8]) -> Result<(), (u8, String)> {
     let failed = |e: slipway_protocol::Error| (1, e.to_string());
-    let control = slipway_sys::inherited(CONTROL_FD);
     let (purpose, _) = slipway_protocol::recv::<Purpose>(control).map_err(failed)?;
     let facts = Facts {
         memories: module.memories.iter().map(Memory::min_bytes).collect(),
@@ -122,9 +127,9 @@ impl Order {
 
 /// An empty root, no user, bounded resources.
 fn enclose(memory: u64, seconds: u64) -> Result<(), String> {
-    let io = |e: rustix::io::Errno| format!("compiler's sandbox: {e}");
+    let io = |e: rustix::io::Errno| e.to_string();
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)
-        .map_err(|e| format!("compiler's sandbox: oom_score_adj: {e}"))?;
+        .map_err(|e| format!("oom_score_adj: {e}"))?;
     rustix::mount::mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
@@ -141,17 +146,15 @@ fn enclose(memory: u64, seconds: u64) -> Result<(), String> {
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_FSIZE as i32, FILE_BYTES, FILE_BYTES))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, seconds, seconds))
         .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CORE as i32, 0, 0))
-        .map_err(|e| format!("compiler's sandbox: {e}"))?;
-    slipway_confine::leave_session_keyring().map_err(|e| format!("compiler's sandbox: {e}"))?;
-    slipway_sys::become_user(NOBODY, NOBODY, &[])
-        .map_err(|e| format!("compiler's sandbox: {e}"))?;
+        .map_err(|e| e.to_string())?;
+    slipway_confine::leave_session_keyring().map_err(|e| e.to_string())?;
+    slipway_sys::become_user(NOBODY, NOBODY, &[])?;
     // The change of user has cleared it: a compile must not outlive the shim that waits for it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(io)?;
-    slipway_confine::files("/", "/").map_err(|e| format!("compiler's sandbox: {e}"))?;
+    slipway_confine::files("/", "/")?;
     let rules = slipway_seccomp::compiler(std::process::id());
-    slipway_confine::calls(&rules, None, end_at_trapped_call)
-        .map_err(|e| format!("compiler's sandbox: seccomp: {e}"))
+    slipway_confine::calls(&rules, None, end_at_trapped_call).map_err(|e| format!("seccomp: {e}"))
 }
 
 /// Says which system call it was that no compile makes.
@@ -164,15 +167,10 @@ fn end_at_trapped_call(call: TrappedCall) -> ! {
     slipway_sys::exit_now(1)
 }
 
-fn inherited(fd: i32) -> std::io::Result<OwnedFd> {
-    Ok(rustix::io::dup(slipway_sys::inherited(fd))?)
-}
-
 /// The module of that digest. The descriptor is shared with whoever reads the file, too, so its position is not used.
-fn read_module(digest: &Digest) -> Result<Vec<u8>, (u8, String)> {
+fn read_module(file: File, digest: &Digest) -> Result<Vec<u8>, (u8, String)> {
     let failed = |e: std::io::Error| (1, format!("read the module: {e}"));
     let changed = || (CHANGED, format!("not the file of sha256:{digest}"));
-    let file = File::from(inherited(MODULE_FD).map_err(failed)?);
     let size = file.metadata().map_err(failed)?.len();
     if size > MAX_MODULE_BYTES {
         // No refusal, which would be kept under the digest.
@@ -190,9 +188,8 @@ fn read_module(digest: &Digest) -> Result<Vec<u8>, (u8, String)> {
     }
 }
 
-fn write_artefact(names: &[u8]) -> std::io::Result<()> {
+fn write_artefact(mut out: File, names: &[u8]) -> std::io::Result<()> {
     let mut made = File::open("/artefact.so")?;
-    let mut out = File::from(inherited(ARTEFACT_FD)?);
     std::io::copy(&mut made, &mut out)?;
     out.write_all(names)?;
     out.flush()

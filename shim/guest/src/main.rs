@@ -53,9 +53,22 @@ fn main() {
     sys::report_signals();
     sys::report_exhaustion();
     sys::give_handler_stack();
+    let control = match sys::take_control() {
+        Ok(control) => control,
+        Err(e) => {
+            sys::write_line(
+                2,
+                &format!("descriptor {CONTROL_FD}: {e}; a shim starts slipway-guest"),
+            );
+            sys::exit(1)
+        }
+    };
     let engine = Engine::new();
-    let control = slipway_sys::inherited(CONTROL_FD);
-    match become_container(&engine, control) {
+    let ended = match sys::check_interposed() {
+        Ok(()) => become_container(&engine, control),
+        Err(why) => Err(why.into()),
+    };
+    match ended {
         Ok(end) => {
             let _ = slipway_protocol::send(control, &FromGuest::Ended(end.clone()), &[]);
             sys::exit(i32::from(end.status))

@@ -9,9 +9,9 @@ mod stack;
 
 pub use stack::{give_handler_stack, watch_stack};
 
-use std::ffi::{c_int, c_long, c_void};
+use std::ffi::{CStr, c_int, c_long, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -21,6 +21,8 @@ use slipway_protocol::{
 };
 use slipway_sys::TrappedCall;
 
+/// The connection to the host.
+static CONTROL: OnceLock<OwnedFd> = OnceLock::new();
 /// This guest's share of the container's budget; none before the launch.
 static BUDGET: OnceLock<GuestShare<'static>> = OnceLock::new();
 /// What is held for this guest beside its memories and its heap, in bytes; wrapped below 0 where more of the heap is charged
@@ -356,11 +358,9 @@ fn end(end: End) -> ! {
         write_line(2, &format!("slipway: {}", end.reason));
     }
     let status = c_int::from(end.status);
-    let _ = slipway_protocol::send(
-        slipway_sys::inherited(CONTROL_FD),
-        &FromGuest::Ended(end),
-        &[],
-    );
+    if let Some(control) = CONTROL.get() {
+        let _ = slipway_protocol::send(control.as_fd(), &FromGuest::Ended(end), &[]);
+    }
     exit(status)
 }
 
@@ -380,26 +380,78 @@ pub fn report_exhaustion() {
     }
 }
 
-/// Puts three descriptors onto 0, 1 and 2.
-pub fn set_standard_streams(streams: &[OwnedFd; 3]) -> io::Result<()> {
-    for (target, fd) in (0..).zip(streams) {
-        // SAFETY: nothing in this process owns 0, 1 or 2.
-        if unsafe { libc::dup2(fd.as_raw_fd(), target) } < 0 {
-            return Err(io::Error::last_os_error());
+/// The connection to the host, with which this process was started.
+///
+/// # Errors
+/// It was not.
+pub fn take_control() -> io::Result<BorrowedFd<'static>> {
+    let control = slipway_sys::inherit(CONTROL_FD)?;
+    Ok(CONTROL.get_or_init(|| control).as_fd())
+}
+
+/// An error unless the engine calls this program's functions where they stand between it and the C library's: budgets, walls and
+/// reports hang on that, and the linker decides it.
+///
+/// # Errors
+/// The name of the first that it would miss.
+pub fn check_interposed() -> Result<(), String> {
+    let ours: [(&CStr, *const c_void); 21] = [
+        (c"mmap", mmap as *const c_void),
+        (c"mmap64", mmap64 as *const c_void),
+        (c"munmap", munmap as *const c_void),
+        (c"close", close as *const c_void),
+        (c"listen", drain::listen as *const c_void),
+        (c"readlinkat", paths::readlinkat as *const c_void),
+        (c"fstatat", paths::fstatat as *const c_void),
+        (c"openat", paths::openat as *const c_void),
+        (c"mkdirat", paths::mkdirat as *const c_void),
+        (c"epoll_ctl", poll::epoll_ctl as *const c_void),
+        (c"epoll_wait", poll::epoll_wait as *const c_void),
+        (c"ioctl", poll::ioctl as *const c_void),
+        (c"recvmsg", sockets::recvmsg as *const c_void),
+        (c"sendmsg", sockets::sendmsg as *const c_void),
+        (c"connect", sockets::connect as *const c_void),
+        (c"getsockopt", sockets::getsockopt as *const c_void),
+        (c"accept", sockets::accept as *const c_void),
+        (c"fcntl", sockets::fcntl as *const c_void),
+        (c"getaddrinfo", sockets::getaddrinfo as *const c_void),
+        (c"sigaction", stack::sigaction as *const c_void),
+        (
+            c"_Unwind_Backtrace",
+            stack::_Unwind_Backtrace as *const c_void,
+        ),
+    ];
+    for (name, function) in ours {
+        // SAFETY: looks a name up in what is loaded, as the loader does for the engine.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+        if !std::ptr::eq(found, function) {
+            return Err(format!(
+                "this slipway-guest was linked wrongly: the engine would not call its {}",
+                name.to_string_lossy()
+            ));
         }
     }
     Ok(())
 }
 
+/// Puts three descriptors onto 0, 1 and 2.
+pub fn set_standard_streams([stdin, stdout, stderr]: &[OwnedFd; 3]) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    Ok(rustix::stdio::dup2_stderr(stderr)?)
+}
+
 /// Puts a null device of the container's own in the place of the node's where that is a standard stream: its mode and owner
 /// are for everybody on the node, and root can change them through a descriptor.
 pub fn give_up_nodes_null(own: &OwnedFd) -> io::Result<()> {
-    for target in 0..3 {
-        let stream = slipway_sys::inherited(target);
-        // SAFETY: nothing in this process owns 0, 1 or 2.
-        if crate::mounts::is_null(stream) && unsafe { libc::dup2(own.as_raw_fd(), target) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+    if crate::mounts::is_null(rustix::stdio::stdin()) {
+        rustix::stdio::dup2_stdin(own)?;
+    }
+    if crate::mounts::is_null(rustix::stdio::stdout()) {
+        rustix::stdio::dup2_stdout(own)?;
+    }
+    if crate::mounts::is_null(rustix::stdio::stderr()) {
+        rustix::stdio::dup2_stderr(own)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ pub fn rules(process: u32) -> Vec<Rule> {
         // Memory.
         allow(&["mmap", "munmap", "mremap", "mprotect", "madvise", "brk"], "malloc, stacks of threads, files as memory"),
         // Files.
-        allow(&["openat", "close", "dup"], "the working directory's files; the module's and the artefact's descriptors"),
+        allow(&["openat", "close"], "the working directory's files"),
         allow(&["pread64"], "the module"),
         allow(&["write", "writev"], "the object file; what is said"),
         allow(&["copy_file_range", "sendfile", "lseek"], "the artefact goes to the cache's file"),

@@ -67,13 +67,12 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
         writes,
         ready,
     };
-    let body = |in_cgroup| slipway_sys::hold(in_cgroup, &holding);
     let child = match &plan.user {
-        None => slipway_sys::fork_holder(new, cgroup, body),
+        None => slipway_sys::fork_holder(cgroup, &holding),
         Some(user) => {
             let path = &user.path;
             let user = File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
-            slipway_sys::fork_holder_as_user(user.as_fd(), new, cgroup, body)
+            slipway_sys::fork_holder_as_user(user.as_fd(), cgroup, &holding)
         }
     };
     let child = child.map_err(|e| format!("start the holder: {e}"))?;

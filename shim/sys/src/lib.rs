@@ -241,8 +241,9 @@ pub enum Place {
 /// process's group, where the parent finds one that it was never told of.
 ///
 /// # Errors
-/// clone3's: EAGAIN where a limit of processes has no room for two.
+/// clone3's: EAGAIN where a limit of processes has no room for two; a process with several threads.
 pub fn go_on_in_child() -> io::Result<Place> {
+    single_threaded()?;
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let mut pidfd: RawFd = -1;
     let args = CloneArgs {
@@ -251,7 +252,7 @@ pub fn go_on_in_child() -> io::Result<Place> {
         pidfd: &raw mut pidfd as u64,
         ..CloneArgs::default()
     };
-    // SAFETY: `args` and `pidfd` outlive the call; the process has one thread, so its copy is whole.
+    // SAFETY: `args` and `pidfd` outlive the call; the process has one thread, as was just seen, so its copy is whole.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
@@ -275,26 +276,18 @@ pub fn go_on_in_child() -> io::Result<Place> {
     }
 }
 
-/// A forked copy of the caller that never returns: `body` runs in the child, which is told whether it could enter the
-/// cgroup.
-///
-/// `body` must confine itself to system calls on memory allocated before: it runs in a copy of a process whose
-/// other threads, if any, are gone.
+/// A pod's holder: a forked copy of the caller, born in new namespaces and a cgroup.
 ///
 /// # Errors
-/// clone3's.
-pub fn fork_holder(
-    namespaces: i32,
-    cgroup: &CgroupEntry,
-    body: impl FnOnce(bool) -> i32,
-) -> io::Result<Child> {
+/// clone3's. What goes wrong in the holder itself is said by [`Holding::ready`].
+pub fn fork_holder(cgroup: &CgroupEntry, holding: &Holding) -> io::Result<Child> {
     let tasks = cgroup.tasks();
-    // SAFETY: `body` is required above to be async-signal-safe.
-    match unsafe { clone3(namespaces, cgroup.v2.as_ref().map(AsFd::as_fd)) }? {
+    // SAFETY: the child makes system calls only, on memory that was allocated before: the caller may have other threads.
+    match unsafe { clone3(holding.new, cgroup.v2.as_ref().map(AsFd::as_fd)) }? {
         Cloned::Parent(child) => Ok(child),
         Cloned::Child => {
             reset_signals();
-            let status = body(enter_tasks(&tasks));
+            let status = hold(enter_tasks(&tasks), holding);
             // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(status) }
         }
@@ -307,23 +300,22 @@ pub fn fork_holder(
 /// clone3's, or setns's of the user namespace.
 pub fn fork_holder_as_user(
     user: BorrowedFd<'_>,
-    namespaces: i32,
     cgroup: &CgroupEntry,
-    body: impl FnOnce(bool) -> i32,
+    holding: &Holding,
 ) -> io::Result<Child> {
     use std::io::Read;
     let tasks = cgroup.tasks();
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // A namespace belongs to the user namespace of who makes it, and a new pid namespace begins with a child: one process
     // joins the first, and its own child, which the kernel gives to its parent, is the holder.
-    // SAFETY: both branches make system calls only, on memory that was allocated before; `body` is required to.
+    // SAFETY: both branches make system calls only, on memory that was allocated before, and so does the holder.
     let between = match unsafe { clone3(0, cgroup.v2.as_ref().map(AsFd::as_fd)) }? {
         Cloned::Parent(child) => child,
         Cloned::Child => {
             reset_signals();
             let in_cgroup = enter_tasks(&tasks);
             let args = CloneArgs {
-                flags: (namespaces | libc::CLONE_PARENT) as u64,
+                flags: (holding.new | libc::CLONE_PARENT) as u64,
                 ..CloneArgs::default()
             };
             // SAFETY: see above; without CLONE_VM the child runs on a copy of this stack.
@@ -336,7 +328,7 @@ pub fn fork_holder_as_user(
                     Err(_) => -1,
                 };
                 if pid == 0 {
-                    libc::_exit(body(in_cgroup));
+                    libc::_exit(hold(in_cgroup, holding));
                 }
                 let told = match pid {
                     -1 => -io::Error::last_os_error()
@@ -393,8 +385,9 @@ impl FileOwner {
     /// For a process with one thread that is root.
     ///
     /// # Errors
-    /// prctl's.
+    /// prctl's; a process with several threads, of which it would hold for one.
     pub fn set(uid: u32, gid: u32) -> io::Result<Self> {
+        single_threaded()?;
         // Without it, the next call would take away the capabilities over files.
         // SAFETY: integers only.
         check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, libc::SECBIT_NO_SETUID_FIXUP) })?;
@@ -419,22 +412,48 @@ fn set_file_ids(uid: u32, gid: u32) {
     }
 }
 
-/// Forks; `Ok(true)` in the child. Only for single-threaded callers (a shim's `start`).
+/// Forks; `Ok(true)` in the child.
 ///
 /// # Errors
-/// fork's.
+/// fork's; a process with several threads, of which the child would lack all but one.
 pub fn fork() -> io::Result<bool> {
-    // SAFETY: documented as single-threaded only, so the child may do anything.
+    single_threaded()?;
+    // SAFETY: the process has one thread, so its copy is whole and may do anything.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(pid == 0),
     }
 }
 
-/// A descriptor that whoever started this process has left open for it, for the process's whole life.
-pub fn inherited(fd: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: the number is part of the contract between the two programs, and nothing in this process closes it.
-    unsafe { BorrowedFd::borrow_raw(fd) }
+/// An error unless the calling thread is the only one of its process.
+fn single_threaded() -> io::Result<()> {
+    // A directory has a link from above, one from itself, and one from each directory in it.
+    let links = std::fs::metadata("/proc/self/task")?;
+    match std::os::unix::fs::MetadataExt::nlink(&links) {
+        3 => Ok(()),
+        links => Err(io::Error::other(format!(
+            "the process has {} threads, and this is for one that has one",
+            links.saturating_sub(2)
+        ))),
+    }
+}
+
+/// Takes a descriptor that whoever started this process has left open for it. Each can be taken once.
+///
+/// # Errors
+/// EBADF where the number is not open, or is one that this process has opened or taken itself.
+pub fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
+    // What came through execve(2) is not closed by it, and what is opened here, by Rust's library or by rustix, is.
+    // SAFETY: integers only.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    check(flags)?;
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: integers only.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, it was not this process's before, and from now on the flag keeps it from being taken again.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A descriptor whose events tokio tells. Within a runtime.
@@ -890,9 +909,9 @@ pub struct Holding {
 /// is killed.
 ///
 /// It is pid 1 of a shared pid namespace, so it must reap; SIGTERM ends it as it ends a pause container.
-pub fn hold(in_cgroup: bool, holding: &Holding) -> i32 {
+fn hold(in_cgroup: bool, holding: &Holding) -> i32 {
     let ready = holding.ready.as_raw_fd();
-    // SAFETY: system calls on memory that the caller allocated before the clone; runs in its own process.
+    // SAFETY: system calls on memory that was allocated before the clone; runs in its own process.
     unsafe {
         libc::setsid();
         if !in_cgroup {
@@ -1000,5 +1019,32 @@ mod tests {
             session_keyring().unwrap()
         });
         assert_ne!(first.join().unwrap(), second.join().unwrap());
+    }
+
+    #[test]
+    fn what_is_for_a_process_with_one_thread_is_refused_to_others() {
+        // Those of the test's own harness.
+        let several = "threads, and this is for one that has one";
+        assert!(fork().unwrap_err().to_string().contains(several));
+        assert!(go_on_in_child().unwrap_err().to_string().contains(several));
+        assert!(
+            FileOwner::set(0, 0)
+                .unwrap_err()
+                .to_string()
+                .contains(several)
+        );
+    }
+
+    #[test]
+    fn a_descriptor_is_inherited_once_and_no_other_is() {
+        let own = std::fs::File::open("/dev/null").unwrap();
+        let bad = |fd| inherit(fd).unwrap_err().raw_os_error() == Some(libc::EBADF);
+        assert!(bad(own.as_raw_fd()));
+        assert!(bad(-1) && bad(i32::MAX));
+        // SAFETY: a new descriptor, which nothing owns: as if it had come through execve.
+        let left = unsafe { libc::dup(own.as_raw_fd()) };
+        let taken = inherit(left).unwrap();
+        assert_eq!(taken.as_raw_fd(), left);
+        assert!(bad(left));
     }
 }
