@@ -1,4 +1,7 @@
 """System calls of processes that have an allow-list (shim/seccomp): what it has, and what strace has seen."""
+import ctypes
+import errno
+import os
 import re
 
 from harness import ROOT
@@ -26,6 +29,20 @@ def walls(log):
     """Of the walls that are no filter, those that a process has put up for itself."""
     calls = {"keyring": r"keyctl\(KEYCTL_JOIN_SESSION_KEYRING", "Landlock": r"landlock_restrict_self\("}
     return {wall for wall, call in calls.items() if re.search(call + r".*\) += \d", log)}
+
+
+def missing_walls():
+    """Of those, what this machine's kernel has not; with why."""
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    missing = {}
+    # landlock_create_ruleset(NULL, 0, LANDLOCK_CREATE_RULESET_VERSION); before its second version no rename is let through.
+    version = call(444, None, 0, 1)
+    if version < 2:
+        missing["Landlock"] = f"the kernel's Landlock has version {max(version, 0)}, 2 is needed"
+    # keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING)
+    if call({"x86_64": 250, "aarch64": 219}[os.uname().machine], 0, -3, 0) < 0 and ctypes.get_errno() == errno.ENOSYS:
+        missing["keyring"] = "the kernel has no keyrings"
+    return missing
 
 
 def called(log):

