@@ -408,6 +408,25 @@ class KillTest(PodTest):
             yield container, started
 
     @contextlib.contextmanager
+    def background_compile(self):
+        """A module that is compiled in full though nobody waits for it; the compiler stands still from its first moment to the end of the block.
+        Its image and path, the compiler's pid, and the pod whose program has ended."""
+        self.disappears("slipway-aot")
+        name = f"background{os.getpid()}-{self.bed.number()}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            image = self.bed.image(slow_module(d, name), name)
+        caught = 'until pid=$(pgrep -f "[/]slipway-aot full "); do sleep 0.02; done; kill -STOP $pid; echo $pid'
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            compiler = pool.submit(self.bed.run, "sh", "-c", caught)
+            pod = self.pod()
+            self.assertEqual(pod.start(image, annotations={"slipway.dev/compile": "auto"}).ended()["exitCode"], 0)
+            pid = compiler.result().stdout.strip()
+        try:
+            yield image, f"/{name}.wat", pid, pod
+        finally:
+            self.bed.run("kill", "-CONT", pid, check=False)
+
+    @contextlib.contextmanager
     def standing_still(self, command):
         """Its processes stand still until the end of the block, or until what this yields is called."""
         pids = self.pids(command)

@@ -14,7 +14,7 @@ import threading
 import unittest
 import urllib.request
 
-from harness import BED, PATIENCE, ROOT, TREE, USER_MODE_LINUX, KillTest, PodTest, run, slow_module, wait_for
+from harness import BED, PATIENCE, ROOT, TREE, USER_MODE_LINUX, KillTest, PodTest, run, wait_for
 
 SYSTEMD = USER_MODE_LINUX and os.path.isdir("/run/systemd/system")
 # System calls before each of which the command is killed once: what is before the nth is done, what is after is not.
@@ -130,21 +130,13 @@ class Install(KillTest):
     def test_nothing_is_compiled_any_more_after_uninstalling(self):
         self.slipway("install")
         self.restart()
-        name = f"uninstall{os.getpid()}"
-        with tempfile.TemporaryDirectory() as d:
-            image = self.bed.image(slow_module(d, name), name)
-        pod = self.pod()
-        self.assertEqual(pod.start(image, annotations={"slipway.dev/compile": "auto"}).ended()["exitCode"], 0)
-        self.pods.remove(pod)
-        pod.remove()
-        self.disappears("containerd-shim-slipway-v1")
-        # It is compiled in full now, and nobody waits for it.
-        self.appears("slipway-aot")
-        cgroups = lambda: glob.glob("/sys/fs/cgroup/**/slipway-compile-*", recursive=True)
-        queue = os.stat(f"{self.bed.root}/cache/queue-1").st_ino
-        mine = [path for path in cgroups() if path.endswith(f"-{queue}")]
-        self.assertTrue(mine)
-        with self.standing_still("slipway-aot"):
+        with self.background_compile() as (_, _, _, pod):
+            self.pods.remove(pod)
+            pod.remove()
+            self.disappears("containerd-shim-slipway-v1")
+            queue = os.stat(f"{self.bed.root}/cache/queue-1").st_ino
+            mine = glob.glob(f"/sys/fs/cgroup/**/slipway-compile-*-{queue}", recursive=True)
+            self.assertTrue(mine)
             self.slipway("uninstall", "--purge")
             self.assertEqual(self.pids("slipway-queue") + self.pids("slipway-aot"), [])
         self.assertEqual([path for path in mine if os.path.exists(path)], [])

@@ -92,11 +92,8 @@ class Queue(QueueTest):
         self.assertEqual(container.ended()["exitCode"], 0)
 
     def test_what_nobody_waits_for_outlives_worker_and_pods(self):
-        image, path = self.module()
-        pod = self.pod()
-        self.assertEqual(pod.start(image).ended()["exitCode"], 0)
-        self.until(lambda: ("compiling", "full") in self.rows(path))
-        with self.standing_still("slipway-aot"):
+        with self.background_compile() as (_, path, _, pod):
+            self.assertIn(("compiling", "full"), self.rows(path))
             self.pods.remove(pod)
             pod.remove()
             self.disappears("containerd-shim-slipway-v1")
@@ -135,15 +132,15 @@ class Queue(QueueTest):
         self.assertEqual(order, ["small", "middle", "big"])
 
     def test_what_nobody_waits_for_gives_way(self):
-        image, path = self.module()
-        self.assertEqual(self.pod().start(image).ended()["exitCode"], 0)
-        self.until(lambda: ("compiling", "full") in self.rows(path))
-        [background] = self.appears("slipway-aot")
-        nice = self.bed.run("ps", "-o", "ni=", "-p", background).stdout.strip()
-        self.assertEqual(nice, "19")
-        with self.standing_still("slipway-aot"), concurrent.futures.ThreadPoolExecutor(8) as pool:
-            for _ in range(os.cpu_count()):
+        with (self.background_compile() as (_, path, background, _), concurrent.futures.ThreadPoolExecutor(8) as pool,
+              contextlib.ExitStack() as still):
+            self.assertIn(("compiling", "full"), self.rows(path))
+            self.assertEqual(self.bed.run("ps", "-o", "ni=", "-p", background).stdout.strip(), "19")
+            for n in range(1, os.cpu_count() + 1):
                 pool.submit(self.pod().create(self.module()[0], annotations={"slipway.dev/compile": "full"}).start)
+                if n < os.cpu_count():
+                    self.until(lambda: len(self.pids("slipway-aot")) == n + 1)
+                    still.enter_context(self.standing_still("slipway-aot"))
             self.until(lambda: background not in self.pids("slipway-aot"))
         # Put back, it is done after them.
         self.until(lambda: ("artefact", "full") in self.rows(path))
@@ -240,35 +237,35 @@ class Queue(QueueTest):
                 pod.remove()
                 self.disappears("slipway-aot")
 
-    def test_what_is_removed_from_the_queue_is_not_compiled(self):
-        def remove(path):
-            [module] = {row["module"] for row in self.cache() if row["origin"] == path}
-            return self.bed.run("slipway", "cache", "rm", module, check=False)
+    def removed_from_queue(self, path):
+        [module] = {row["module"] for row in self.cache() if row["origin"] == path}
+        return self.bed.run("slipway", "cache", "rm", module, check=False)
 
-        image, path = self.module()
-        self.assertEqual(self.pod().start(image).ended()["exitCode"], 0)
-        self.until(lambda: ("compiling", "full") in self.rows(path))
-        with self.standing_still("slipway-aot"):
-            removed = remove(path)
+    def test_what_is_removed_from_the_queue_is_not_compiled(self):
+        with self.background_compile() as (_, path, _, _):
+            self.assertEqual(self.rows(path), [("artefact", "quick"), ("compiling", "full")])
+            removed = self.removed_from_queue(path)
             self.assertIn("not to be compiled any more: 1\n", removed.stdout)
             self.assertEqual((removed.returncode, self.rows(path)), (0, []))
             self.disappears("slipway-aot")
-        with self.compiling() as (container, started), self.standing_still("slipway-aot") as go_on:
-            [path] = [row["origin"] for row in self.cache() if row["kind"] == "compiling"]
-            removed = remove(path)
+
+    def test_what_waits_for_its_turn_is_removed_when_no_start_waits_for_it(self):
+        with self.turns_are_held(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            image, path = self.module()
+            pool.submit(self.pod().create(image, annotations={"slipway.dev/compile": "full"}).start, check=False)
+            self.until(lambda: self.rows(path) == [("queued", "full")])
+            removed = self.removed_from_queue(path)
             self.assertRegex(removed.stdout, "a start waits for it, kept: [0-9a-f]{64}\n")
-            self.assertEqual((removed.returncode, self.rows(path)), (1, [("compiling", "full")]))
-            go_on()
-            self.assertEqual(started.result().returncode, 0)
-        # Without a worker, too: here it has been killed.
-        image, path = self.module()
-        self.assertEqual(self.pod().start(image).ended()["exitCode"], 0)
-        self.until(lambda: ("compiling", "full") in self.rows(path))
-        with self.standing_still("slipway-aot"):
+            self.assertEqual((removed.returncode, self.rows(path)), (1, [("queued", "full")]))
+            while self.pods:
+                self.pods.pop().remove()
+            self.disappears("containerd-shim-slipway-v1")
+            # Without a worker, too.
             self.kill(*self.pids("slipway-queue"))
             self.disappears("slipway-queue")
-            self.assertIn("not to be compiled any more: 1\n", remove(path).stdout)
-        self.assertEqual(self.rows(path), [])
+            removed = self.removed_from_queue(path)
+            self.assertIn("not to be compiled any more: 1\n", removed.stdout)
+            self.assertEqual((removed.returncode, self.rows(path)), (0, []))
 
     def test_only_root_may_ask(self):
         directory = f"{self.bed.root}/cache/{QUEUE}"
