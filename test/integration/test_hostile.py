@@ -74,7 +74,9 @@ def write_archive(path, name, config_type, config, layers):
         blobs[digest(data)] = data
         return {"mediaType": of, "digest": digest(data), "size": len(data), **dict(fields)}
 
-    manifest = {"schemaVersion": 2, "mediaType": OCI + "manifest.v1+json", "config": blob(config_type, json.dumps(config).encode()), "layers": [blob(*layer) for layer in layers]}
+    manifest = {
+        "schemaVersion": 2, "mediaType": OCI + "manifest.v1+json", "config": blob(config_type, json.dumps(config).encode()),
+        "layers": [blob(*layer) for layer in layers]}
     named = blob(OCI + "manifest.v1+json", json.dumps(manifest).encode(), {"annotations": {"io.containerd.image.name": name}})
     index = {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": [named]}
     files = [("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'), ("index.json", json.dumps(index).encode())]
@@ -83,6 +85,11 @@ def write_archive(path, name, config_type, config, layers):
 
 
 class HostileTest(ImageTest):
+    def add(self, tar, name):
+        super().add(tar, name)
+        # containerd tells CRI of it by an event.
+        self.until(lambda: self.bed.crictl("inspecti", name, check=False).returncode == 0)
+
     def image(self, name, layers, config):
         reference = f"localhost/hostile-{name}:1"
         with tempfile.TemporaryDirectory() as d:
@@ -139,7 +146,8 @@ class HostileImage(HostileTest):
                 entry("/hard.wat", type=tarfile.LNKTYPE, linkname="app.wat"), entry("/hard-link.wat", type=tarfile.LNKTYPE, linkname="links/node")),
             tar(entry("/.wh.gone.wat"), entry("/emptied/.wh..wh..opq"), link("/replaced", "/links")),
         ]
-        special, nothing, missing, circle = "neither file nor directory, so no module", "a symlink to nothing inside the image", "no such file in the image", "symlinks lead in a circle"
+        special, nothing = "neither file nor directory, so no module", "a symlink to nothing inside the image"
+        missing, circle = "no such file in the image", "symlinks lead in a circle"
         expected = {
             "/app.wat": RAN, "//app.wat": RAN, "../../app.wat": RAN, "/../../app.wat": RAN, "/links/../app.wat": RAN, "/links/absolute": RAN,
             "/links/relative": RAN, "/links/climbing": RAN, "/links/root/app.wat": RAN, "/replaced/absolute": RAN, "/chain/30": RAN,
@@ -149,7 +157,8 @@ class HostileImage(HostileTest):
             "/app.wat/": missing, "/app.wat/below": missing, "/fifo/below": missing, f"/{deep}/../app.wat": missing, "/\x1b[31m.wat": missing,
             "/links/loop": circle, "/links/there": circle, "/chain/0": circle,
             "/fifo": special, "/null": special, "/disk": special, "/v/fifo": special, "/v/socket": special,
-            "/directory.wat": "a directory, not a module", "/directory.wat/.": "a directory, not a module", "/empty.wat": "empty file, not a module", "/\x1b[31mred.wat": "red.wat: empty file, not a module",
+            "/directory.wat": "a directory, not a module", "/directory.wat/.": "a directory, not a module",
+            "/empty.wat": "empty file, not a module", "/\x1b[31mred.wat": "red.wat: empty file, not a module",
             "/v/giant.wasm": f"{8 << 30} bytes, the limit for a module is {256 << 20}",
             "/" + "n" * 256: "File name too long", "/n" * 3000: "File name too long",
             "#": "names no file", "/app.wat#" + "f" * 5000: "the function's name has 5000 bytes",
@@ -174,7 +183,8 @@ class HostileImage(HostileTest):
         module = ends_with(RAN).encode()
         image = self.image("asks", [tar(entry("/app.wat", module), link("/node", self.bed.root), link("/self", "/proc/self"))], {"Entrypoint": ["/app.wat"]})
         pod = self.pod()
-        for there, nowhere in (("/node/config.toml", "/node/config.none"), ("/node/cache", "/node/ehcac"), ("/self/exe", "/self/xex"), ("../..//self/root", "../..//self/toor")):
+        for there, nowhere in (("/node/config.toml", "/node/config.none"), ("/node/cache", "/node/ehcac"),
+                                        ("/self/exe", "/self/xex"), ("../..//self/root", "../..//self/toor")):
             with self.subTest(there):
                 answers = [self.outcome(pod, image, path).rpartition("shim task: ")[2].replace(path, "PATH") for path in (there, nowhere)]
                 self.assertIn("no such file in the image", answers[0])
@@ -187,9 +197,11 @@ class HostileImage(HostileTest):
             ({}, "no command specified"), ({"Entrypoint": ["/app.wat\0/x"]}, strings), ({**app, "Cmd": ["a\0b"]}, strings), ({**app, "Env": ["A=\0"]}, strings),
             ({**app, "Env": ["A=" + "x" * (3 << 20)]}, "move large values into a ConfigMap volume"), ({**app, "Env": ["A", "", "=", "=x"]}, RAN),
             ({**app, "Env": [f"N{n}=x" for n in range(20_000)], "Cmd": ["x" * (1 << 20)]}, RAN),
-            ({"Entrypoint": ["app.wat"], "Env": ["PATH=" + ":".join(["/none"] * 5000)]}, RAN), ({"Entrypoint": ["app.wat"], "Env": ["PATH=../../..:/proc/self/root:"]}, RAN),
+            ({"Entrypoint": ["app.wat"], "Env": ["PATH=" + ":".join(["/none"] * 5000)]}, RAN),
+            ({"Entrypoint": ["app.wat"], "Env": ["PATH=../../..:/proc/self/root:"]}, RAN),
             ({**app, "WorkingDir": "x"}, "process.cwd: "), ({**app, "WorkingDir": "/x\0y"}, directory), ({**app, "WorkingDir": "/app.wat"}, directory),
-            ({**app, "WorkingDir": "/" + "w" * 256}, directory), ({**app, "WorkingDir": "/w" * 4000}, directory), ({**app, "WorkingDir": "/proc/self/root/../../.."}, RAN),
+            ({**app, "WorkingDir": "/" + "w" * 256}, directory), ({**app, "WorkingDir": "/w" * 4000}, directory),
+            ({**app, "WorkingDir": "/proc/self/root/../../.."}, RAN),
             ({**app, "User": "4294967296"}, "USER value"), ({**app, "User": "-1"}, "USER value"), ({**app, "User": "\x07:x:y"}, "USER value"),
             ({**app, "StopSignal": "SIGNOTHING"}, RAN), ({**app, "Volumes": {"/": {}, "../../../x": {}, "/dev": {}, "/proc": {}, "/sys": {}}}, RAN),
             ({**app, "ExposedPorts": {"99999999/none": {}}}, RAN),
@@ -211,9 +223,11 @@ class HostileImage(HostileTest):
             "a file that declares a terabyte": (header("more", 1 << 40) + bytes(512), None, "unexpected EOF"),
             "a file that declares a little more": (header("app.wat", len(module) + 5000) + module, None, "unexpected EOF"),
             "a name that declares a gigabyte": (header("././@LongLink", 1 << 30, type=tarfile.GNUTYPE_LONGNAME) + bytes(512), None, "reading its tar file"),
-            "gzip that was cut off": (whole, gzip.compress(whole)[:-20], "incomplete deflate stream"), "gzip that was cut off at its checksum": (whole, gzip.compress(whole)[:-6], "unexpected end of file"),
+            "gzip that was cut off": (whole, gzip.compress(whole)[:-20], "incomplete deflate stream"),
+            "gzip that was cut off at its checksum": (whole, gzip.compress(whole)[:-6], "unexpected end of file"),
             "gzip that is none": (whole, whole, "invalid gzip header"),
-            "a hard link out of it": (hard("../../../../etc/passwd"), None, "contains `..`"), "a hard link to the node": (hard("/etc/passwd"), None, "which is no file"),
+            "a hard link out of it": (hard("../../../../etc/passwd"), None, "contains `..`"),
+            "a hard link to the node": (hard("/etc/passwd"), None, "which is no file"),
             "a hard link to a whiteout": (hard("/.wh.app.wat"), None, "hard link"), "a name that leaves it": (tar(app, entry("../../x")), None, "contains `..`"),
             "a name for a terminal": (tar(app, entry("/\x1b[31m" + "n" * 256)), None, "ilename too long"),
             "a deep path": (tar(app, entry("/" + "/".join(["d" * 200] * 30))), None, "ilename too long"),
@@ -245,7 +259,8 @@ class HostileImage(HostileTest):
             "whole": ([(WASM, module, {})], RAN), "beside-files": ([(TAR, tar(entry("/app.wasm", module)), {}), (WASM, module, {})], RAN),
             "too-small": (size(7), f"{damaged} more than 7 bytes"), "too-large": (size(1000), f"{damaged} 169 bytes instead of 1000"),
             "negative": (size(-1), "is not valid: invalid value: integer `-1`"), "exbibytes": (size(1 << 62), f"more than the {256 << 20} allowed"),
-            "files": ([(WASM, tar(entry("/app.wasm", module)), {})], "not a WebAssembly module"), "program": ([(WASM, b"\x7fELF" + bytes(99), {})], "it is an ELF program"),
+            "files": ([(WASM, tar(entry("/app.wasm", module)), {})], "not a WebAssembly module"),
+            "program": ([(WASM, b"\x7fELF" + bytes(99), {})], "it is an ELF program"),
             "script": ([(WASM, b"#!/bin/sh\n", {})], "it is a script"), "nothing": ([(WASM, b"", {})], "empty file"),
             "cut-off": ([(WASM, gzip.compress(module)[:-6], {})], f"{wrong}unexpected end of file"),
             # A frame of Zstandard that says it needs 2 GiB.
@@ -352,7 +367,8 @@ class HostileSpec(HostileTest):
             self.running(self.ready, mounts=many + deep)
 
     def test_a_termination_message_that_is_no_file_holds_nobody_up(self):
-        image = self.image("traps", [tar(entry("/app.wat", b'(module (memory (export "memory") 1) (func (export "_start") unreachable))'))], {"Entrypoint": ["/app.wat"]})
+        traps = b'(module (memory (export "memory") 1) (func (export "_start") unreachable))'
+        image = self.image("traps", [tar(entry("/app.wat", traps))], {"Entrypoint": ["/app.wat"]})
         with tempfile.TemporaryDirectory() as d, socket.socket(socket.AF_UNIX) as s:
             os.mkfifo(f"{d}/fifo")
             os.mkdir(f"{d}/directory")
@@ -373,19 +389,25 @@ class HostileSpec(HostileTest):
             cases = [
                 (at("/"), "no such file in the image"), (at("x"), "destination: "), (at(""), "destination: "), (at("/a\0b"), "destination: contains a NUL byte"),
                 (at("/" + "l" * 256), "File name too long"), (at("/envfiles.wasm"), "it is a directory, and the container has a file there"),
-                (at("/dev", f"{d}/file"), "it is a file, and the container has a directory there"), (at("/envfiles.wasm", f"{d}/file"), "/envfiles.wasm: empty file"),
+                (at("/dev", f"{d}/file"), "it is a file, and the container has a directory there"),
+                (at("/envfiles.wasm", f"{d}/file"), "/envfiles.wasm: empty file"),
                 (at("/node", "/proc"), "a procfs"),
                 ({"args": ["x" * (3 << 20)]}, "process.args and process.env: "), ({"args": ["a\0b"]}, "process.args and process.env: "),
                 ({"envs": [{"key": "A", "value": "\0"}]}, "process.args and process.env: "),
                 (self.security(run_as_user={"value": 1 << 32}), "uid"), (self.security(run_as_user={"value": -1}), "uid"),
                 (self.security(supplemental_groups=list(range(1, 70_000))), "process.user: 70000 supplementary groups, the kernel takes 65536"),
                 (self.security(supplemental_groups=[-1]), "process.user: supplementary groups [0, 4294967295]"),
-                (self.security(seccomp={"profile_type": 2, "localhost_ref": f"{d}/none"}), "seccomp"), (self.security(seccomp={"profile_type": 2, "localhost_ref": d}), "seccomp"),
+                (self.security(seccomp={"profile_type": 2, "localhost_ref": f"{d}/none"}), "seccomp"),
+                (self.security(seccomp={"profile_type": 2, "localhost_ref": d}), "seccomp"),
                 (self.security(masked_paths=["/etc"]), "linux.maskedPaths: /etc"),
-                *((annotation("cpu-time", text), f"annotations[slipway.dev/cpu-time]: ") for text in ("0", "-1", "9" * 30, "1e9", "\u0663s", "", "s", "x" * 200_000)),
-                (annotation("cpu-time", "5 m"), time), (annotation("compile", "FULL"), "annotations[slipway.dev/compile]: "), (annotation("compile", "\0"), "annotations[slipway.dev/compile]: "),
-                (annotation("stop", "drain "), "annotations[slipway.dev/stop]: "), (annotation("ca-certificates", "/etc/shadow"), "annotations[slipway.dev/ca-certificates]: "),
-                (self.limits(memory_limit_in_bytes=4096), "memory limit of 4096 bytes"), (self.limits(memory_limit_in_bytes=1 << 20), "the container's limit is 1048576 bytes"),
+                *((annotation("cpu-time", text), "annotations[slipway.dev/cpu-time]: ")
+                  for text in ("0", "-1", "9" * 30, "1e9", "\u0663s", "", "s", "x" * 200_000)),
+                (annotation("cpu-time", "5 m"), time),
+                (annotation("compile", "FULL"), "annotations[slipway.dev/compile]: "), (annotation("compile", "\0"), "annotations[slipway.dev/compile]: "),
+                (annotation("stop", "drain "), "annotations[slipway.dev/stop]: "),
+                (annotation("ca-certificates", "/etc/shadow"), "annotations[slipway.dev/ca-certificates]: "),
+                (self.limits(memory_limit_in_bytes=4096), "memory limit of 4096 bytes"),
+                (self.limits(memory_limit_in_bytes=1 << 20), "the container's limit is 1048576 bytes"),
                 (self.limits(cpu_quota=1, cpu_period=100_000), "cpu."), (self.limits(cpu_quota=100_000, cpu_period=1), "cpu."),
                 (self.limits(cpuset_cpus="0-99999"), "cpuset.cpus"), (self.limits(unified={"../../x": "1"}), "linux.resources.unified"),
             ]
@@ -607,7 +629,8 @@ class HostileModule(HostileTest, KillTest):
     def test_room_for_more_answers_than_the_memory_limit_has_ends_the_program_by_it(self):
         asks = """(module (import "wasi_snapshot_preview1" "sock_getaddrinfo" (func $ask (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
           (memory (export "memory") 1) (data (i32.const 16) "localhost")
-          (func (export "_start") (drop (call $ask (i32.const 16) (i32.const 9) (i32.const 0) (i32.const 0) (i32.const 64) (i32.const 128) (i32.const -1) (i32.const 512)))))"""
+          (func (export "_start") (drop (call $ask (i32.const 16) (i32.const 9) (i32.const 0) (i32.const 0) (i32.const 64) (i32.const 128)
+            (i32.const -1) (i32.const 512)))))"""
         image = self.image("asks-for-all", [tar(entry("/app.wat", asks.encode()))], {"Entrypoint": ["/app.wat"]})
         linux = {"security_context": {"namespace_options": {"pid": 1}}, "resources": {"memory_limit_in_bytes": 64 << 20}}
         status = self.pod().start(image, linux=linux).ended()
