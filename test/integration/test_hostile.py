@@ -493,11 +493,15 @@ class HostileSidecar(HostileTest):
             container = pod.start(looks, ["race", "/data/below"], mounts=mounts, linux={"security_context": SHARED})
             # Two seconds of the program's own time, whatever else the machine does.
             seconds = test_wasi.Wasi.processor_seconds
-            self.until(lambda: container.status()["state"] == "CONTAINER_EXITED" or seconds(self, container) > 2)
-            open(f"{below}/stop", "w").close()
-            self.assertEqual(container.ended()["exitCode"], 0)
-            self.assertEqual([line for line in container.text().splitlines() if line.startswith("deviates ")], [])
-            self.assertEqual(sidecar.status()["state"], "CONTAINER_RUNNING")
+            try:
+                self.until(lambda: container.status()["state"] == "CONTAINER_EXITED" or seconds(self, container) > 2)
+                open(f"{below}/stop", "w").close()
+                self.assertEqual(container.ended()["exitCode"], 0)
+                self.assertEqual([line for line in container.text().splitlines() if line.startswith("deviates ")], [])
+                self.assertEqual(sidecar.status()["state"], "CONTAINER_RUNNING")
+            finally:
+                # Before the directories go.
+                self.bed.crictl("rm", "-f", sidecar.id)
 
     def test_a_sidecar_that_stops_and_kills_its_neighbours_ends_them_and_nothing_else(self):
         pod = self.pod(linux={"security_context": SHARED})
