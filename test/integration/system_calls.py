@@ -19,7 +19,7 @@ SELDOM = {
 
 
 def listed(program):
-    """The system calls of an allow-list: "guest" or "compiler"."""
+    """The system calls of an allow-list: "guest", "compiler" or "layers"."""
     with open(f"{ROOT}/shim/seccomp/src/{program}.rs") as f:
         rules = re.findall(r"(?:allow|refuse)\(\s*&\[([^\]]*)\]", f.read())
     return {name for calls in rules for name in re.findall(r'"(\w+)"', calls)}

@@ -1,11 +1,14 @@
 """What processes that have hostile bytes in them may call: the allow-lists of shim/seccomp, and the profile of a pod."""
 import contextlib
+import gzip
 import json
+import os
 import subprocess
 import tempfile
 
-from harness import GUESTS, PATIENCE, ROOT, PodTest, slipway
+from harness import GUESTS, PATIENCE, ROOT, TREE, PodTest, slipway
 from system_calls import LOGGED, SELDOM, called, listed, missing_walls, walls
+from test_images import artefact
 from test_network import BED4, ECHO, SILENT, STREAMS, NetworkTest
 from test_wasi import WasiTest
 
@@ -150,6 +153,31 @@ class AllowLists(WasiTest, NetworkTest):
         self.assertEqual(walls(log) | set(missing := missing_walls()), {"keyring", "Landlock"})
         needed = called(log)
         self.assertEqual(listed("guest") - set(SELDOM), needed - set(SELDOM))
+        if missing:
+            self.skipTest(f"the rest is as it should be; {', '.join(missing.values())}")
+
+    def test_the_reader_of_artefacts_needs_each_call_of_its_list(self):
+        with tempfile.TemporaryDirectory() as d:
+            # Of megabytes, for more than one piece, and one that does not unpack.
+            modules = {"read": gzip.compress(os.urandom(3 << 20)), "cut-off": gzip.compress(bytes(100))[:-6]}
+            logs = []
+            for name, module in modules.items():
+                reference = f"localhost/reader-{name}:1"
+                artefact(f"{d}/app.tar", reference, module, {"rootfs": {"type": "layers", "diff_ids": []}, "author": f"reader-{name}"})
+                self.bed.ctr("images", "import", f"{d}/app.tar")
+                container = self.pod().create(reference, command=["/app.wasm"])
+                read = self.bed.run(
+                    "sh", "-c", 'strace "$@" -address $CONTAINERD_ADDRESS', "sh", *LOGGED, "-o", f"{d}/log", f"{TREE}/libexec/slipway-layers", "-namespace", "k8s.io",
+                    "-container", container.id, "-out", f"{d}/module", check=False)
+                self.assertEqual(read.returncode, int(name != "read"), read.stderr)
+                with open(f"{d}/log") as f:
+                    logs.append(f.read())
+                self.assertEqual(walls(logs[-1]) | set(missing := missing_walls()), {"keyring", "Landlock"})
+                self.assertEqual(os.path.getsize(f"{d}/module"), 3 << 20 if name == "read" else 0)
+                self.bed.crictl("rmi", reference)
+        needed = set().union(*map(called, logs))
+        seldom = {*SELDOM, *("brk", "mprotect", "madvise"), *("sendto", "shutdown")}  # malloc; a connection that ends early
+        self.assertEqual(listed("layers") - seldom, needed - seldom)
         if missing:
             self.skipTest(f"the rest is as it should be; {', '.join(missing.values())}")
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use slipway_module::{Entrypoint, ModuleInfo, PAGE_BYTES};
+use slipway_protocol::printable;
 
 use crate::args::Inspect;
 use crate::source;
@@ -74,8 +75,17 @@ fn print(path: &str, info: &ModuleInfo) {
         println!("runs here: {}", Level::Ok.word());
     }
     for problem in &info.problems {
-        println!("{}: {problem}", Level::Error.word());
+        println!(
+            "{}: {}",
+            Level::Error.word(),
+            one_line(&problem.to_string())
+        );
     }
+}
+
+/// The module's names are anybody's: none is a command to a terminal, or a line of its own.
+fn one_line(text: &str) -> String {
+    printable(text).replace('\n', "\u{fffd}")
 }
 
 fn lines(title: &str, list: impl ExactSizeIterator<Item = String>) {
@@ -85,7 +95,7 @@ fn lines(title: &str, list: impl ExactSizeIterator<Item = String>) {
     }
     println!("{title}: {n}");
     for line in list.take(MAX_LINES) {
-        println!("  {line}");
+        println!("  {}", one_line(&line));
     }
     if n > MAX_LINES {
         println!("  … {} more (--json has all)", n - MAX_LINES);

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use slipway_protocol::printable;
 
 /// Bold red, green and yellow of ECMA-48.
 const RED: &str = "\x1b[1;31m";
@@ -45,6 +46,7 @@ fn colours() -> bool {
 
 /// The one line that says why the command failed.
 pub fn error(message: &str) {
+    let message = printable(message);
     match std::io::stderr().is_terminal() && colours() {
         true => eprintln!("{RED}slipway:{PLAIN} {message}"),
         false => eprintln!("slipway: {message}"),
@@ -53,7 +55,7 @@ pub fn error(message: &str) {
 
 /// A line about what Slipway does; stdout is the program's.
 pub fn note(message: &str) {
-    eprintln!("slipway: {message}");
+    eprintln!("slipway: {}", printable(message));
 }
 
 /// Something that takes a while: a spinner with the time on a terminal, lines elsewhere.
@@ -77,7 +79,7 @@ impl Progress {
     pub fn say(&self, message: &str) {
         match &self.0 {
             Some(bar) => {
-                bar.set_message(message.to_string());
+                bar.set_message(printable(message));
                 bar.enable_steady_tick(Duration::from_millis(100));
             }
             None => note(message),

@@ -37,10 +37,26 @@ pub fn files(read: &str, write: &str) -> Result<(), String> {
     restrict(read, write).map_err(|e| format!("Landlock: {e}"))
 }
 
+/// Likewise, and no file at all: only what is open already.
+///
+/// # Errors
+/// The kernel's.
+pub fn no_files() -> Result<(), String> {
+    let restrict = || -> Result<_, Box<dyn std::error::Error>> { Ok(ruleset()?.restrict_self()?) };
+    restrict().map(drop).map_err(|e| format!("Landlock: {e}"))
+}
+
 fn restrict(read: &str, write: &str) -> Result<(), Box<dyn std::error::Error>> {
     let reading = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let writing = AccessFs::from_all(LANDLOCK)
         & !make_bitflags!(AccessFs::{Execute | MakeChar | MakeBlock | IoctlDev});
+    let ruleset = beneath(ruleset()?, read, reading)?;
+    beneath(ruleset, write, writing)?.restrict_self()?;
+    Ok(())
+}
+
+/// All that Landlock can forbid, with no exception yet.
+fn ruleset() -> Result<RulesetCreated, Box<dyn std::error::Error>> {
     let ruleset = Ruleset::default()
         // Of all or nothing: a Landlock that does not know this right (before Linux 5.19) forbids each move between directories.
         .set_compatibility(CompatLevel::SoftRequirement)
@@ -49,9 +65,7 @@ fn restrict(read: &str, write: &str) -> Result<(), Box<dyn std::error::Error>> {
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .scope(Scope::from_all(LANDLOCK))?
         .create()?;
-    let ruleset = beneath(ruleset, read, reading)?;
-    beneath(ruleset, write, writing)?.restrict_self()?;
-    Ok(())
+    Ok(ruleset)
 }
 
 fn beneath(

@@ -489,10 +489,20 @@ fn mount_volume(root: BorrowedFd<'_>, m: &Mount, source: Option<OwnedFd>) -> Res
     let at = &m.destination;
     let error = |e: rustix::io::Errno| format!("mounts: {} at {at}: {e}", m.source);
     let directory = match &source {
-        Some(fd) => rustix::fs::fstat(fd).map_err(error)?.st_mode & libc::S_IFMT == libc::S_IFDIR,
+        Some(fd) => is_directory(fd).map_err(error)?,
         None => true,
     };
     let target = make_target(root, at, directory)?;
+    if is_directory(&target).map_err(error)? != directory {
+        let (volume, there) = match directory {
+            true => ("a directory", "a file"),
+            false => ("a file", "a directory"),
+        };
+        return Err(format!(
+            "mounts: {} at {at}: it is {volume}, and the container has {there} there: choose another path, or a part of the volume by subPath",
+            m.source
+        ));
+    }
     if let Some(tree) = source {
         set_attributes(&tree, m)?;
         return attach(&tree, &target).map_err(error);
@@ -621,11 +631,14 @@ pub fn resolve(root: BorrowedFd<'_>, at: &str) -> rustix::io::Result<OwnedFd> {
 /// A directory below the container's root, likewise; ENOTDIR where it is something else.
 pub fn resolve_directory(root: BorrowedFd<'_>, at: &str) -> rustix::io::Result<OwnedFd> {
     let found = resolve(root, at)?;
-    let kind = rustix::fs::fstat(&found)?.st_mode & libc::S_IFMT;
-    match kind == libc::S_IFDIR {
+    match is_directory(&found)? {
         true => not_procfs(&found).map(|()| found),
         false => Err(rustix::io::Errno::NOTDIR),
     }
+}
+
+fn is_directory(found: &OwnedFd) -> rustix::io::Result<bool> {
+    Ok(rustix::fs::fstat(found)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
 /// EACCES for what lies on a procfs: the node may have mounted one below a volume since the container's mounts were checked.

@@ -162,29 +162,16 @@ fn open_entrypoint(
     }
     let mut reason = String::new();
     for candidate in candidates(launch, path) {
-        // NONBLOCK: a FIFO in the image must not hold the start.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        match openat2(
-            root,
-            &candidate,
-            flags,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        ) {
-            Ok(fd) => return regular(candidate, fd),
+        match find(root, &candidate, OFlags::empty()) {
+            Ok(found) => return open_regular(candidate, &found),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
-                if rustix::fs::statat(
-                    root,
-                    candidate.trim_start_matches('/'),
-                    rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-                )
-                .is_ok()
-                {
+                if find(root, &candidate, OFlags::NOFOLLOW).is_ok() {
                     reason = format!("{candidate}: a symlink to nothing inside the image");
                 }
             }
             Err(rustix::io::Errno::LOOP) => {
-                reason = format!("{candidate}: symlinks lead in a circle")
+                reason =
+                    format!("{candidate}: symlinks lead in a circle, or to more than 40 others")
             }
             Err(e) => return Err(Refusal::Bad(format!("{candidate}: {e}"))),
         }
@@ -225,11 +212,26 @@ fn in_shell_form(launch: &Launch) -> Option<&str> {
     }
 }
 
-fn regular(path: String, fd: OwnedFd) -> Result<(String, File), Refusal> {
-    let stat = crate::mounts::not_procfs(&fd).and_then(|()| rustix::fs::fstat(&fd));
+/// What lies at a path below the root, not opened yet.
+fn find(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC | flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
+}
+
+/// Opens what was found, if it is a file: to open a FIFO, a socket or a device can do something.
+fn open_regular(path: String, found: &OwnedFd) -> Result<(String, File), Refusal> {
+    let stat = crate::mounts::not_procfs(found).and_then(|()| rustix::fs::fstat(found));
     let stat = stat.map_err(|e| Refusal::Bad(format!("{path}: {e}")))?;
     match stat.st_mode & libc::S_IFMT {
-        libc::S_IFREG => Ok((path, File::from(fd))),
+        libc::S_IFREG => match File::open(crate::mounts::magic(found)) {
+            Ok(file) => Ok((path, file)),
+            Err(e) => Err(Refusal::Bad(format!("{path}: {e}"))),
+        },
         libc::S_IFDIR => Err(Refusal::Bad(format!("{path}: a directory, not a module"))),
         _ => Err(Refusal::Bad(format!(
             "{path}: neither file nor directory, so no module"

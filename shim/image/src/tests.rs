@@ -907,6 +907,12 @@ fn gzip_layers_unpack_and_other_compressions_are_refused_by_name() {
             cut[..cut.len() / 2].to_vec(),
             Some("layer 0: reading its tar file"),
         ),
+        // All its files are there.
+        (
+            GZIP_LAYER,
+            cut[..cut.len() - 1].to_vec(),
+            Some("layer 0: reading its tar file"),
+        ),
         (
             GZIP_LAYER,
             layer.clone(),

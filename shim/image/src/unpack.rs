@@ -94,7 +94,7 @@ impl<'a> Unpacker<'a> {
         loop {
             allowance.set(MAX_HEADER_BYTES);
             let Some(entry) = entries.next() else {
-                return Ok(());
+                break;
             };
             let mut entry = entry.map_err(unreadable)?;
             count += 1;
@@ -116,6 +116,10 @@ impl<'a> Unpacker<'a> {
             io::copy(&mut entry, &mut io::sink()).map_err(unreadable)?;
             remaining = allowance.get();
         }
+        // To the end here, too: a compressed layer that was cut off says so at its end.
+        allowance.set(remaining);
+        io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(unreadable)?;
+        Ok(())
     }
 
     /// Deletes what a whiteout names.

@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 mod budget;
 mod facts;
 mod names;
+mod printable;
 mod seccomp;
 mod timeline;
 pub use budget::{
@@ -49,6 +50,7 @@ pub use budget::{
 };
 pub use facts::{Call, Facts, Purpose, aot_status};
 pub use names::{encode_names, find_name};
+pub use printable::printable;
 pub use seccomp::{FORBIDDEN_CALL, Instruction, KILLED_CALL, LOADING_FILTERED, Seccomp};
 pub use timeline::Timeline;
 

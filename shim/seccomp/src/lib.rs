@@ -1,16 +1,18 @@
-//! Filters for system calls: rules as programs for the kernel, and the allow-lists of the two processes that have hostile bytes
+//! Filters for system calls: rules as programs for the kernel, and the allow-lists of the three processes that have hostile bytes
 //! in them. What a list does not name, those processes never call; whoever breaks out of WebAssembly, the engine or LLVM finds
 //! that much of the kernel and no more.
 
 mod bpf;
 mod compiler;
 mod guest;
+mod layers;
 #[cfg(any(test, feature = "simulate"))]
 pub mod simulate;
 
 pub use bpf::{Action, Condition, Operator, Verdict, program};
 pub use compiler::rules as compiler;
 pub use guest::rules as guest;
+pub use layers::rules as layers;
 
 use libc::{SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_TRAP};
 use slipway_protocol::Instruction;

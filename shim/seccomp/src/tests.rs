@@ -6,8 +6,12 @@ use simulate::call;
 const ALLOW: u32 = SECCOMP_RET_ALLOW;
 const OWN: u32 = 7;
 
-fn lists() -> [(&'static str, Vec<Rule>); 2] {
-    [("guest", guest(OWN)), ("compiler", compiler(OWN))]
+fn lists() -> [(&'static str, Vec<Rule>); 3] {
+    [
+        ("guest", guest(OWN)),
+        ("compiler", compiler(OWN)),
+        ("layers", layers()),
+    ]
 }
 
 fn with(arguments: &[u64]) -> [u64; 6] {
@@ -196,8 +200,18 @@ fn the_upper_half_of_an_int_is_no_argument() {
 fn a_process_signals_itself_alone() {
     for (name, rules) in lists() {
         let program = allow_list(&rules);
-        assert_eq!(call(&program, "tgkill", with(&[7, 7, 6])), ALLOW, "{name}");
+        // The reader of artefacts none at all.
+        let own = if name == "layers" { FORBID } else { ALLOW };
+        assert_eq!(call(&program, "tgkill", with(&[7, 7, 6])), own, "{name}");
         assert_eq!(call(&program, "tgkill", with(&[1, 1, 9])), FORBID, "{name}");
+    }
+}
+
+#[test]
+fn the_reader_of_artefacts_opens_nothing_and_connects_to_nobody() {
+    let program = allow_list(&layers());
+    for name in ["openat", "socket", "connect", "clone", "dup3", "recvmsg"] {
+        assert_eq!(call(&program, name, [0; 6]), FORBID, "{name}");
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::events::task::{
     TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
+use rustix::fs::{FileType, Mode, OFlags};
 use slipway_cgroup::{Cgroup, OomKill, OomWatch, Registration};
 use slipway_counters::{Counter, Counters};
 use slipway_protocol::{Budget, End, HostShare, Timeline, Usage};
@@ -521,12 +521,11 @@ const MAX_TERMINATION_MESSAGE: usize = 4096;
 
 /// What is no file is nobody's message: it is not even opened, for to open a device can do something.
 fn open_termination_message(path: &str) -> Option<File> {
-    let place = File::options()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
-        .open(path)
-        .ok()?;
-    let is_file = place.metadata().is_ok_and(|m| m.is_file());
+    // Not by `custom_flags`: it leaves out what O_ACCMODE has, which is O_PATH, too, in musl.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let is_file = rustix::fs::fstat(&place)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
     let name = format!("/proc/self/fd/{}", place.as_raw_fd());
     let open = || File::options().write(true).open(name);
     is_file.then(open)?.ok()

@@ -7,7 +7,8 @@ use slipway_launch::StartError;
 pub type Result<T> = std::result::Result<T, ttrpc::Error>;
 
 fn status(code: Code, message: impl std::fmt::Display) -> ttrpc::Error {
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message.to_string()))
+    let message = slipway_protocol::printable(&message.to_string());
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
 }
 
 /// No such container, or a process that has ended: callers of Kill look for this text.

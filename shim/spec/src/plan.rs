@@ -469,7 +469,7 @@ fn is_kernel_mount(mount: &oci::Mount) -> bool {
     matches!(
         mount.kind.as_str(),
         "proc" | "sysfs" | "cgroup" | "cgroup2" | "devpts" | "mqueue"
-    ) || mount.destination == "/dev"
+    ) || (mount.destination == "/dev" && mount.kind == "tmpfs")
 }
 
 fn volume(index: usize, mount: &oci::Mount, user: Option<&UserNamespace>) -> Result<Mount, Error> {
@@ -679,7 +679,8 @@ mod tests {
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/data", "type": "bind", "source": "/v", "options": ["rbind", "ro"]},
-                {"destination": "/dev/termination-log", "type": "bind", "source": "/k/t", "options": ["rbind"]}
+                {"destination": "/dev/termination-log", "type": "bind", "source": "/k/t", "options": ["rbind"]},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
             ],
             "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "s"},
             "linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/n"}, {"type": "mount"}],
@@ -712,6 +713,11 @@ mod tests {
             (1, 2, &[3][..])
         );
         assert_eq!(plan.mounts.len(), 2, "kernel file systems are left out");
+        let mut spec = container();
+        spec["mounts"][1] =
+            json!({"destination": "/dev", "type": "bind", "source": "/v", "options": ["rbind"]});
+        let plan_of_dev = parse(spec.to_string().as_bytes()).unwrap();
+        assert_eq!(plan_of_dev.mounts.len(), 3, "a volume is none of them");
         assert_eq!(plan.termination_message.as_deref(), Some("/k/t"));
         assert_eq!(
             (plan.pid, plan.network),

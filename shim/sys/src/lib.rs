@@ -520,7 +520,11 @@ pub fn set_loopback_up() -> io::Result<()> {
     }
 }
 
-/// Becomes a user for good: groups, gid, uid, no capability left in any set, no_new_privs.
+/// The most supplementary groups of a process, as limits.h of Linux has it (NGROUPS_MAX).
+const MAX_GROUPS: usize = 65_536;
+
+/// Becomes a user for good: groups, gid, uid, no capability left in any set, no_new_privs. Another process of this user cannot
+/// trace it, nor read or write its memory, even where it has been this user's before.
 ///
 /// For single-threaded processes: the calls are the kernel's, which change one thread.
 ///
@@ -531,12 +535,19 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), String> {
     clear_bounding_set();
     let all: Vec<Gid> = groups.iter().map(|g| Gid::from_raw(*g)).collect();
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    rustix::thread::set_thread_groups(&all)
-        .map_err(|e| format!("supplementary groups {groups:?}: {e}"))?;
+    rustix::thread::set_thread_groups(&all).map_err(|e| match groups.len() > MAX_GROUPS {
+        true => format!(
+            "{} supplementary groups, the kernel takes {MAX_GROUPS}",
+            groups.len()
+        ),
+        false => format!("supplementary groups {groups:?}: {e}"),
+    })?;
     rustix::thread::set_thread_res_gid(group, group, group)
         .map_err(|e| format!("group {gid}: {e}"))?;
     rustix::thread::set_thread_res_uid(user, user, user).map_err(|e| format!("user {uid}: {e}"))?;
     drop_capabilities().map_err(|e| format!("capabilities: {e}"))?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|e| format!("not dumpable: {e}"))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| format!("no_new_privs: {e}"))
 }
 
