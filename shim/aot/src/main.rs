@@ -154,6 +154,7 @@ fn enclose(memory: u64) -> Result<(), String> {
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
     slipway_confine::leave_session_keyring().map_err(|e| format!("compiler's sandbox: {e}"))?;
     slipway_sys::become_user(NOBODY, NOBODY, &[])
+        .and_then(|()| slipway_sys::set_no_new_privs())
         .map_err(|e| format!("compiler's sandbox: {e}"))?;
     // The change of user has cleared it: a compile must not outlive the shim that waits for it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))

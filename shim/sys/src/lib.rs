@@ -501,7 +501,7 @@ pub fn set_loopback_up() -> io::Result<()> {
     }
 }
 
-/// Becomes a user for good: groups, gid, uid, no capability left in any set, no_new_privs.
+/// Becomes a user for good: groups, gid, uid, no capability left in any set. [`set_no_new_privs`] has to follow.
 ///
 /// For single-threaded processes: the calls are the kernel's, which change one thread.
 ///
@@ -517,7 +517,14 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), String> {
     rustix::thread::set_thread_res_gid(group, group, group)
         .map_err(|e| format!("group {gid}: {e}"))?;
     rustix::thread::set_thread_res_uid(user, user, user).map_err(|e| format!("user {uid}: {e}"))?;
-    drop_capabilities().map_err(|e| format!("capabilities: {e}"))?;
+    drop_capabilities().map_err(|e| format!("capabilities: {e}"))
+}
+
+/// No file that this process executes gives it more than it has.
+///
+/// # Errors
+/// prctl's.
+pub fn set_no_new_privs() -> Result<(), String> {
     rustix::thread::set_no_new_privs(true).map_err(|e| format!("no_new_privs: {e}"))
 }
 
