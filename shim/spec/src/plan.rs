@@ -776,7 +776,7 @@ mod tests {
             spec["mounts"].as_array_mut().unwrap().push(tmpfs);
             parse(spec.to_string().as_bytes()).unwrap()
         };
-        let names = |plan: &Plan| {
+        let names = |plan: &crate::Plan| {
             let program = &plan.program;
             (
                 program.apparmor_profile.clone(),
@@ -789,7 +789,7 @@ mod tests {
         assert_eq!(plan.mount_label, "u:r:f:s0:c1,c2");
         let data: Vec<&str> = plan.mounts.iter().map(|m| m.data.as_str()).collect();
         assert_eq!(data, ["", "", "size=1k,context=\"u:r:f:s0:c1,c2\""]);
-        let exec = |plan: &Plan, process| plan.exec(process).map(|exec| names(&exec));
+        let exec = |plan: &crate::Plan, process| plan.exec(process).map(|exec| names(&exec));
         assert_eq!(exec(&plan, br#"{"args": ["/a"]}"#).unwrap(), own);
         let other = br#"{"args": ["/a"], "apparmorProfile": "q", "selinuxLabel": "r"}"#;
         assert_eq!(exec(&plan, other).unwrap(), ("q".into(), "r".into()));
