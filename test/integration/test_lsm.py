@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 import unittest
 
-from harness import PATIENCE, ROOT, PodTest, run
+from harness import EXAMPLES, PATIENCE, ROOT, PodTest, run
 from test_spec import RUNTIME, Spec
 from test_users import HANDLER, IDS, USERS
 
@@ -97,10 +97,24 @@ class AppArmor(PodTest):
                 container.stop()
                 self.assertEqual(container.status()["exitCode"], 143)
 
+    def test_a_volume_may_be_the_root(self):
+        denying = self.load("slipway-root", "deny /closed r")
+        with tempfile.TemporaryDirectory() as d:
+            for name in ("open", "closed"):
+                with open(f"{d}/{name}", "w") as f:
+                    f.write(name)
+            pod = self.pod()
+            for name, status, told in (("open", 0, "open"), ("closed", 1, "Permission denied")):
+                container = pod.start(self.bed.example("envfiles"), ["cat", f"/{name}"], linux=self.linux(denying), mounts=[
+                    {"container_path": "/", "host_path": d}, {"container_path": "/envfiles.wasm", "host_path": f"{EXAMPLES}/envfiles.wasm"}])
+                self.assertEqual(container.ended()["exitCode"], status)
+                self.assertIn(told, container.text())
+
     def test_containerds_own_profile_is_that_of_every_container_and_lets_it_work(self):
         pod = self.pod(linux=self.linux({"profile_type": 0}, 0))
         linux = self.linux({"profile_type": 0}, 0)
-        files = pod.start(self.bed.example("envfiles"), ["stdin"], stdin=True, linux=linux)
+        # It is that of a container that names none, too.
+        files = pod.start(self.bed.example("envfiles"), ["stdin"], stdin=True, linux={"security_context": {"namespace_options": {"pid": 0}}})
         server = pod.start(self.bed.example("tcp-echo"), linux=linux)
         server.until("listening")
         # The pod's Linux container has it by runc.

@@ -22,8 +22,8 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
-    move_mount, open_tree,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount,
+    mount_change, move_mount, open_tree, unmount,
 };
 use slipway_cache::Artefact;
 use slipway_protocol::{CA_CERTIFICATES, Launch, Mount, RESOLVER_FILES};
@@ -258,7 +258,10 @@ impl Skeleton {
 /// begins below what lies over it, and above it, at `..`, is what does. So `/rootfs` leads there as before.
 fn lay_over(root: &OwnedFd) -> rustix::io::Result<()> {
     move_mount(root, "", CWD, "/", FROM_DESCRIPTOR)?;
-    rustix::fs::rmdir(ROOTFS)?;
+    // Where a volume at `/` is the root, what it has covered is still there.
+    while rustix::fs::rmdir(ROOTFS) == Err(rustix::io::Errno::BUSY) {
+        unmount(ROOTFS, UnmountFlags::DETACH)?;
+    }
     rustix::fs::symlink("..", ROOTFS)
 }
 
