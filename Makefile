@@ -5,7 +5,7 @@ TREE := target/dist/opt/slipway
 # The demo's downloads take no processor: they come while the programs are built.
 MAKEFLAGS += $(if $(filter demo,$(MAKECMDGOALS)),-j2)
 
-.PHONY: help setup engine build dist bed-demo bed examples hello guests demo test test-unit test-integration test-examples test-soak test-cgroup2 critest chart-test image helm cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
+.PHONY: help setup engine build dist bed-demo bed examples hello guests demo test test-unit test-integration test-examples test-soak test-cgroup2 test-lsm critest chart-test image helm cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,6 +58,9 @@ test-soak: dist bed examples guests ## Make and remove a thousand pods, and see 
 
 test-cgroup2: dist bed examples guests ## Run them on cgroup v2, whatever this machine has, with both cgroup drivers
 	@test/cgroup2/suite
+
+test-lsm: dist bed examples ## Run those of AppArmor and SELinux in kernels that have them
+	@test/lsm/run
 
 critest: dist bed ## Run cri-tools' specs on Linux images in pods of runc and of Slipway, and see that they pass alike
 	@test/critest/fetch

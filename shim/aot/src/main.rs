@@ -149,6 +149,7 @@ fn enclose(memory: u64, seconds: u64) -> Result<(), String> {
         .map_err(|e| e.to_string())?;
     slipway_confine::leave_session_keyring().map_err(|e| e.to_string())?;
     slipway_sys::become_user(NOBODY, NOBODY, &[])?;
+    slipway_sys::set_no_new_privs()?;
     // The change of user has cleared it: a compile must not outlive the shim that waits for it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(io)?;

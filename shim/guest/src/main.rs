@@ -5,6 +5,7 @@
 
 mod calls;
 mod devices;
+mod lsm;
 mod mounts;
 mod resolve;
 mod seccomp;
@@ -19,9 +20,7 @@ use std::path::Path;
 use slipway_cache::{Lookup, Store};
 use slipway_engine::{Call, Engine, Loaded, Outcome, Trap, Wasi};
 use slipway_module::{Export, ExternKind};
-use slipway_protocol::{
-    CONTROL_FD, End, FromGuest, LOADING_FILTERED, Launch, Tier, Timeline, ToGuest,
-};
+use slipway_protocol::{CONTROL_FD, End, FromGuest, Launch, Tier, Timeline, ToGuest};
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
 enum Stop {
@@ -87,7 +86,7 @@ fn main() {
 
 fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
     // Where the launch is not there yet: a pod's first container then finds it made. An exec has no use for one.
-    let skeleton = launch_is_late(control).then(mounts::Skeleton::make);
+    let skeleton = launch_is_late(control).then(|| mounts::Skeleton::make(""));
     slipway_protocol::send(control, &FromGuest::Waiting, &[])?;
     let (launch, given) = receive_launch(control)?;
     let container = given.container.as_ref().map(AsFd::as_fd);
@@ -102,11 +101,16 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     )
     .map_err(|e| e.to_string())?;
     let user = user::User::open(&launch, container)?;
+    let confinement = lsm::Confinement::open(&launch)?;
     mounts::enter_namespaces(&launch, container)?;
     steps.mark("namespaces");
     let mut files = match (given.container, skeleton) {
         (Some(container), _) => Files::Shared(mounts::Shared::of(container)?),
-        (None, made) => Files::Own(made.unwrap_or_else(mounts::Skeleton::make)?),
+        // One that was made before the launch has no label.
+        (None, made) => Files::Own(match made.filter(|_| launch.mount_label.is_empty()) {
+            Some(made) => made?,
+            None => mounts::Skeleton::make(&launch.mount_label)?,
+        }),
     };
     let rootfs = match &mut files {
         Files::Shared(shared) => shared.rootfs()?,
@@ -148,7 +152,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
         sys::give_up_nodes_null(null).map_err(|e| format!("standard streams: {e}"))?;
     }
     steps.mark("skeleton");
-    drop_privileges(&launch, user)?;
+    drop_privileges(&launch, user, confinement)?;
     steps.mark("privileges");
     if joins_pids {
         go_on_among_others(control, steps.hand_over())?;
@@ -163,14 +167,9 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     steps.mark("landlock");
     seccomp::enter(launch.program.seccomp.as_ref())?;
     steps.mark("seccomp");
-    let loaded = engine.load(mounts::ARTEFACT).map_err(|e| {
-        let cause = launch
-            .program
-            .seccomp
-            .as_ref()
-            .map_or("", |_| LOADING_FILTERED);
-        format!("{path}: {e}{cause}")
-    })?;
+    let loaded = engine
+        .load(mounts::ARTEFACT)
+        .map_err(|e| format!("{path}: {e}{}", launch.program.loading_cause()))?;
     let call = entry_call(&loaded, &launch, &path, entry.as_deref())?;
     let wasi = wasi(&launch)?;
     sys::watch_stack(mounts::ARTEFACT);
@@ -362,7 +361,11 @@ fn find_artefact(
 }
 
 /// Limits, then the user: after this call the process is what the spec's user may be, without any capability.
-fn drop_privileges(launch: &Launch, user: Option<user::User<'_>>) -> Result<(), String> {
+fn drop_privileges(
+    launch: &Launch,
+    user: Option<user::User<'_>>,
+    confinement: lsm::Confinement<'_>,
+) -> Result<(), String> {
     for &(resource, soft, hard) in &launch.program.rlimits {
         slipway_sys::set_rlimit(resource, soft, hard).map_err(|e| {
             format!("process.rlimits: resource {resource}, soft {soft}, hard {hard}: {e}")
@@ -386,7 +389,11 @@ fn drop_privileges(launch: &Launch, user: Option<user::User<'_>>) -> Result<(), 
         launch.program.gid,
         &launch.program.groups,
     )
-    .map_err(|e| format!("process.user: {e}"))
+    .map_err(|e| format!("process.user: {e}"))?;
+    // A profile is the program's, and need not allow what became of this process so far. With no_new_privs, one that has a profile
+    // already could not change it.
+    confinement.enter()?;
+    slipway_sys::set_no_new_privs()
 }
 
 /// Goes on in the pid namespace that the launch names, where others are: a sidecar's, a debugging container's processes. They
@@ -450,7 +457,7 @@ fn wasi(launch: &Launch) -> Result<Wasi, String> {
             env.push(format!("PWD={}", launch.program.cwd));
         }
     }
-    preopens.push(format!("/:{}", mounts::ROOTFS));
+    preopens.push(format!("/:{}/.", mounts::ROOTFS));
     Wasi::new(&launch.program.args, &env, &preopens).map_err(|e| e.to_string())
 }
 

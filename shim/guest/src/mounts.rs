@@ -22,8 +22,8 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
-    move_mount, open_tree,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount,
+    mount_change, move_mount, open_tree, unmount,
 };
 use slipway_cache::Artefact;
 use slipway_protocol::{CA_CERTIFICATES, Launch, Mount, RESOLVER_FILES};
@@ -32,7 +32,8 @@ use slipway_sys::{MountAttributes, set_mount_attributes};
 use crate::user::User;
 use crate::{devices, path};
 
-/// The container's root as the guest sees it after [`Skeleton::enter`].
+/// The container's root as the guest sees it after [`Skeleton::enter`]. It can be a link ([`lay_over`]): with `/.` it is a directory for
+/// the engine, too, which follows none.
 pub const ROOTFS: &str = "/rootfs";
 /// The artefact as the guest sees it after [`Skeleton::enter`].
 pub const ARTEFACT: &CStr = c"/artefact.so";
@@ -90,12 +91,12 @@ pub struct Skeleton {
 }
 
 impl Skeleton {
-    /// Makes it, in the mount namespace that came with the process: from there nothing reaches the node's
-    /// (`slipway_sys::Exec::read_only`).
-    pub fn make() -> Result<Self, String> {
+    /// Makes it, its files with a label where one is given, in the mount namespace that came with the process: from there nothing
+    /// reaches the node's (`slipway_sys::Exec::read_only`).
+    pub fn make(label: &str) -> Result<Self, String> {
         let error = |e: &dyn std::fmt::Display| format!("skeleton: {e}");
         let nodev = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        let tree = new_tmpfs(&SKELETON_OPTIONS, nodev).map_err(|e| error(&e))?;
+        let tree = new_tmpfs(&SKELETON_OPTIONS, label, nodev).map_err(|e| error(&e))?;
         for name in ["rootfs", "etc"] {
             rustix::fs::mkdirat(&tree, name, Mode::from_raw_mode(0o755)).map_err(|e| error(&e))?;
         }
@@ -108,7 +109,7 @@ impl Skeleton {
                 .write_all(text.as_bytes())
                 .map_err(|e| error(&e))?;
         }
-        let dev = Some(new_dev()?);
+        let dev = Some(new_dev(label)?);
         Ok(Self { tree, dev })
     }
 
@@ -174,7 +175,7 @@ impl Skeleton {
             }
             None => None,
         };
-        self.mount_dev(root.as_fd())?;
+        self.mount_dev(root.as_fd(), &launch.mount_label)?;
         for (m, source) in launch.mounts.iter().zip(volumes) {
             if let (Some(user), Some(source), true) = (user, &source, m.idmapped) {
                 user.map(
@@ -189,7 +190,7 @@ impl Skeleton {
             {
                 // It covers the image's root.
                 root = open_root()?;
-                self.mount_dev(root.as_fd())?;
+                self.mount_dev(root.as_fd(), &launch.mount_label)?;
             }
         }
         if let Some(source) = certificates {
@@ -206,12 +207,12 @@ impl Skeleton {
         Ok(root)
     }
 
-    fn mount_dev(&mut self, root: BorrowedFd<'_>) -> Result<(), String> {
+    fn mount_dev(&mut self, root: BorrowedFd<'_>, label: &str) -> Result<(), String> {
         // An image that is read-only and has no /dev gets none; a volume below it fails by its own name.
         let Ok(target) = make_target(root, "/dev", true) else {
             return Ok(());
         };
-        let dev = self.dev.take().map_or_else(new_dev, Ok)?;
+        let dev = self.dev.take().map_or_else(|| new_dev(label), Ok)?;
         attach(&dev, &target).map_err(|e| format!("/dev: {e}"))
     }
 
@@ -240,13 +241,28 @@ impl Skeleton {
                 place(&tree, file)?;
             }
         }
-        add_attributes(&self.tree, CLOSED | libc::MOUNT_ATTR_NOEXEC)
-            .map_err(|e| format!("skeleton: read-only: {e}"))?;
         let node = Processes::open()?;
         std::env::set_current_dir(skeleton).map_err(|e| format!("skeleton: {e}"))?;
         slipway_sys::pivot_to_current_dir().map_err(|e| format!("skeleton: {e}"))?;
-        check_reachable(&node.mountinfo()?)
+        check_reachable(&node.mountinfo()?)?;
+        if !launch.program.apparmor_profile.is_empty() {
+            lay_over(&root).map_err(error("the container's root"))?;
+        }
+        add_attributes(&self.tree, CLOSED | libc::MOUNT_ATTR_NOEXEC)
+            .map_err(|e| format!("skeleton: read-only: {e}"))
     }
+}
+
+/// Lays the container's root over the guest's own, for AppArmor: it names a file by its path from the topmost mount, and a profile
+/// is written for the container's paths, `/data` and not `/rootfs/data`. The guest's root stays what it was: a path from it
+/// begins below what lies over it, and above it, at `..`, is what does. So `/rootfs` leads there as before.
+fn lay_over(root: &OwnedFd) -> rustix::io::Result<()> {
+    move_mount(root, "", CWD, "/", FROM_DESCRIPTOR)?;
+    // Where a volume at `/` is the root, what it has covered is still there.
+    while rustix::fs::rmdir(ROOTFS) == Err(rustix::io::Errno::BUSY) {
+        unmount(ROOTFS, UnmountFlags::DETACH)?;
+    }
+    rustix::fs::symlink("..", ROOTFS)
 }
 
 /// What the guest's own mounts have: nothing can be written through them, and no device be opened.
@@ -344,18 +360,25 @@ fn rootfs(launch: &Launch) -> String {
 }
 
 /// A /dev of its own, mounted nowhere yet.
-fn new_dev() -> Result<OwnedFd, String> {
+fn new_dev(label: &str) -> Result<OwnedFd, String> {
     let noexec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let dev = new_tmpfs(&DEV_OPTIONS, noexec);
+    let dev = new_tmpfs(&DEV_OPTIONS, label, noexec);
     let filled = dev.and_then(|dev| devices::populate(dev.as_fd()).map(|()| dev));
     filled.map_err(|e| format!("/dev: {e}"))
 }
 
-/// A tmpfs that is mounted nowhere yet.
-fn new_tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+/// A tmpfs that is mounted nowhere yet; its files have an SELinux label where one is given.
+fn new_tmpfs(
+    options: &[(&str, &str)],
+    label: &str,
+    attributes: MountAttrFlags,
+) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (option, value) in options {
         fsconfig_set_string(&fs, *option, *value)?;
+    }
+    if !label.is_empty() {
+        fsconfig_set_string(&fs, "context", label)?;
     }
     fsconfig_create(&fs)?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
@@ -370,6 +393,8 @@ fn attach(tree: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
 /// The file systems of a container that runs, for an exec in it.
 pub struct Shared {
     mounts: OwnedFd,
+    /// The guest's root. The kernel would give what lies over it ([`lay_over`]).
+    skeleton: OwnedFd,
     /// The directory in `/proc` of its process; it goes with this value, for it leads to the node's.
     process: OwnedFd,
 }
@@ -378,7 +403,14 @@ impl Shared {
     /// Those of the guest with this directory in `/proc`.
     pub fn of(process: OwnedFd) -> Result<Self, String> {
         let mounts = open_namespace("ns/mnt", Some(process.as_fd()))?;
-        Ok(Self { mounts, process })
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let skeleton = rustix::fs::openat(&process, "root", flags, Mode::empty())
+            .map_err(|e| format!("the container's skeleton: {e}"))?;
+        Ok(Self {
+            mounts,
+            skeleton,
+            process,
+        })
     }
 
     /// The container's root.
@@ -398,6 +430,9 @@ impl Shared {
         let tree = artefact_tree(artefact)?;
         slipway_sys::setns(self.mounts.as_fd(), libc::CLONE_NEWNS)
             .map_err(|e| format!("the container's mounts: {e}"))?;
+        rustix::process::fchdir(&self.skeleton)
+            .and_then(|()| rustix::process::chroot("."))
+            .map_err(error("root"))?;
         unshare(libc::CLONE_NEWNS)?;
         mount_change(
             "/",

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use rustix::process::{Resource, Rlimit};
 use slipway_cgroup::Cgroup;
 use slipway_compile::c_path;
-use slipway_protocol::{End, Error, FromGuest, KILLED_CALL, LOADING_FILTERED, Timeline, ToGuest};
+use slipway_protocol::{End, Error, FromGuest, KILLED_CALL, Timeline, ToGuest};
 use slipway_spec::Namespace;
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tokio::io::Interest;
@@ -31,8 +31,8 @@ pub struct Guest {
     loaded: watch::Sender<Option<Result<Timeline, String>>>,
     /// Data of the process when its module was loaded and had no memory yet, in bytes; `None`: the spec has set a limit.
     own_data: OnceLock<Option<u64>>,
-    /// It loads its module under a seccomp filter.
-    filtered: OnceLock<()>,
+    /// What of its launch may be the cause where its module cannot be loaded.
+    loading_cause: OnceLock<String>,
     /// It was left while its module was compiled: that it is resolved is still to come.
     compiling: OnceLock<()>,
 }
@@ -141,7 +141,7 @@ impl Guest {
             control: slipway_sys::watch(control, Interest::READABLE)?,
             loaded: watch::Sender::new(None),
             own_data: OnceLock::new(),
-            filtered: OnceLock::new(),
+            loading_cause: OnceLock::new(),
             compiling: OnceLock::new(),
         })
     }
@@ -253,9 +253,9 @@ impl Guest {
         let _ = self.own_data.set(None);
     }
 
-    /// Its launch has a seccomp filter: an end without a word may be the filter's work.
-    pub(crate) fn note_filter(&self) {
-        let _ = self.filtered.set(());
+    /// What an end without a word while it loads its module may be the work of ([`slipway_protocol::Program::loading_cause`]).
+    pub(crate) fn note_loading_cause(&self, cause: String) {
+        let _ = self.loading_cause.set(cause);
     }
 
     /// Moves the fence behind the memory budget: RLIMIT_DATA, a little above it, for what the engine takes for itself.
@@ -358,7 +358,7 @@ impl Guest {
         self.loaded.send_if_modified(|told| {
             let unknown = told.is_none();
             if unknown {
-                let cause = self.filtered.get().map_or("", |()| LOADING_FILTERED);
+                let cause = self.loading_cause.get().map_or("", String::as_str);
                 let why = match end.reason.as_str() {
                     "" => died(&end).to_string(),
                     reason if broke => reason.to_string(),

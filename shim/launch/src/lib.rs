@@ -117,6 +117,7 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         root_path: around.bundle.join(&plan.root_path).display().to_string(),
         root_readonly: plan.root_readonly,
         mounts: plan.mounts.clone(),
+        mount_label: plan.mount_label.clone(),
         join: join.collect(),
         unshare: unshare.fold(0, |all, flag| all | flag),
         hostname: plan.hostname.clone(),
@@ -182,9 +183,7 @@ where
     if limits.iter().any(|l| l.0 == libc::RLIMIT_DATA as i32) {
         guest.keep_data_limit();
     }
-    if launch.program.seccomp.is_some() {
-        guest.note_filter();
-    }
+    guest.note_loading_cause(launch.program.loading_cause());
     let body = slipway_protocol::write_launch(launch)?;
     // A guest that died before reading is told by its end, below.
     let mut fds = vec![host.budget.as_fd(), body.as_fd()];

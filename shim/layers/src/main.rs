@@ -131,6 +131,7 @@ fn enclose() -> Result<(), String> {
     slipway_sys::set_rlimit(libc::RLIMIT_CORE as i32, 0, 0)
         .map_err(|e| format!("no core file: {e}"))?;
     slipway_sys::become_user(NOBODY, NOBODY, &[])?;
+    slipway_sys::set_no_new_privs()?;
     // The change of user has cleared it: it must not outlive the shim that waits for it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|e| format!("end with the parent: {e}"))?;

@@ -51,7 +51,8 @@ pub use budget::{
 pub use facts::{Call, Facts, Purpose, aot_status};
 pub use names::{encode_names, find_name};
 pub use printable::printable;
-pub use seccomp::{FORBIDDEN_CALL, Instruction, KILLED_CALL, LOADING_FILTERED, Seccomp};
+use seccomp::LOADING_FILTERED;
+pub use seccomp::{FORBIDDEN_CALL, Instruction, KILLED_CALL, Seccomp};
 pub use timeline::Timeline;
 
 /// The guest's end of the pair is this descriptor.
@@ -195,10 +196,33 @@ pub struct Program {
     pub drain: bool,
     /// What the kernel lets the process call from the moment on that it loads the module; `None`: everything.
     pub seccomp: Option<Seccomp>,
+    /// The AppArmor profile that the process is under before it loads the module; empty: that of the guest's parent.
+    pub apparmor_profile: String,
+    /// Its SELinux label, likewise.
+    pub selinux_label: String,
     /// The guest is killed when the thread that has started it ends.
     pub with_parent: bool,
     /// Wanted optimisation.
     pub tier: Tier,
+}
+
+/// As [`LOADING_FILTERED`], under an AppArmor profile.
+const LOADING_PROFILED: &str = "; perhaps the profile of process.apparmorProfile forbids what loading a module takes: rules for it are file /artefact.so rm and network unix (unix send and receive)";
+
+/// As [`LOADING_FILTERED`], under an SELinux label.
+const LOADING_LABELLED: &str = "; perhaps the node's policy forbids process.selinuxLabel what loading a module takes: to read and map the cache's files and to use the shim's sockets";
+
+impl Program {
+    /// What the pod asks for that may be the cause where its module cannot be loaded, for people; empty where nothing is.
+    pub fn loading_cause(&self) -> String {
+        let causes = [
+            (self.seccomp.is_some(), LOADING_FILTERED),
+            (!self.apparmor_profile.is_empty(), LOADING_PROFILED),
+            (!self.selinux_label.is_empty(), LOADING_LABELLED),
+        ];
+        let asked = causes.iter().filter(|(asked, _)| *asked);
+        asked.map(|(_, cause)| *cause).collect()
+    }
 }
 
 /// Everything a guest needs to become a container. Paths are of the host's mount namespace.
@@ -217,6 +241,8 @@ pub struct Launch {
     pub root_readonly: bool,
     /// Volumes, in the spec's order.
     pub mounts: Vec<Mount>,
+    /// SELinux label of the files in the guest's own file systems; empty: what the node's policy gives them.
+    pub mount_label: String,
     /// Namespaces to join: path and CLONE_NEW… flag. An exec's are relative to the directory of the container's process. One of
     /// pids is joined last, by a new process.
     pub join: Vec<(String, i32)>,

@@ -10,7 +10,7 @@ pub const FORBIDDEN_CALL: &str =
     "linux.seccomp: the profile forbids a system call that the process made (SIGSYS)";
 
 /// What a failure has for its probable cause where every module loads, and this one is the first thing under a filter.
-pub const LOADING_FILTERED: &str = "; perhaps linux.seccomp forbids what loading a module takes: brk, close, dup2, exit_group, fstat, mmap, mprotect, munmap, newfstatat, openat, read, recvfrom, recvmsg, rt_sigaction, sendmsg";
+pub(crate) const LOADING_FILTERED: &str = "; perhaps linux.seccomp forbids what loading a module takes: brk, close, dup2, exit_group, fstat, mmap, mprotect, munmap, newfstatat, openat, read, recvfrom, recvmsg, rt_sigaction, sendmsg";
 
 /// What seccomp(2) takes: made of the spec by the host, installed by the guest as it is.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, Default)]

@@ -47,6 +47,8 @@ pub(crate) struct Process {
     #[serde(deserialize_with = "or_default")]
     pub rlimits: Vec<Rlimit>,
     pub oom_score_adj: Option<i32>,
+    pub apparmor_profile: String,
+    pub selinux_label: String,
     pub scheduler: Value,
     pub io_priority: Value,
     #[serde(rename = "execCPUAffinity")]
@@ -126,6 +128,7 @@ pub(crate) struct Linux {
     pub masked_paths: Vec<String>,
     #[serde(deserialize_with = "or_default")]
     pub readonly_paths: Vec<String>,
+    pub mount_label: String,
     pub intel_rdt: Value,
     pub memory_policy: Value,
     pub time_offsets: Value,

@@ -148,6 +148,8 @@ pub struct Plan {
     pub hostname: String,
     /// Volumes, in order.
     pub mounts: Vec<Mount>,
+    /// linux.mountLabel; volumes of tmpfs have it in their data.
+    pub mount_label: String,
     /// Namespaces by kind.
     pub pid: Namespace,
     /// Network.
@@ -194,6 +196,18 @@ impl Plan {
             })?;
         check_process(&process)?;
         refused::in_process(&process)?;
+        let own = &self.program;
+        if own.apparmor_profile.is_empty() && !process.apparmor_profile.is_empty() {
+            // The container's root is not where a profile's paths begin: that is seen to when a container is made.
+            return Err(refuse(
+                "process.apparmorProfile",
+                "the container runs under no profile, and so do its execs; give it the profile when it is created",
+            ));
+        }
+        let or_own = |given: &str, own: &str| match given {
+            "" => own.to_string(),
+            given => given.to_string(),
+        };
         let rlimits = process.rlimits.iter().enumerate();
         let rlimits = rlimits
             .map(|(i, l)| rlimit(i, l))
@@ -209,10 +223,13 @@ impl Plan {
         Ok(Self {
             terminal: process.terminal,
             program: Program {
-                cpu_time: self.program.cpu_time,
-                seccomp: self.program.seccomp.clone(),
-                with_parent: self.program.with_parent,
-                tier: self.program.tier,
+                cpu_time: own.cpu_time,
+                seccomp: own.seccomp.clone(),
+                // As runc has it.
+                apparmor_profile: or_own(&process.apparmor_profile, &own.apparmor_profile),
+                selinux_label: or_own(&process.selinux_label, &own.selinux_label),
+                with_parent: own.with_parent,
+                tier: own.tier,
                 // The container's stop is for its own program.
                 drain: false,
                 ..program(process, rlimits, self.ca_certificates)
@@ -262,12 +279,14 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
     if let Some(user) = &user {
         unsupported.note(user.check_ids(&process.user));
     }
+    let mount_label = spec.linux.mount_label;
     let mounts: Vec<Mount> = spec
         .mounts
         .iter()
         .enumerate()
         .filter(|(_, m)| !is_kernel_mount(m))
         .filter_map(|(i, m)| unsupported.note(volume(i, m, user.as_ref())))
+        .map(|m| labelled(m, &mount_label))
         .collect();
     // The last one is what the program sees. Where it cannot write, nobody writes for it.
     let termination_message = mounts
@@ -304,6 +323,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         root_readonly: spec.root.readonly,
         hostname: spec.hostname,
         mounts,
+        mount_label,
         pid,
         network,
         ipc,
@@ -320,6 +340,19 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
     })
 }
 
+/// A volume that is made new gets the container's label; those that are the node's have their own.
+fn labelled(mut mount: Mount, label: &str) -> Mount {
+    if mount.flags & libc::MS_BIND == 0 && !label.is_empty() {
+        // A label has commas.
+        let context = format!("context=\"{label}\"");
+        mount.data = match mount.data.as_str() {
+            "" => context,
+            data => format!("{data},{context}"),
+        };
+    }
+    mount
+}
+
 /// What a process's own fields say.
 fn program(process: oci::Process, rlimits: Vec<(i32, u64, u64)>, ca_certificates: bool) -> Program {
     Program {
@@ -334,6 +367,8 @@ fn program(process: oci::Process, rlimits: Vec<(i32, u64, u64)>, ca_certificates
         groups: process.user.additional_gids,
         umask: Some(process.user.umask.unwrap_or(UMASK)),
         rlimits,
+        apparmor_profile: process.apparmor_profile,
+        selinux_label: process.selinux_label,
         ..Program::default()
     }
 }
@@ -459,6 +494,15 @@ fn check_process(process: &oci::Process) -> Result<(), Error> {
                 bad.chars().take(40).collect::<String>()
             ),
         ));
+    }
+    for (field, value) in [
+        ("process.apparmorProfile", &process.apparmor_profile),
+        ("process.selinuxLabel", &process.selinux_label),
+    ] {
+        // The kernel would read no further, and find another name.
+        if value.contains('\0') {
+            return Err(refuse(field, format!("{value:?} contains a NUL byte")));
+        }
     }
     Ok(())
 }
@@ -725,6 +769,42 @@ mod tests {
         );
         assert_eq!(plan.resources.memory_budget(), Some(1 << 20));
         assert_eq!(plan.cgroup, Some(CgroupPath::Cgroupfs("/pods/a".into())));
+    }
+
+    #[test]
+    fn profile_and_labels_are_the_programs_and_its_execs() {
+        let spec = |profile: &str| {
+            let mut spec = container();
+            spec["process"]["apparmorProfile"] = json!(profile);
+            spec["process"]["selinuxLabel"] = json!("u:r:t:s0:c1,c2");
+            spec["linux"]["mountLabel"] = json!("u:r:f:s0:c1,c2");
+            let tmpfs = json!({"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["size=1k"]});
+            spec["mounts"].as_array_mut().unwrap().push(tmpfs);
+            parse(spec.to_string().as_bytes()).unwrap()
+        };
+        let names = |plan: &crate::Plan| {
+            let program = &plan.program;
+            (
+                program.apparmor_profile.clone(),
+                program.selinux_label.clone(),
+            )
+        };
+        let own = ("p".to_string(), "u:r:t:s0:c1,c2".to_string());
+        let plan = spec("p");
+        assert_eq!(names(&plan), own);
+        assert_eq!(plan.mount_label, "u:r:f:s0:c1,c2");
+        let data: Vec<&str> = plan.mounts.iter().map(|m| m.data.as_str()).collect();
+        assert_eq!(data, ["", "", "size=1k,context=\"u:r:f:s0:c1,c2\""]);
+        let exec = |plan: &crate::Plan, process| plan.exec(process).map(|exec| names(&exec));
+        assert_eq!(exec(&plan, br#"{"args": ["/a"]}"#).unwrap(), own);
+        let other = br#"{"args": ["/a"], "apparmorProfile": "q", "selinuxLabel": "r"}"#;
+        assert_eq!(exec(&plan, other).unwrap(), ("q".into(), "r".into()));
+        let refused = exec(&spec(""), other).unwrap_err().to_string();
+        assert!(refused.contains("process.apparmorProfile"), "{refused}");
+        assert!(
+            error(|s| s["process"]["apparmorProfile"] = json!("p\0q"))
+                .contains("process.apparmorProfile")
+        );
     }
 
     #[test]

@@ -427,14 +427,13 @@ pub fn fork() -> io::Result<bool> {
 
 /// An error unless the calling thread is the only one of its process.
 fn single_threaded() -> io::Result<()> {
-    // A directory has a link from above, one from itself, and one from each directory in it.
-    let links = std::fs::metadata("/proc/self/task")?;
-    match std::os::unix::fs::MetadataExt::nlink(&links) {
-        3 => Ok(()),
-        links => Err(io::Error::other(format!(
-            "the process has {} threads, and this is for one that has one",
-            links.saturating_sub(2)
-        ))),
+    // Takes nothing apart, and is refused to who shares it: unshare(2). It needs no /proc.
+    // SAFETY: integers only.
+    match check(unsafe { libc::unshare(libc::CLONE_THREAD) }) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Err(io::Error::other(
+            "the process has several threads, and this is for one that has one",
+        )),
+        single => single,
     }
 }
 
@@ -523,8 +522,8 @@ pub fn set_loopback_up() -> io::Result<()> {
 /// The most supplementary groups of a process, as limits.h of Linux has it (NGROUPS_MAX).
 const MAX_GROUPS: usize = 65_536;
 
-/// Becomes a user for good: groups, gid, uid, no capability left in any set, no_new_privs. Another process of this user cannot
-/// trace it, nor read or write its memory, even where it has been this user's before.
+/// Becomes a user for good: groups, gid, uid, no capability left in any set. Another process of this user cannot trace it, nor
+/// read or write its memory, even where it has been this user's before. [`set_no_new_privs`] has to follow.
 ///
 /// For single-threaded processes: the calls are the kernel's, which change one thread.
 ///
@@ -547,7 +546,14 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), String> {
     rustix::thread::set_thread_res_uid(user, user, user).map_err(|e| format!("user {uid}: {e}"))?;
     drop_capabilities().map_err(|e| format!("capabilities: {e}"))?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .map_err(|e| format!("not dumpable: {e}"))?;
+        .map_err(|e| format!("not dumpable: {e}"))
+}
+
+/// No file that this process executes gives it more than it has.
+///
+/// # Errors
+/// prctl's.
+pub fn set_no_new_privs() -> Result<(), String> {
     rustix::thread::set_no_new_privs(true).map_err(|e| format!("no_new_privs: {e}"))
 }
 
@@ -1035,7 +1041,7 @@ mod tests {
     #[test]
     fn what_is_for_a_process_with_one_thread_is_refused_to_others() {
         // Those of the test's own harness.
-        let several = "threads, and this is for one that has one";
+        let several = "several threads";
         assert!(fork().unwrap_err().to_string().contains(several));
         assert!(go_on_in_child().unwrap_err().to_string().contains(several));
         assert!(

@@ -14,7 +14,7 @@ use crate::mounts;
 /// 256 bytes: one more than a name may have.
 const ROOT_NAME: &[u8; 256] = &[b'='; 256];
 /// The container's root in the guest's own tree.
-const ROOT: &CStr = c"/rootfs";
+const ROOT: &CStr = c"/rootfs/.";
 
 /// Where the call really goes: the root, or where it came for.
 ///
