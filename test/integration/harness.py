@@ -415,16 +415,23 @@ class KillTest(PodTest):
         name = f"background{os.getpid()}-{self.bed.number()}-{self.bed.version}"
         with tempfile.TemporaryDirectory() as d:
             image = self.bed.image(slow_module(d, name), name)
-        caught = 'until pid=$(pgrep -f "[/]slipway-aot full "); do sleep 0.02; done; kill -STOP $pid; echo $pid'
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            compiler = pool.submit(self.bed.run, "sh", "-c", caught)
+        with self.caught("[/]slipway-aot full ") as caught:
             pod = self.pod()
             self.assertEqual(pod.start(image, annotations={"slipway.dev/compile": "auto"}).ended()["exitCode"], 0)
-            pid = compiler.result().stdout.strip()
-        try:
-            yield image, f"/{name}.wat", pid, pod
-        finally:
-            self.bed.run("kill", "-CONT", pid, check=False)
+            yield image, f"/{name}.wat", caught(), pod
+
+    @contextlib.contextmanager
+    def caught(self, pattern):
+        """The first process to come whose command line has the pattern stands still to the end of the block; what this yields waits for it, and
+        returns its pid."""
+        catch = 'until pid=$(pgrep -o -f "$1") && kill -STOP $pid; do sleep 0.02; done; echo $pid'
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pid = pool.submit(self.bed.run, "sh", "-c", catch, "sh", pattern, timeout=PATIENCE)
+            try:
+                yield lambda: pid.result().stdout.strip()
+            finally:
+                if not pid.exception():
+                    self.bed.run("kill", "-CONT", pid.result().stdout.strip(), check=False)
 
     @contextlib.contextmanager
     def standing_still(self, command):

@@ -133,6 +133,8 @@ fn list(store: &Store, json: bool) -> Result<ExitCode, String> {
 }
 
 fn remove(store: &Store, digests: &[String], all: bool) -> Result<ExitCode, String> {
+    // What is compiled meanwhile does not come back.
+    let (queued, awaited) = forget(store, digests, all)?;
     let mut removed = Removed::default();
     let mut add = |r: Removed| {
         removed.removed.extend(r.removed);
@@ -144,7 +146,6 @@ fn remove(store: &Store, digests: &[String], all: bool) -> Result<ExitCode, Stri
     for digest in digests {
         add(store.remove(digest).map_err(|e| e.to_string())?);
     }
-    let (queued, awaited) = forget(store, digests, all)?;
     println!(
         "removed {}, {}",
         removed.removed.len(),

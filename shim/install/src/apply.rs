@@ -671,11 +671,7 @@ fn uninstall_logged(options: &Options, removal: Removal, report: &mut Report) ->
     if options.dry_run {
         return Ok(());
     }
-    if pods.is_empty() {
-        // Nobody counts any more.
-        remove_tree(Path::new(slipway_counters::DIR))?;
-    }
-    // Else it would go on for nobody, and make a part of the cache anew.
+    // Else it would go on for nobody, count, and make a part of the cache anew.
     let stopped = match pods.is_empty() {
         true => Some(
             slipway_queue::stop(&options.cache_dir)
@@ -683,6 +679,10 @@ fn uninstall_logged(options: &Options, removal: Removal, report: &mut Report) ->
         ),
         false => None,
     };
+    if pods.is_empty() {
+        // Nobody counts any more.
+        remove_tree(Path::new(slipway_counters::DIR))?;
+    }
     if removal.purge {
         purge(&layouts, options, report)?;
         drop(locks);

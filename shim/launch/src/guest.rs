@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Resource, Rlimit};
 use slipway_cgroup::Cgroup;
@@ -448,7 +448,21 @@ fn unreported(status: u32) -> End {
 /// Closes descriptors that hostile code has sent, on a thread of its own: it can take as long as the sender likes (`SO_LINGER`).
 fn discard(fds: Vec<OwnedFd>) {
     if !fds.is_empty() {
-        std::thread::spawn(move || drop(fds));
+        beside(move || drop(fds));
+    }
+}
+
+/// Does what can take long on a thread of its own, or here where there can be none: a limit of threads must not end the shim.
+fn beside(work: impl FnOnce() + Send + 'static) {
+    // A thread that cannot be started takes what it was given with it.
+    let work = Arc::new(Mutex::new(Some(work)));
+    let given = Arc::clone(&work);
+    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let thread = std::thread::Builder::new().spawn(move || take(&given).map(|work| work()));
+    if thread.is_err()
+        && let Some(work) = take(&work)
+    {
+        work();
     }
 }
 
@@ -481,7 +495,7 @@ impl Drop for Guest {
         }
         if unreaped || !dying.is_empty() {
             // The kernel decides how long that takes, and nobody waits for it.
-            std::thread::spawn(move || {
+            beside(move || {
                 dying.iter().for_each(Dying::reap);
                 if unreaped {
                     slipway_sys::reap_group(group);

@@ -29,7 +29,9 @@ const ATTEMPT: Duration = Duration::from_millis(10);
 /// After which a start that waits says so in the log: the worker may stand still.
 const LONG_WAIT: Duration = Duration::from_secs(60);
 /// How often the worker may be killed in the middle of a compile that a start waits for.
-const MAX_WORKERS: usize = 10;
+const MAX_WORKERS: u32 = 10;
+/// How often the module of somebody else may not serve.
+const MAX_AGAIN: u32 = 1000;
 /// From here on, a status is that of a signal.
 const KILLED: u32 = 129;
 /// Most of what a worker says when it cannot start, in bytes.
@@ -123,7 +125,7 @@ impl Client {
             match hear(socket).await {
                 Ok(FromWorker::Said(text)) => (self.progress)(&text),
                 // To who administers the node.
-                Ok(FromWorker::Forgotten(_)) => {}
+                Ok(FromWorker::Forgotten(_) | FromWorker::Again) => {}
                 Ok(FromWorker::Ended(Ok(()))) => return,
                 Ok(FromWorker::Ended(Err(e))) => return self.say_unimproved(path, &e),
                 Err(_) => return self.resume().await,
@@ -152,18 +154,22 @@ impl Client {
         let path = order.record.module.path.clone();
         let mut long = pin!(tokio::time::sleep(LONG_WAIT));
         let mut told = false;
-        for attempt in 0..MAX_WORKERS {
+        let (mut killed, mut again) = (0, 0);
+        while killed < MAX_WORKERS && again < MAX_AGAIN {
             // Who was turned away because something was short comes back later.
-            tokio::time::sleep(ATTEMPT * attempt as u32 * 10).await;
+            tokio::time::sleep(ATTEMPT * (killed + again.min(MAX_WORKERS)) * 10).await;
             let socket = self.connect().await?;
             let submitted = ToWorker::Submit(order);
             let sent = slipway_protocol::send(socket.as_fd(), &submitted, &[file.as_fd()]);
-            let ToWorker::Submit(again) = submitted else {
+            let ToWorker::Submit(given) = submitted else {
                 break;
             };
-            order = again;
+            order = given;
             match sent {
-                Err(slipway_protocol::Error::Closed) => continue,
+                Err(slipway_protocol::Error::Closed) => {
+                    killed += 1;
+                    continue;
+                }
                 sent => sent?,
             }
             loop {
@@ -188,15 +194,25 @@ impl Client {
                     Ok(FromWorker::Said(text)) => (self.progress)(&text),
                     Ok(FromWorker::Forgotten(_)) => {}
                     Ok(FromWorker::Ended(result)) => return Ok(Heard { socket, result }),
+                    Ok(FromWorker::Again) => {
+                        again += 1;
+                        break;
+                    }
                     // It was killed, or has just ended: another one goes on.
-                    Err(slipway_protocol::Error::Closed) => break,
+                    Err(slipway_protocol::Error::Closed) => {
+                        killed += 1;
+                        break;
+                    }
                     Err(e) => return Err(e.into()),
                 }
             }
         }
-        Err(CompileError::Failed(
-            "the compile queue's worker was killed again and again".into(),
-        ))
+        Err(CompileError::Failed(match killed {
+            MAX_WORKERS => "the compile queue's worker was killed again and again".into(),
+            _ => format!(
+                "other pods' files of the same module changed {again} times while they were copied; try again"
+            ),
+        }))
     }
 
     /// A connection to the worker, which is started where there is none.

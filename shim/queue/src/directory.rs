@@ -108,10 +108,18 @@ impl Directory {
         Ok(socket)
     }
 
-    /// Keeps a job: a copy of its module, and its record.
-    pub fn keep(&self, name: &str, record: &Record, module: BorrowedFd<'_>) -> io::Result<()> {
+    /// Keeps a job: a copy of its module, and its record. The arrival tells it from another of its name, whose copy is not done.
+    pub fn keep(
+        &self,
+        name: &str,
+        arrival: u64,
+        record: &Record,
+        module: BorrowedFd<'_>,
+    ) -> io::Result<()> {
         let size = record.module.size;
-        self.write(&format!("{name}{MODULE}"), |file| copy(module, file, size))?;
+        self.write(&format!("{name}{MODULE}"), arrival, |file| {
+            copy(module, file, size)
+        })?;
         self.keep_record(name, record)
             .inspect_err(|_| self.remove(name))
     }
@@ -127,7 +135,7 @@ impl Directory {
 
     fn keep_record(&self, name: &str, record: &Record) -> io::Result<()> {
         let bytes = record.encode();
-        self.write(&format!("{name}{RECORD}"), |file| file.write_all(&bytes))
+        self.write(&format!("{name}{RECORD}"), 0, |file| file.write_all(&bytes))
     }
 
     /// The copy of a job's module.
@@ -198,13 +206,14 @@ impl Directory {
         Ok(fd.into())
     }
 
-    /// Writes a file that appears when it is whole. Whoever holds the lock does so for one name at a time.
+    /// Writes a file that appears when it is whole.
     fn write(
         &self,
         name: &str,
+        arrival: u64,
         content: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> io::Result<()> {
-        let temporary = format!("{TEMPORARY}{name}");
+        let temporary = format!("{TEMPORARY}{arrival}-{name}");
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
         let written = self
             .create(&temporary, flags)
@@ -297,7 +306,7 @@ mod tests {
         module.write_all(text.as_bytes()).unwrap();
         let record = record(text, text.len() as u64, tier);
         let name = record.key().file_name();
-        directory.keep(&name, &record, module.as_fd()).unwrap();
+        directory.keep(&name, 1, &record, module.as_fd()).unwrap();
         name
     }
 

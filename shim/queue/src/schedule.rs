@@ -80,11 +80,18 @@ pub enum Next<T> {
 /// What is to be done with jobs of which `at_once` may run, with `bound` bytes of memory together.
 pub fn next<T: Copy>(jobs: &[(T, Turn)], at_once: usize, bound: u64) -> Next<T> {
     let running = || jobs.iter().filter(|(_, turn)| turn.running.is_some());
-    let waiting = jobs.iter().filter(|(_, turn)| turn.running.is_none());
+    let all: Vec<&Turn> = running().map(|(_, turn)| turn).collect();
+    let long: Vec<&Turn> = running()
+        .map(|(_, turn)| turn)
+        .filter(|turn| !turn.holds_a_place())
+        .collect();
+    // What has no room beside the long ones waits for them, and nobody waits for it.
+    let waiting = jobs
+        .iter()
+        .filter(|(_, turn)| turn.running.is_none() && fits(turn, &long, at_once, bound));
     let Some((head, turn)) = waiting.min_by_key(|(_, turn)| turn.rank()) else {
         return Next::Nothing;
     };
-    let all: Vec<&Turn> = running().map(|(_, turn)| turn).collect();
     let background = running().find(|(_, turn)| !turn.waited);
     match background {
         // One at a time of those that nobody waits for.
@@ -106,11 +113,9 @@ fn fits(turn: &Turn, running: &[&Turn], at_once: usize, bound: u64) -> bool {
     let taken = running.iter().map(|turn| turn.takes());
     let taken = taken.fold(expected(turn.size), u64::saturating_add);
     let places = || running.iter().filter(|turn| turn.holds_a_place());
-    running.is_empty()
-        || places().count() < at_once
-            && taken <= bound
-            && !turn.alone
-            && places().all(|turn| !turn.alone)
+    let alone = turn.alone || places().any(|turn| turn.alone);
+    let at_once = if alone { 1 } else { at_once };
+    running.is_empty() || places().count() < at_once && taken <= bound
 }
 
 #[cfg(test)]
@@ -216,6 +221,21 @@ mod tests {
         assert_eq!(next_of(&[alone, small], 2, bound), Next::Begin(1));
         let full = [long(true, 2, bound), small];
         assert_eq!(next_of(&full, 2, bound), Next::Nothing);
+        // What has no room beside it, though it comes first, keeps no other out.
+        let old = Turn {
+            age: 1000,
+            ..turn(true, 8, false)
+        };
+        let beside = [long(true, 100, MB), old, small];
+        assert_eq!(next_of(&beside, 2, bound), Next::Begin(2));
+        let failed = Turn {
+            alone: true,
+            ..small
+        };
+        assert_eq!(
+            next_of(&[long(true, 100, MB), failed], 2, bound),
+            Next::Begin(1)
+        );
     }
 
     #[test]

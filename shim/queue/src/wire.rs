@@ -55,6 +55,8 @@ pub enum FromWorker {
     Said(String),
     /// The artefact is there, or why not.
     Ended(Result<(), CompileError>),
+    /// Ask again, on a connection of its own: the module of another who had asked before did not serve.
+    Again,
     /// The job is none any more, or stays because a start waits for it.
     Forgotten(bool),
 }

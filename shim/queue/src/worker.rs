@@ -34,19 +34,21 @@ const LINGER: Duration = Duration::from_secs(5);
 const MAX_KEPT: usize = 256;
 const MAX_KEPT_BYTES: u64 = 1 << 30;
 
+/// How often it is seen whether those that have run for long leave room to those that wait.
+const LOOK: Duration = Duration::from_secs(5);
 /// Between two attempts to take a connection while there is no descriptor for it.
 const WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(20);
 
 /// What the other threads tell.
 enum Event {
-    /// A job's module is in the queue, or its artefact in the cache.
-    Arrived(String, Arrival),
-    /// A job's compiler runs: its pid, and a pidfd.
-    Started(String, i32, OwnedFd),
-    /// Something for the log of whoever listens to a job.
-    Said(String, String),
-    /// A job's compile has ended.
-    Ended(String, Result<Option<Duration>, CompileError>),
+    /// Its module is in the queue, or its artefact in the cache.
+    Arrived(Arrival),
+    /// Its compiler runs: its pid, and a pidfd.
+    Started(i32, OwnedFd),
+    /// Something for the log of whoever listens to it.
+    Said(String),
+    /// Its compile has ended.
+    Ended(Result<Option<Duration>, CompileError>),
 }
 
 enum Arrival {
@@ -57,17 +59,20 @@ enum Arrival {
     Unkept(OwnedFd, String),
 }
 
+/// Of which job an event is: its name, and its arrival, for another of the name may have come after it.
+type Of = (String, u64);
+
 /// The other threads' end.
 #[derive(Clone)]
 struct Teller {
-    events: Sender<Event>,
+    events: Sender<(Of, Event)>,
     wake: Arc<OwnedFd>,
 }
 
 impl Teller {
-    fn tell(&self, event: Event) {
+    fn tell(&self, of: &Of, event: Event) {
         // The one thread ends with the process.
-        let _ = self.events.send(event);
+        let _ = self.events.send((of.clone(), event));
         let _ = rustix::io::write(&*self.wake, &[0]);
     }
 }
@@ -123,6 +128,11 @@ impl Job {
         self.listeners.iter().any(|l| l.purpose.is_some())
     }
 
+    /// Its module is being copied, and that takes long.
+    fn is_stuck(&self) -> bool {
+        matches!(self.state, State::Arriving) && self.since.elapsed() >= LONG
+    }
+
     fn running(&mut self) -> Option<&mut Running> {
         match &mut self.state {
             State::Running(running) => Some(running),
@@ -165,7 +175,7 @@ pub struct Worker {
     directory: Arc<Directory>,
     listener: OwnedFd,
     teller: Teller,
-    events: Receiver<Event>,
+    events: Receiver<(Of, Event)>,
     woken: OwnedFd,
     jobs: BTreeMap<String, Job>,
     clients: BTreeMap<u64, OwnedFd>,
@@ -249,8 +259,9 @@ impl Worker {
                 return Ok(());
             }
             let until = self.jobs.is_empty().then_some(left);
-            self.wait(until.or_else(|| self.next_long()))?;
+            self.wait(until.or_else(|| self.next_look()))?;
             self.lower_long();
+            self.look_elsewhere();
         }
     }
 
@@ -268,13 +279,38 @@ impl Worker {
         }
     }
 
-    /// When the next of those that run has run for long.
-    fn next_long(&self) -> Option<Duration> {
-        let running = self.jobs.values().filter_map(|job| match &job.state {
-            State::Running(running) => Some(LONG.saturating_sub(running.since.elapsed())),
-            _ => None,
+    /// Has those who wait for a module whose copy takes long ask again: the volume of the one who gave it may not answer, and they
+    /// have files of their own.
+    fn look_elsewhere(&mut self) {
+        for job in self.jobs.values_mut().filter(|job| job.is_stuck()) {
+            let giver = job.giver;
+            let others = |l: &mut Listener| l.purpose.is_some() && Some(l.client) != giver;
+            for listener in job.listeners.extract_if(.., others) {
+                if let Some(socket) = self.clients.remove(&listener.client) {
+                    let _ = slipway_protocol::send(socket.as_fd(), &FromWorker::Again, &[]);
+                }
+            }
+        }
+    }
+
+    /// When something is to be looked at of which no event tells: that a compile or a copy has taken long, and how much memory is
+    /// taken by compiles that have.
+    fn next_look(&self) -> Option<Duration> {
+        let left = |since: Instant| LONG.saturating_sub(since.elapsed());
+        let becomes_long = self.jobs.values().filter_map(|job| match &job.state {
+            State::Running(running) => Some(left(running.since)),
+            State::Arriving => Some(left(job.since)),
+            State::Waiting => None,
         });
-        running.filter(|left| !left.is_zero()).min()
+        let waits = self
+            .jobs
+            .values()
+            .any(|job| matches!(job.state, State::Waiting));
+        let look = waits.then_some(LOOK);
+        becomes_long
+            .filter(|left| !left.is_zero())
+            .chain(look)
+            .min()
     }
 
     /// Waits for the next thing to happen, and takes it.
@@ -297,8 +333,8 @@ impl Worker {
         }
         if ready[1] {
             let _ = rustix::io::read(&self.woken, &mut [0u8; 512]);
-            while let Ok(event) = self.events.try_recv() {
-                self.take(event);
+            while let Ok((of, event)) = self.events.try_recv() {
+                self.take(of, event);
             }
         }
         if ready[0] {
@@ -427,8 +463,7 @@ impl Worker {
             }
             job.listeners.push(listener);
             job.set_priority();
-            if waits && matches!(job.state, State::Arriving) && job.since.elapsed() >= LONG {
-                // The volume that it is copied from does not answer; this one may.
+            if waits && job.is_stuck() {
                 job.giver = Some(client);
                 job.unkept = Some(module);
                 job.state = State::Waiting;
@@ -458,21 +493,22 @@ impl Worker {
             self.teller.clone(),
             self.cache.clone(),
         );
-        let job = name.clone();
+        let of = (name.clone(), arrival);
+        let begun = name.clone();
         let work = move || {
-            let arrival = match known(&cache, &record) {
+            let arrived = match known(&cache, &record) {
                 Some(result) => Arrival::Known(result),
                 None if !keeps => Arrival::Unkept(module, "the compile queue is full".into()),
-                None => match directory.keep(&name, &record, module.as_fd()) {
+                None => match directory.keep(&name, arrival, &record, module.as_fd()) {
                     Ok(()) => Arrival::Kept,
                     Err(e) => {
                         Arrival::Unkept(module, format!("{}: {e}", directory.path().display()))
                     }
                 },
             };
-            teller.tell(Event::Arrived(name, arrival));
+            teller.tell(&of, Event::Arrived(arrived));
         };
-        self.start(&job, work);
+        self.start(&begun, work);
     }
 
     /// Starts a thread for a job, which fails where there can be none.
@@ -483,14 +519,25 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, (name, arrival): Of, event: Event) {
+        let Some(job) = self.jobs.get_mut(&name) else {
+            // A copy took so long that others gave theirs, and are done.
+            if let Event::Arrived(_) = event {
+                self.directory.remove(&name);
+            }
+            return;
+        };
+        if job.arrival != arrival {
+            return;
+        }
         match event {
-            Event::Arrived(name, Arrival::Known(result)) => self.finish(&name, result),
-            Event::Arrived(name, arrival) => self.arrived(&name, arrival),
-            Event::Started(name, pid, pidfd) => {
-                let Some(job) = self.jobs.get_mut(&name) else {
-                    return;
-                };
+            Event::Arrived(Arrival::Known(result)) => {
+                // There is no copy. The next start has it compiled in full.
+                job.record.improves = false;
+                self.finish(&name, result);
+            }
+            Event::Arrived(arrival) => self.arrived(&name, arrival),
+            Event::Started(pid, pidfd) => {
                 if let Some(running) = job.running() {
                     running.compiler = Some((pid, pidfd));
                     if running.stopped {
@@ -499,18 +546,17 @@ impl Worker {
                 }
                 job.set_priority();
             }
-            Event::Said(name, text) => self.say(&name, text),
-            Event::Ended(name, result) => self.ended(&name, result),
+            Event::Said(text) => self.say(&name, text),
+            Event::Ended(result) => self.ended(&name, result),
         }
     }
 
     fn arrived(&mut self, name: &str, arrival: Arrival) {
         let Some(job) = self.jobs.get_mut(name) else {
-            // It took so long that others gave theirs, and are done.
-            self.directory.remove(name);
             return;
         };
         if !matches!(job.state, State::Arriving) {
+            // Another one's module was taken instead.
             return;
         }
         job.state = State::Waiting;
@@ -620,23 +666,22 @@ impl Worker {
         };
         let install = Install::at(&job.record.install);
         let teller = self.teller.clone();
-        let begun = name.to_string();
-        let name = begun.clone();
+        let of = (name.to_string(), job.arrival);
         let work = move || {
             let told = |step: Step<'_>| match step {
-                Step::Said(text) => teller.tell(Event::Said(name.clone(), text)),
+                Step::Said(text) => teller.tell(&of, Event::Said(text)),
                 Step::Started(child) => {
                     if let Ok(pidfd) = child.pidfd.try_clone() {
-                        teller.tell(Event::Started(name.clone(), child.pid, pidfd));
+                        teller.tell(&of, Event::Started(child.pid, pidfd));
                     }
                 }
             };
             let result = slipway_compile::compile(&store, &install, &compile, &limits, told);
             // It has room for what comes next, before it is told.
             drop((store, compile, limits));
-            teller.tell(Event::Ended(name, result));
+            teller.tell(&of, Event::Ended(result));
         };
-        self.start(&begun, work);
+        self.start(name, work);
     }
 
     /// Whether a compile that begins now has others beside it, who are told.
@@ -713,6 +758,7 @@ impl Worker {
             self.send(giver, &FromWorker::Ended(Err(CompileError::Changed)));
         }
         for listener in &job.listeners {
+            self.send(listener.client, &FromWorker::Again);
             self.clients.remove(&listener.client);
         }
     }

@@ -186,6 +186,7 @@ impl Container {
     pub async fn pause(self: &Arc<Self>, events: &Events) -> Result<()> {
         let (container, events) = (self.clone(), events.clone());
         to_its_end(async move {
+            let _turn = container.freezing.lock().await;
             container.main.turn(Status::RUNNING, Status::PAUSED)?;
             if let Err(e) = container.freeze(true).await {
                 let _ = container.main.turn(Status::PAUSED, Status::RUNNING);
@@ -204,6 +205,7 @@ impl Container {
     pub async fn resume(self: &Arc<Self>, events: &Events) -> Result<()> {
         let (container, events) = (self.clone(), events.clone());
         to_its_end(async move {
+            let _turn = container.freezing.lock().await;
             container.main.turn(Status::PAUSED, Status::RUNNING)?;
             container.freeze(false).await?;
             events.publish(&TaskResumed {
@@ -215,12 +217,11 @@ impl Container {
         .await
     }
 
-    /// Waits until all processes stand still, or go on: one that is in the kernel can take seconds, and nobody else waits for it.
+    /// Waits until all processes stand still, or go on, for who has the turn: one that is in the kernel can take seconds, and nobody else waits for it.
     async fn freeze(&self, freeze: bool) -> Result<()> {
         let none =
             || error::precondition("linux.cgroupsPath is empty: there is nothing to freeze by");
         let cgroup = self.cgroup.clone().ok_or_else(none)?;
-        let _turn = self.freezing.lock().await;
         let frozen = tokio::task::spawn_blocking(move || cgroup.freeze(freeze)).await;
         frozen.map_err(error::internal)?.map_err(error::internal)
     }
@@ -237,7 +238,10 @@ impl Container {
         if deadly && self.is_paused() {
             // After whoever freezes it at this moment.
             let container = self.clone();
-            tokio::spawn(async move { container.freeze(false).await });
+            tokio::spawn(async move {
+                let _turn = container.freezing.lock().await;
+                container.freeze(false).await
+            });
         }
         Ok(())
     }

@@ -120,11 +120,12 @@ impl Delegate {
     }
 
     /// Create, on a delegate that is started when there is none. The delegate goes on with it when the client gives up: what
-    /// nobody has heard of is deleted again.
+    /// nobody has heard of is deleted again, which is told by `gone`.
     pub async fn create(
         &self,
         request: &api::CreateTaskRequest,
         context: &TtrpcContext,
+        gone: impl FnOnce() + Send + 'static,
     ) -> Result<u32> {
         let mut request = request.clone();
         if let Some(options) = request.options.take() {
@@ -142,6 +143,7 @@ impl Delegate {
             drop(creating);
             if let Err(Ok(_)) = answer.send(created) {
                 delegate.give_up(&request.id).await;
+                gone();
             }
         });
         answered.await.map_err(error::internal)?

@@ -186,7 +186,7 @@ impl Pod {
 
     /// Create: the sandbox, a Wasm container, or, where the entrypoint turns out to be a Linux program, the delegate's.
     pub async fn create(
-        &self,
+        self: &Arc<Self>,
         request: &api::CreateTaskRequest,
         context: service::Forward<'_>,
     ) -> Result<u32> {
@@ -207,7 +207,9 @@ impl Pod {
             Err(StartError::NotWasm(what)) => {
                 self.log
                     .debug(&format!("container {}: {what}: runc's", request.id));
-                let pid = self.delegate.create(request, context).await?;
+                let pod = self.clone();
+                let gone = move || pod.end_if_over();
+                let pid = self.delegate.create(request, context, gone).await?;
                 lock(&self.members).insert(request.id.clone(), Member::Linux);
                 return Ok(pid);
             }
@@ -667,10 +669,14 @@ impl Pod {
             )));
         }
         let exit = container.destroy().await?;
-        if lock(&self.members).remove(&container.id).is_none() {
-            // Another Delete of the same container was faster and has told it.
+        // Another Delete of the same container may have been faster and have told it, and another container have the id by now.
+        let own = |m: &Member| matches!(m, Member::Own(own) if Arc::ptr_eq(own, container));
+        let mut members = lock(&self.members);
+        if !members.get(&container.id).is_some_and(own) {
             return Err(error::not_found(format!("container {}", container.id)));
         }
+        members.remove(&container.id);
+        drop(members);
         self.events.publish(&TaskDelete {
             container_id: container.id.clone(),
             pid: container.main.pid(),
