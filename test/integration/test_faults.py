@@ -518,12 +518,13 @@ class Answers(KillTest):
         with open(waits, "w") as f:
             f.write(f'#!/bin/sh\ncase " $* " in *" create "*) kill -STOP $$;; esac\nexec {real} "$@"\n')
         os.chmod(waits, 0o755)
-        self.bed.run("sh", "-ec", f"touch {real}; mount --bind {runc} {real}; mount --bind {waits} {runc}")
+        shutil.copy(runc, real)
+        self.bed.run("mount", "--bind", waits, runc)
         try:
             yield
         finally:
-            # Those that run have it open.
-            self.bed.run("umount", "-l", runc, real)
+            # Who runs has it open.
+            self.bed.run("umount", "-l", runc)
             os.unlink(waits)
             os.unlink(real)
 
@@ -532,16 +533,15 @@ class Answers(KillTest):
         first = pod.start("localhost/busybox:1", ["-c", "sleep 1000"])
         delegates = lambda: self.bed.run("pgrep", "-f", "^containerd-shim-runc-v2 ").stdout.split()
         [delegate] = delegates()
-        first.stop()
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             with self.runc_that_waits():
                 second = pool.submit(pod.start, "localhost/busybox:1", ["-c", "echo second; sleep 1000"])
                 waits = lambda: self.bed.run("pgrep", "-x", "-r", "T", "runc", check=False).stdout.split()
                 [runc] = self.until(waits)
-                # containerd's shim for runc deletes it when it has created the other.
-                removed = pool.submit(self.bed.crictl, "rm", first.id)
+                # CRI deletes it from the shim when it has ended.
+                stopped = pool.submit(self.bed.crictl, "stop", "-t", "0", first.id)
                 self.bed.run("kill", "-CONT", runc)
-                removed.result()
+                stopped.result()
             second.result().until("second")
         self.assertEqual(delegates(), [delegate])
 

@@ -758,7 +758,7 @@ mod tests {
         );
         assert_eq!(plan.mounts.len(), 2, "kernel file systems are left out");
         let mut spec = container();
-        spec["mounts"][1] =
+        spec["mounts"][3] =
             json!({"destination": "/dev", "type": "bind", "source": "/v", "options": ["rbind"]});
         let plan_of_dev = parse(spec.to_string().as_bytes()).unwrap();
         assert_eq!(plan_of_dev.mounts.len(), 3, "a volume is none of them");
