@@ -400,8 +400,7 @@ class KillTest(PodTest):
     def compiling(self, **fields):
         """A container whose start waits for the compiler; its answer is looked at afterwards."""
         container = self.slow(**fields)
-        # What former tests have left to the queue is none of this one's.
-        self.disappears("slipway-aot")
+        self.queue_is_empty()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             started = pool.submit(container.start, check=False)
             self.appears("slipway-aot")
@@ -411,7 +410,7 @@ class KillTest(PodTest):
     def background_compile(self):
         """A module that is compiled in full though nobody waits for it; the compiler stands still from its first moment to the end of the block.
         Its image and path, the compiler's pid, and the pod whose program has ended."""
-        self.disappears("slipway-aot")
+        self.queue_is_empty()
         name = f"background{os.getpid()}-{self.bed.number()}-{self.bed.version}"
         with tempfile.TemporaryDirectory() as d:
             image = self.bed.image(slow_module(d, name), name)
@@ -443,6 +442,10 @@ class KillTest(PodTest):
             yield go_on
         finally:
             go_on()
+
+    def queue_is_empty(self):
+        """What former tests have left to the queue is none of this one's."""
+        self.until(lambda: not [row for row in self.cache() if row["kind"] in ("queued", "compiling")], "the compile queue does not empty")
 
     def cache(self):
         """What lies in the node's cache and in its compile queue."""

@@ -317,9 +317,8 @@ class Matrix(KillTest):
 
     def test_a_container_is_being_deleted(self):
         self.cells(self.being_deleted, {
-            "shim": [NOT_READY, EXITED, 143], "holder": [NOT_READY, EXITED, 143],
-            # The status went with the task: containerd had taken the event and not yet noted it.
-            "containerd": [READY, EXITED, 255]})
+            # Who asked for it is gone, so the container is still there, and its status with it.
+            "shim": [NOT_READY, EXITED, 143], "holder": [NOT_READY, EXITED, 143], "containerd": [READY, EXITED, 143]})
 
     @contextlib.contextmanager
     def sandbox_being_deleted(self):

@@ -26,6 +26,14 @@ class QueueTest(KillTest):
         with tempfile.TemporaryDirectory() as d:
             return self.bed.image(slow_module(d, name, functions=functions), name), f"/{name}.wat"
 
+    def data_module(self, megabytes):
+        """The same of a module of that size, with little code."""
+        name = f"data{os.getpid()}-{self.bed.number()}-{self.bed.version}"
+        with tempfile.TemporaryDirectory() as d:
+            with open(f"{d}/{name}.wasm", "wb") as f:
+                f.write(cold_module(megabytes << 20, code=10_000))
+            return self.bed.image(f"{d}/{name}.wasm", name), f"/{name}.wasm"
+
     def log(self):
         with open(f"{self.bed.root}/containerd.log") as f:
             return f.read()
@@ -48,6 +56,7 @@ class QueueTest(KillTest):
     @contextlib.contextmanager
     def turns_are_held(self):
         """All turns of compilers are taken by those that stand still; a start waits for each."""
+        self.queue_is_empty()
         with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(8) as pool:
             for n in range(1, os.cpu_count() + 1):
                 image, path = self.module()
@@ -66,8 +75,7 @@ class Queue(QueueTest):
 
     def test_pods_that_end_soon_have_optimised_code_in_the_end(self):
         image, path = self.module()
-        # What former tests have left to the queue is none of this one's.
-        self.disappears("slipway-aot")
+        self.queue_is_empty()
         before = self.compiles()
         for _ in range(5):
             pod = self.pod()
@@ -106,11 +114,12 @@ class Queue(QueueTest):
         self.until(lambda: ("artefact", "full") in self.rows(path))
 
     def test_the_smallest_that_a_start_waits_for_comes_first(self):
-        sizes = {"big": 60, "small": 20, "middle": 40}
+        # In megabytes. They differ by more than a minute of waiting makes up for.
+        sizes = {"big": 12, "small": 1, "middle": 6}
         with self.turns_are_held() as go_on, concurrent.futures.ThreadPoolExecutor(4) as pool:
             paths, containers = {}, []
-            for name, functions in sizes.items():
-                image, paths[name] = self.module(functions)
+            for name, megabytes in sizes.items():
+                image, paths[name] = self.data_module(megabytes)
                 containers.append(self.pod().create(image, annotations={"slipway.dev/compile": "quick"}))
                 pool.submit(containers[-1].start)
                 self.said(f"{paths[name]} waits to be compiled for ")
@@ -249,23 +258,26 @@ class Queue(QueueTest):
             self.assertEqual((removed.returncode, self.rows(path)), (0, []))
             self.disappears("slipway-aot")
 
-    def test_what_waits_for_its_turn_is_removed_when_no_start_waits_for_it(self):
-        with self.turns_are_held(), concurrent.futures.ThreadPoolExecutor(1) as pool:
-            image, path = self.module()
-            pool.submit(self.pod().create(image, annotations={"slipway.dev/compile": "full"}).start, check=False)
-            self.until(lambda: self.rows(path) == [("queued", "full")])
-            removed = self.removed_from_queue(path)
-            self.assertRegex(removed.stdout, "a start waits for it, kept: [0-9a-f]{64}\n")
-            self.assertEqual((removed.returncode, self.rows(path)), (1, [("queued", "full")]))
-            while self.pods:
-                self.pods.pop().remove()
+    def test_what_is_removed_from_the_queue_while_nobody_works_it_off_is_not_compiled(self):
+        with self.background_compile() as (_, path, _, pod):
+            self.pods.remove(pod)
+            pod.remove()
             self.disappears("containerd-shim-slipway-v1")
-            # Without a worker, too.
             self.kill(*self.pids("slipway-queue"))
             self.disappears("slipway-queue")
+            self.assertEqual(self.rows(path), [("artefact", "quick"), ("queued", "full")])
             removed = self.removed_from_queue(path)
             self.assertIn("not to be compiled any more: 1\n", removed.stdout)
             self.assertEqual((removed.returncode, self.rows(path)), (0, []))
+
+    def test_what_a_start_waits_for_stays_in_the_queue(self):
+        with self.compiling() as (container, started), self.standing_still("slipway-aot") as go_on:
+            path = f"/{self.module_of(container.status()['image']['image'])}.wat"
+            removed = self.removed_from_queue(path)
+            self.assertRegex(removed.stdout, "a start waits for it, kept: [0-9a-f]{64}\n")
+            self.assertEqual((removed.returncode, self.rows(path)), (1, [("compiling", "full")]))
+            go_on()
+            self.assertEqual(started.result().returncode, 0, started.result().stderr)
 
     def test_only_root_may_ask(self):
         directory = f"{self.bed.root}/cache/{QUEUE}"
@@ -369,13 +381,13 @@ def section(kind, content):
     return bytes([kind]) + number(len(content)) + content
 
 
-def cold_module(size):
-    """A program of that many bytes: a quarter is code of straight arithmetic, the rest is data."""
+def cold_module(size, code=None):
+    """A program of that many bytes: some, or a quarter, are code of straight arithmetic, the rest is data, and no two are alike."""
     step = b"\x20\0\x42" + number(77777) + b"\x7e\x42\x1d\x88\x21\0"
     body = b"\1\1\x7e" + step * 40 + b"\x0b"
-    code = module([body] * (size // 4 // len(body)))
+    code = module([body] * ((code or size // 4) // len(body)))
     data = size - len(code)
     memory = section(5, vector([b"\0" + number(data // 65536 + 1)]))
     exports = [b"\x06_start\0\0", b"\x06memory\2\0"]
     head, _, tail = code.partition(section(7, vector(exports[:1])))
-    return head + memory + section(7, vector(exports)) + tail + section(11, vector([b"\0\x41\0\x0b" + number(data) + bytes(data)]))
+    return head + memory + section(7, vector(exports)) + tail + section(11, vector([b"\0\x41\0\x0b" + number(data) + os.urandom(data)]))

@@ -249,7 +249,7 @@ class Neighbours(KillTest):
         self.assertIn("no_such_function", refused.stderr)
 
 
-class BadGuest(PodTest):
+class BadGuest(KillTest):
     """A guest whose module got out of the engine: native code in the place of an artefact, which runs where the engine loads it."""
 
     @contextlib.contextmanager
@@ -260,10 +260,9 @@ class BadGuest(PodTest):
             with open(f"{d}/{name}.wat", "w") as f:
                 f.write(f'(module (memory (export "memory") 1) (data (i32.const 0) "{name}") (func (export "_start")))')
             image = self.bed.image(f"{d}/{name}.wat", name)
-            before = set(self.artefacts())
             pod = self.pod()
             self.assertEqual(pod.start(image).ended()["exitCode"], 0)
-            (entry,) = set(self.artefacts()) - before
+            entry = self.artefact_of(f"/{name}.wat")
             with open(f"{d}/bad.c", "w") as f:
                 f.write("#include <string.h>\n#include <stdio.h>\n#include <unistd.h>\n#include <sys/socket.h>\n"
                         f"__attribute__((constructor)) static void run(void) {{ {body} }}\n")
@@ -272,8 +271,9 @@ class BadGuest(PodTest):
                 self.replace(f"{self.bed.root}/cache/{entry}", f.read())
             yield pod.create(image)
 
-    def artefacts(self):
-        return [os.path.basename(path) for path in glob.glob(f"{self.bed.root}/cache/*.so")]
+    def artefact_of(self, path):
+        [entry] = [row["artefact"] for row in self.cache() if row["origin"] == path]
+        return f"{entry}.so"
 
     def replace(self, path, payload):
         """Puts another payload into a cache entry: payload, description, SHA-256 of both, length of the description, magic."""
@@ -294,10 +294,9 @@ class BadGuest(PodTest):
                 f.write(f"""(module (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
                     (memory (export "memory") 1) (data (i32.const 0) "{name}")
                     (func (export "_start") (loop $again (drop (call $yield)) (br $again))))""")
-            before = set(self.artefacts())
             pod = self.pod()
             pod.start(self.bed.image(f"{d}/{name}.wat", f"{name}-whole"))
-            (entry,) = set(self.artefacts()) - before
+            entry = self.artefact_of(f"/{name}.wat")
             path = f"{self.bed.root}/cache/{entry}"
             with open(f"{d}/module.so", "wb") as f:
                 f.write(self.payload(path))
