@@ -396,7 +396,7 @@ fn agree(
         PollFd::new(control, PollFlags::IN),
         PollFd::new(&child.pidfd, PollFlags::IN),
     ];
-    poll(&mut fds, Some(&left(deadline))).map_err(std::io::Error::from)?;
+    poll(&mut fds, Some(&left(deadline)?)).map_err(std::io::Error::from)?;
     if !fds[0].revents().contains(PollFlags::IN) {
         return Err(CompileError::Failed("the compiler said nothing".into()));
     }
@@ -418,12 +418,9 @@ fn agree(
 }
 
 /// Time until then.
-fn left(deadline: Instant) -> Timespec {
+fn left(deadline: Instant) -> std::io::Result<Timespec> {
     let left = deadline.saturating_duration_since(Instant::now());
-    Timespec {
-        tv_sec: left.as_secs() as i64,
-        tv_nsec: left.subsec_nanos().into(),
-    }
+    Timespec::try_from(left).map_err(std::io::Error::other)
 }
 
 /// How a compiler ended.
@@ -439,7 +436,7 @@ enum End {
 fn wait(child: &Child, deadline: Instant) -> std::io::Result<End> {
     let ended = poll(
         &mut [PollFd::new(&child.pidfd, PollFlags::IN)],
-        Some(&left(deadline)),
+        Some(&left(deadline)?),
     )? > 0;
     if !ended {
         slipway_sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL)?;

@@ -117,10 +117,7 @@ fn reach(directory: &Directory, deadline: Instant) -> io::Result<Reached> {
 fn hear(socket: &OwnedFd, deadline: Instant) -> io::Result<Option<FromWorker>> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
         match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => return Err(silent()),
             Ok(_) => {}

@@ -315,10 +315,8 @@ impl Worker {
 
     /// Waits for the next thing to happen, and takes it.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let timeout = timeout.map(|left| Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        });
+        let timeout = timeout.map(Timespec::try_from).transpose();
+        let timeout = timeout.map_err(io::Error::other)?;
         let own = [&self.listener, &self.woken];
         let polled = own.into_iter().chain(self.clients.values());
         let mut fds: Vec<_> = polled.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
@@ -748,7 +746,7 @@ impl Worker {
     }
 
     /// What was copied is not the module: its giver hears so. The others have looked at files of their own, which they give when
-    /// they see their connections closed and ask again.
+    /// they ask again.
     fn changed(&mut self, name: &str) {
         let Some(job) = self.jobs.remove(name) else {
             return;
