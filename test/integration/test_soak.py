@@ -1,0 +1,225 @@
+"""Pods come and go while the processes that carry them are killed at random. At the end nothing is left of them, and what was not killed runs.
+
+`make test-soak` says how long; the seed that is printed gives the same victims in the same order again. Which processes of that kind
+are there at that moment is the machine's.
+"""
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import random
+import tempfile
+import threading
+import time
+
+from harness import PATIENCE, KillTest, Pod, slow_module
+
+SECONDS = int(os.environ.get("SLIPWAY_SOAK_SECONDS", "60"))
+SEED = int(os.environ.get("SLIPWAY_SOAK_SEED", random.SystemRandom().randrange(1 << 32)))
+AT_ONCE = int(os.environ.get("SLIPWAY_SOAK_PODS_AT_ONCE", "50"))
+HANDLER = os.environ.get("SLIPWAY_SOAK_HANDLER", "slipway")
+# Pods that only stand there: one that has ended though nobody killed it is a failure.
+STANDING = 8
+# Each is compiled when it is first started.
+MODULES = 400
+# Seconds from one kill to the next, at most.
+PAUSE = 3
+# How often each is chosen. A killed containerd keeps everybody waiting.
+VICTIMS = {
+    "containerd": 1, "containerd-shim-slipway-v1": 4, "slipway-holder": 4, "slipway-guest": 4, "slipway-aot": 3, "slipway-queue": 1,
+    "containerd-shim-runc-v2": 2,
+}
+# Whoever dies of these may be what any pod waits for.
+OF_THE_NODE = ("containerd", "slipway-aot", "slipway-queue")
+
+
+@dataclasses.dataclass
+class Victim:
+    program: str
+    # Its arguments and cgroup, and its parent's.
+    text: str
+    # When what it did can be done again.
+    restored: float = math.inf
+
+
+class Soak(KillTest):
+    def setUp(self):
+        super().setUp()
+        self.ends = time.monotonic() + SECONDS
+        self.over = threading.Event()
+        self.killed = []
+        self.done = dict.fromkeys(self.programs(), 0)
+        self.problems = []
+        self.modules = itertools.cycle(range(MODULES))
+
+    def tearDown(self):
+        """The test has looked for what is left behind itself."""
+
+    def test_pods_come_and_go_while_their_processes_are_killed(self):
+        print(f"    SLIPWAY_SOAK_SEED={SEED}, {SECONDS} s, {AT_ONCE} pods at once", flush=True)
+        self.prepare()
+        before = self.before = self.bed.state()
+        standing = [self.standing_pod() for _ in range(STANDING)]
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE + 1) as pool:
+            killer = pool.submit(self.kill_at_random, random.Random(SEED))
+            kubelets = [pool.submit(self.come_and_go, random.Random(SEED + n)) for n in range(1, AT_ONCE + 1)]
+            try:
+                for kubelet in kubelets:
+                    kubelet.result()
+            finally:
+                self.ends = 0
+                self.over.set()
+            killer.result()
+        counts = collections.Counter(victim.program for victim in self.killed)
+        print(f"    ended as they should: {json.dumps(self.done)}\n    killed: {json.dumps(counts)}", flush=True)
+        for pod, container in standing:
+            if not self.touched(pod.sandbox, container.id):
+                self.assertEqual(container.status()["state"], "CONTAINER_RUNNING", f"{container.id} was not killed")
+        self.assertEqual(self.problems, [])
+        self.works()
+        self.clear()
+        self.queue_is_empty()
+        self.before = before
+        self.leave_nothing()
+
+    def prepare(self):
+        """All images are there before anybody is killed."""
+        self.hello = self.bed.example("hello")
+        with tempfile.TemporaryDirectory() as d:
+            files = [slow_module(d, f"soak{n}", functions=30) for n in range(MODULES)]
+            copies = (flag for path in files for flag in ("--copy", f"{path}:/{os.path.basename(path)}"))
+            self.slow_image = self.bed.image(files[0], "soak", *copies)
+        self.works()
+        self.clear()
+
+    def standing_pod(self):
+        pod = self.pod(HANDLER)
+        self.pods.clear()
+        container = pod.start(*(("localhost/busybox:1", ["-c", "sleep 100000"]) if HANDLER != "slipway" else (self.hello, ["sleep"])))
+        return pod, container
+
+    # What is done with a pod. Each returns whether it has seen what it should.
+
+    def programs(self):
+        linux = {"a Linux container": self.linux, "a Linux container that is stopped": self.linux_stopped}
+        if HANDLER != "slipway":
+            return linux
+        return {"a program that ends": self.ends_by_itself, "a program that is stopped": self.stopped, "an exec": self.executed,
+                "a cold module": self.compiled, **linux}
+
+    def ends_by_itself(self, pod, number):
+        return self.ended(pod.start(self.hello, ["exit", str(number)])) == number
+
+    def stopped(self, pod, number):
+        container = pod.start(self.hello, ["sleep"])
+        self.bed.crictl("stop", "-t", "0" if number % 2 else "30", container.id)
+        return self.ended(container) in (137, 143)
+
+    def executed(self, pod, number):
+        container = pod.start(self.hello, ["sleep"])
+        return str(number) in self.bed.crictl("exec", "-s", container.id, "/hello.wasm", str(number)).stdout
+
+    def compiled(self, pod, number):
+        name = f"/soak{next(self.modules)}.wat"
+        return self.ended(pod.start(self.slow_image, command=[name], annotations={"slipway.dev/compile": ("full", "auto")[number % 2]})) == 0
+
+    def linux(self, pod, number):
+        return self.ended(pod.start("localhost/busybox:1", ["-c", f"exit {number}"])) == number
+
+    def linux_stopped(self, pod, number):
+        container = pod.start("localhost/busybox:1", ["-c", "sleep 1000"])
+        self.bed.crictl("stop", "-t", "0", container.id)
+        return self.ended(container) == 137
+
+    def ended(self, container):
+        """Its exit status, asked for again where containerd is away."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(AssertionError):
+                status = container.status()
+                if status["state"] == "CONTAINER_EXITED":
+                    return status["exitCode"]
+            time.sleep(0.2)
+        raise AssertionError(f"{container.id} does not end")
+
+    # What a kubelet does.
+
+    def come_and_go(self, dice):
+        while time.monotonic() < self.ends:
+            what, act = dice.choice(list(self.programs().items()))
+            self.one_pod(what, act, dice.randrange(1, 100))
+
+    def one_pod(self, what, act, number):
+        since = time.monotonic()
+        config = self.pod_config()
+        sandbox = None
+        try:
+            sandbox = self.bed.crictl("runp", "--runtime", HANDLER, config).stdout.strip()
+            if act(Pod(self.bed, sandbox, config), number):
+                self.done[what] += 1
+                return
+            problem = "another end than it should"
+        except AssertionError as e:
+            problem = str(e)
+        finally:
+            self.remove(os.path.basename(config).removesuffix(".json"))
+        if not self.touched(sandbox, since=since):
+            self.problems.append(f"{what} {sandbox}: {problem}")
+
+    def remove(self, name):
+        """As the kubelet takes a pod away: by what CRI knows of it, until it is gone."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                sandboxes = self.bed.crictl("pods", "-q", "--no-trunc", "--name", f"^{name}$").stdout.split()
+                if not sandboxes:
+                    return
+                for sandbox in sandboxes:
+                    self.bed.remove_pod(sandbox)
+            except AssertionError as e:
+                if time.monotonic() > deadline:
+                    self.problems.append(f"{name} is not removed: {e}")
+                    return
+                time.sleep(0.2)
+
+    def clear(self):
+        for sandbox in self.bed.crictl("pods", "-q", "--no-trunc").stdout.split():
+            self.bed.remove_pod(sandbox)
+        self.pods.clear()
+
+    # Who is killed.
+
+    def touched(self, *ids, since=None):
+        """Whether somebody of these was killed; or since then anybody whom every pod may wait for, or, of a pod that got no id, anybody at all."""
+        return any(
+            any(id and id in victim.text for id in ids)
+            or since is not None and victim.restored > since and (victim.program in OF_THE_NODE or None in ids)
+            for victim in list(self.killed))
+
+    def kill_at_random(self, dice):
+        while not self.over.wait(dice.uniform(0, PAUSE)):
+            [program], lot = dice.choices(list(VICTIMS), VICTIMS.values()), dice.random()
+            if candidates := self.candidates(program):
+                pid, text = candidates[int(lot * len(candidates))]
+                # Noted beforehand, for whoever asks meanwhile.
+                victim = Victim(program, text)
+                self.killed.append(victim)
+                if program == "containerd":
+                    self.kill_containerd()
+                    self.restart()
+                else:
+                    self.bed.run("kill", "-9", pid, check=False)
+                victim.restored = time.monotonic()
+
+    def candidates(self, program):
+        """Processes of a program: pid, and all that tells whose it is, its own and its parent's."""
+        lines = self.bed.run("ps", "-ww", "-eo", "pid=,ppid=,stat=,comm=,cgroup:400=,args=").stdout.splitlines()
+        processes = {pid: (parent, stat, name, text) for pid, parent, stat, name, text in (line.split(None, 4) for line in lines)}
+        is_it = lambda name, text: name == program[:15] or program == "slipway-aot" and "/slipway-aot " in text
+        return [
+            (pid, text + processes.get(parent, ("", "", "", ""))[3])
+            for pid, (parent, stat, name, text) in processes.items() if stat[0] != "Z" and is_it(name, text)]
