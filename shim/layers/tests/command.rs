@@ -4,8 +4,9 @@
     reason = "clippy knows only the tests themselves, not what they share, as tests"
 )]
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 fn slipway_layers(args: &[&str]) -> (Option<i32>, String) {
     let Output {
@@ -65,12 +66,25 @@ fn an_address_where_nobody_listens_is_status_4_with_the_systems_reason() {
     );
 }
 
+/// Returns once the peer of this connection waits for what is said on it.
+fn waits(connection: &UnixStream) {
+    let peer = rustix::net::sockopt::socket_peercred(connection).unwrap();
+    let stat = format!("/proc/{}/stat", peer.pid.as_raw_nonzero());
+    // Its state follows its name. That somebody sleeps has no event.
+    while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn a_server_that_hangs_up_is_status_4_at_once() {
     let scratch = tempfile::tempdir().unwrap();
     let address = scratch.path().join("containerd.sock");
     let listener = UnixListener::bind(&address).unwrap();
-    let server = std::thread::spawn(move || drop(listener.accept()));
+    let server = std::thread::spawn(move || {
+        let (connection, _) = listener.accept().unwrap();
+        waits(&connection);
+    });
     let (status, message) = slipway_layers(&[
         "-address",
         address.to_str().unwrap(),
