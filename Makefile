@@ -5,7 +5,7 @@ TREE := target/dist/opt/slipway
 # The demo's downloads take no processor: they come while the programs are built.
 MAKEFLAGS += $(if $(filter demo,$(MAKECMDGOALS)),-j2)
 
-.PHONY: help setup engine build dist bed-demo bed examples hello guests demo test test-unit test-integration test-examples test-soak test-cgroup2 test-lsm critest chart-test image helm cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
+.PHONY: help setup engine build dist bed-demo bed examples hello guests demo test test-unit test-integration test-examples test-soak test-cgroup2 test-lsm critest fuzz chart-test image helm cluster cluster-up cluster-down e2e e2e-parts e2e-cgroup2 kind kind-up kind-down kind-e2e lint cross reproducible bench clean
 
 help: ## List the verbs
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -53,8 +53,9 @@ test-examples: dist bed examples ## Build the heavy examples too, and run them a
 	@examples/build-all heavy
 	@test/integration/run 2.1 Light Heavy Manifests
 
-test-soak: dist bed examples guests ## Make and remove a thousand pods, and see that nothing grows
+test-soak: dist bed examples guests ## Make and remove pods by the thousand, and see that nothing grows; then for DURATION=1800 seconds while their processes are killed
 	@SLIPWAY_SOAK_PODS=1000 test/integration/run 2.1 Leaks
+	@SLIPWAY_SOAK_SECONDS=$(or $(DURATION),1800) test/integration/run 2.1 Soak
 
 test-cgroup2: dist bed examples guests ## Run them on cgroup v2, whatever this machine has, with both cgroup drivers
 	@test/cgroup2/suite
@@ -65,6 +66,10 @@ test-lsm: dist bed examples ## Run those of AppArmor and SELinux in kernels that
 critest: dist bed ## Run cri-tools' specs on Linux images in pods of runc and of Slipway, and see that they pass alike
 	@test/critest/fetch
 	@test/critest/run
+
+fuzz: bed ## Give arbitrary bytes to everything that reads some from outside, DURATION=60 seconds for each
+	@test/setup g++
+	@test/fuzz/run $(DURATION)
 
 chart-test: dist bed ## Test the Helm chart, the plain manifests and the installer's image; no cluster is needed
 	@test/chart/run
