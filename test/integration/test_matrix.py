@@ -150,9 +150,6 @@ class Matrix(KillTest):
         """containerd calls no `delete` then: the next shim that ends takes the socket away, once it is some seconds old."""
         self.cells(self.shim_started, {"shim": []}, before_next=self.age_sockets)
 
-    def age_sockets(self):
-        self.bed.run("find", "/run/containerd/s", "-name", "slipway-*", "-exec", "touch", "-d", "1 minute ago", "{}", "+")
-
     @contextlib.contextmanager
     def sandbox_being_created(self):
         """The holder of its namespaces is not ready yet."""

@@ -80,6 +80,9 @@ class Soak(KillTest):
             if not self.touched(pod.sandbox, container.id):
                 self.assertEqual(container.status()["state"], "CONTAINER_RUNNING", f"{container.id} was not killed")
         self.assertEqual(self.problems, [])
+        self.clear()
+        # containerd tells nobody of the end of a shim that it does not know yet.
+        self.age_sockets()
         self.works()
         self.clear()
         self.queue_is_empty()
@@ -91,7 +94,7 @@ class Soak(KillTest):
         self.hello = self.bed.example("hello")
         with tempfile.TemporaryDirectory() as d:
             files = [slow_module(d, f"soak{n}", functions=30) for n in range(MODULES)]
-            copies = (flag for path in files for flag in ("--copy", f"{path}:/{os.path.basename(path)}"))
+            copies = (flag for path in files[1:] for flag in ("--copy", f"{path}:/{os.path.basename(path)}"))
             self.slow_image = self.bed.image(files[0], "soak", *copies)
         self.works()
         self.clear()
