@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import re
 import tempfile
 import threading
 import time
@@ -33,6 +34,8 @@ VICTIMS = {
     "containerd": 1, "containerd-shim-slipway-v1": 4, "slipway-holder": 4, "slipway-guest": 4, "slipway-aot": 3, "slipway-queue": 1,
     "containerd-shim-runc-v2": 2,
 }
+# As containerd names them.
+NETWORK_NAMESPACE = re.compile(r"/run/netns/(cni-[0-9a-f-]+)")
 # Whoever dies of these may be what any pod waits for.
 OF_THE_NODE = ("containerd", "slipway-aot", "slipway-queue")
 
@@ -87,7 +90,25 @@ class Soak(KillTest):
         self.clear()
         self.queue_is_empty()
         self.before = before
-        self.leave_nothing()
+        self.leaves_nothing_but_namespaces()
+
+    def leaves_nothing_but_namespaces(self):
+        """A containerd that is killed between making a pod's network namespace and noting it down does not know it any more, whatever the
+        handler."""
+        left, namespaces = {}, set()
+
+        def is_clean():
+            left.clear()
+            for kind, lines in self.bed.left_since(self.before).items():
+                namespaces.update(NETWORK_NAMESPACE.findall("\n".join(lines)))
+                if others := [line for line in lines if not NETWORK_NAMESPACE.search(line)]:
+                    left[kind] = others
+            return not left
+
+        self.until(is_clean, lambda: f"left behind: {json.dumps(left, indent=2)}")
+        kills = sum(victim.program == "containerd" for victim in self.killed)
+        print(f"    network namespaces that a killed containerd has left: {len(namespaces)}", flush=True)
+        self.assertLessEqual(len(namespaces), kills * AT_ONCE)
 
     def prepare(self):
         """All images are there before anybody is killed."""
