@@ -132,7 +132,7 @@ pub fn spawn(install: &Install, pid: &Namespace, cgroup: &CgroupEntry) -> io::Re
 }
 
 impl Guest {
-    fn new(child: Child, control: OwnedFd, joins_pids: bool) -> io::Result<Self> {
+    pub(crate) fn new(child: Child, control: OwnedFd, joins_pids: bool) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&control, true)?;
         Ok(Self {
             spawned: Process::new(child)?,

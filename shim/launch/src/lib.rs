@@ -5,6 +5,8 @@
 mod compiler;
 mod guest;
 mod layer;
+#[cfg(test)]
+mod tests;
 
 pub use compiler::Compiler;
 pub use guest::{Guest, spawn};

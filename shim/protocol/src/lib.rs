@@ -413,9 +413,12 @@ impl Packet {
     /// The message in it.
     ///
     /// # Errors
-    /// [`Error::Encoding`]
+    /// [`Error::Encoding`], also where the packet goes on behind it.
     pub fn message<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        Ok(postcard::from_bytes(&self.bytes)?)
+        match postcard::take_from_bytes(&self.bytes)? {
+            (message, []) => Ok(message),
+            (_, _) => Err(Error::Encoding(postcard::Error::DeserializeBadEncoding)),
+        }
     }
 }
 
