@@ -81,7 +81,7 @@ class Matrix(KillTest):
         self.pods.clear()
         if restart:
             self.restart()
-        self.disappears("slipway-aot")
+        self.queue_is_empty()
         self.leave_nothing()
 
     # How a step is held.
