@@ -225,12 +225,14 @@ class Install(KillTest):
         """As an option of the handler, which each containerd passes in its own way."""
         self.slipway("install", "--cache-size", "1Ki", tree=TREE)
         self.restart()
+        cached = lambda: [row["origin"] for row in json.loads(self.bed.run("slipway", "cache", "ls", "--json").stdout) if row["kind"] == "artefact"]
         for name in ("hello", "tcp-echo"):
             self.pod("slipway").start(self.bed.example(name), ["sleep"])
+            # A start does not wait for a long compile to its end.
+            self.until(lambda: f"/{name}.wasm" in cached())
             # What is in use stays, whatever the bound.
             self.pods.pop().remove()
-        kept = json.loads(self.bed.run("slipway", "cache", "ls", "--json").stdout)
-        self.assertEqual(len(kept), 1, kept)
+        self.assertEqual(cached(), ["/tcp-echo.wasm"])
 
     def test_what_others_write_meanwhile_stays(self):
         before = self.node()

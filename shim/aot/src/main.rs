@@ -154,8 +154,8 @@ fn enclose(memory: u64, seconds: u64) -> Result<(), String> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(io)?;
     slipway_confine::files("/", "/")?;
-    let rules = slipway_seccomp::compiler(std::process::id());
-    slipway_confine::calls(&rules, None, end_at_trapped_call).map_err(|e| format!("seccomp: {e}"))
+    let list = slipway_seccomp::allow_list(&slipway_seccomp::compiler(std::process::id()));
+    slipway_confine::calls(list, None, end_at_trapped_call).map_err(|e| format!("seccomp: {e}"))
 }
 
 /// Says which system call it was that no compile makes.

@@ -8,7 +8,6 @@ use landlock::{
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope, make_bitflags,
 };
 use slipway_protocol::{Instruction, Seccomp};
-use slipway_seccomp::Rule;
 use slipway_sys::TrappedCall;
 
 /// The newest version of Landlock that is made use of; an older kernel is asked for what it has, from the second on.
@@ -77,19 +76,18 @@ fn beneath(
     Ok(ruleset.add_rule(rule)?)
 }
 
-/// Which calls of the kernel a process may make from now on: those of an allow-list, and of them those that the pod's own profile
+/// Which calls of the kernel a process may make from now on: those of an allow-list's program, and of them those that the pod's own profile
 /// lets through. `tell` is called at the first that the kernel does not let through where the filter asks for it, and ends the
 /// process.
 ///
 /// # Errors
 /// The kernel does not take the filter.
 pub fn calls(
-    rules: &[Rule],
+    list: Vec<Instruction>,
     profile: Option<&Seccomp>,
     tell: fn(TrappedCall) -> !,
 ) -> io::Result<()> {
     slipway_sys::on_trapped_call(tell)?;
-    let list = slipway_seccomp::allow_list(rules);
     let program = slipway_seccomp::chain(list, profile.map_or(&[][..], |p| &p.program));
     let flags = profile.map_or(libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, |p| p.flags);
     let sock_filter = |i: &Instruction| libc::sock_filter {

@@ -68,6 +68,12 @@ unsafe extern "C" {
         m: *mut *mut AstModule,
         path: *const c_char,
     ) -> Res;
+    pub fn WasmEdge_LoaderParseFromBuffer(
+        l: *mut Loader,
+        m: *mut *mut AstModule,
+        bytes: *const u8,
+        length: u32,
+    ) -> Res;
     pub fn WasmEdge_ValidatorCreate(c: *const Configure) -> *mut Validator;
     pub fn WasmEdge_ValidatorDelete(v: *mut Validator);
     pub fn WasmEdge_ValidatorValidate(v: *mut Validator, m: *const AstModule) -> Res;

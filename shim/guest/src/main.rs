@@ -85,8 +85,8 @@ fn main() {
 }
 
 fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
-    // Where the launch is not there yet: a pod's first container then finds it made. An exec has no use for one.
-    let skeleton = launch_is_late(control).then(|| mounts::Skeleton::make(""));
+    // Where the launch is not there yet: a pod's first container then finds it made.
+    let prepared = launch_is_late(control).then(|| Prepared::make(engine));
     slipway_protocol::send(control, &FromGuest::Waiting, &[])?;
     let (launch, given) = receive_launch(control)?;
     let container = given.container.as_ref().map(AsFd::as_fd);
@@ -104,6 +104,7 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     let confinement = lsm::Confinement::open(&launch)?;
     mounts::enter_namespaces(&launch, container)?;
     steps.mark("namespaces");
+    let (skeleton, allow_list) = prepared.map(|p| (p.skeleton, p.allow_list)).unzip();
     let mut files = match (given.container, skeleton) {
         (Some(container), _) => Files::Shared(mounts::Shared::of(container)?),
         // One that was made before the launch has no label.
@@ -165,7 +166,10 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
     }
     slipway_confine::files("/", mounts::ROOTFS)?;
     steps.mark("landlock");
-    seccomp::enter(launch.program.seccomp.as_ref())?;
+    allow_list
+        .filter(seccomp::AllowList::is_own)
+        .unwrap_or_else(seccomp::AllowList::make)
+        .enter(launch.program.seccomp.as_ref())?;
     steps.mark("seccomp");
     let loaded = engine
         .load(mounts::ARTEFACT)
@@ -185,6 +189,23 @@ fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Sto
             Ok(run(loaded, &wasi, &call))
         }
         _ => Err(Stop::from("expected Start".to_string())),
+    }
+}
+
+/// What does not depend on the launch.
+struct Prepared {
+    /// An exec has no use for one.
+    skeleton: Result<mounts::Skeleton, String>,
+    allow_list: seccomp::AllowList,
+}
+
+impl Prepared {
+    fn make(engine: &Engine) -> Self {
+        engine.warm_up();
+        Self {
+            skeleton: mounts::Skeleton::make(""),
+            allow_list: seccomp::AllowList::make(),
+        }
     }
 }
 

@@ -136,8 +136,8 @@ fn enclose() -> Result<(), String> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|e| format!("end with the parent: {e}"))?;
     slipway_confine::no_files()?;
-    let rules = slipway_seccomp::layers();
-    slipway_confine::calls(&rules, None, end_at_trapped_call).map_err(|e| format!("seccomp: {e}"))
+    let list = slipway_seccomp::allow_list(&slipway_seccomp::layers());
+    slipway_confine::calls(list, None, end_at_trapped_call).map_err(|e| format!("seccomp: {e}"))
 }
 
 /// Says which system call it was that this program never makes.
