@@ -67,7 +67,7 @@ critest: dist bed ## Run cri-tools' specs on Linux images in pods of runc and of
 	@test/critest/fetch
 	@test/critest/run
 
-fuzz: bed ## Give arbitrary bytes to everything that reads some from outside, DURATION=60 seconds for each
+fuzz: bed ## Give arbitrary bytes to what reads some from outside, DURATION=60 seconds for each
 	@test/setup g++
 	@test/fuzz/run $(DURATION)
 

@@ -449,15 +449,17 @@ class KillTest(PodTest):
 
     def queue_is_empty(self):
         """What former tests have left to the queue is none of this one's, and is not waited for."""
+        said = []
 
         def is_empty():
             jobs = [row["artefact"] for row in self.cache() if row["kind"] in ("queued", "compiling")]
             if jobs:
                 # One that a start waits for stays until that has ended.
-                self.bed.run("slipway", "cache", "rm", *jobs, check=False)
+                done = self.bed.run("slipway", "cache", "rm", *jobs, check=False)
+                said[:] = [done.stdout, done.stderr]
             return not jobs
 
-        self.until(is_empty, "the compile queue does not empty")
+        self.until(is_empty, lambda: f"the compile queue does not empty: {''.join(said)}")
 
     def cache(self):
         """What lies in the node's cache and in its compile queue."""

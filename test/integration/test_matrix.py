@@ -82,6 +82,7 @@ class Matrix(KillTest):
         if restart:
             self.restart()
         self.queue_is_empty()
+        self.disappears("slipway-aot")
         self.leave_nothing()
 
     # How a step is held.

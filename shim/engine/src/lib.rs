@@ -222,7 +222,7 @@ const SMALL_MODULE: &[u8] = b"\0asm\x01\0\0\0\
     \x0a\x16\x01\x14\0\x02\x40\x41\x01\x0d\0\x0b\x41\0\x41\0\x41\x01\x41\0\x10\0\x1a\x0b\
     \x0b\x07\x01\0\x41\0\x0b\x01h";
 
-/// The engine, ready to load one artefact. Nothing of a module has been seen yet.
+/// The engine, ready to load one artefact. Nothing of anybody's module has been seen yet.
 pub struct Engine {
     configure: Configure,
 }
@@ -242,7 +242,7 @@ impl Engine {
     /// # Errors
     /// The engine's.
     pub fn load(&self, path: &CStr) -> Result<Loaded<'_>, Error> {
-        // SAFETY: the path lives during the call.
+        // SAFETY: the path lives during the call; loader and place are `parse`'s.
         self.parse(|loader, ast| unsafe {
             ffi::WasmEdge_LoaderParseFromFile(loader, ast, path.as_ptr())
         })
@@ -252,13 +252,14 @@ impl Engine {
     /// the first artefact is loaded in two thirds of the time.
     pub fn warm_up(&self) {
         let length = SMALL_MODULE.len() as u32;
-        // SAFETY: the bytes are a constant. Nothing of them is run.
+        // SAFETY: the bytes are a constant; loader and place are `parse`'s. Nothing of the module is run.
         let loaded = self.parse(|loader, ast| unsafe {
             ffi::WasmEdge_LoaderParseFromBuffer(loader, ast, SMALL_MODULE.as_ptr(), length)
         });
         drop(loaded);
     }
 
+    /// Parses by one of the loader's functions, which sets the module where its result is good, and validates.
     fn parse(
         &self,
         parse: impl FnOnce(*mut ffi::Loader, *mut *mut ffi::AstModule) -> ffi::Res,

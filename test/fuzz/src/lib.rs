@@ -1,4 +1,4 @@
-//! What Slipway makes of bytes from outside, one function for each place where they come in. None may panic, hang, or use memory out
+//! What Slipway makes of bytes from outside, a function for each kind of them. None may panic, hang, or use memory out
 //! of proportion, and each asserts what must hold of the result.
 //!
 //! A fuzzer calls them (`fuzz_targets`), and `cargo test` with each of the `seeds`: inputs that reach far, and all that were
@@ -6,10 +6,10 @@
 
 use std::fs::{self, File};
 use std::io::{Cursor, Read, Seek, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use slipway_cache::{Key, Lookup, Options, Store, Tier};
 use slipway_image::{ImageConfig, ImageError, Index, Manifest, open_archive};
 use slipway_module::{Digest, Entrypoint, Kind};
-use slipway_protocol::{Budget, FromGuest, Launch, Packet};
+use slipway_protocol::{Budget, Facts, FromGuest, Launch, Packet, Purpose};
 use slipway_systemd::{Call, Systemd};
 
 // Neither is public: the one is of a program, the other of a crate that has a better door. Their files are this crate's, too.
@@ -27,6 +27,10 @@ mod config;
 mod handler;
 
 use config::{Effective, Handlers, Ours};
+
+/// Whoever asks for more ends the process, whether it is touched or not: inputs are some kilobytes.
+#[global_allocator]
+static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, 256 << 20);
 
 /// What an input is given to.
 pub type Target = fn(&[u8]);
@@ -102,29 +106,42 @@ pub fn spec(data: &[u8]) {
     let _ = slipway_spec::preview(bundle.path());
 }
 
-/// What a guest says on its socket, and what it makes of its page of the budget. It may be under a hostile module's control.
+/// What a guest or a compiler says on its socket, and what a guest makes of its budget's page. Both may be under a hostile module's control.
 pub fn message(data: &[u8]) {
-    if let Ok(message) = packet(data).message::<FromGuest>() {
+    comes_back::<FromGuest>(data);
+    comes_back::<Facts>(data);
+    comes_back::<Purpose>(data);
+    let _: Result<Launch, _> = slipway_protocol::read_launch(file_of(data));
+
+    let limit = Some(1 << 30);
+    let budget = Budget::new(limit).expect("a budget");
+    let share = budget.share().expect("a share");
+    // A guest may write to all of the page.
+    rustix::io::pwrite(share.as_fd(), &data[..data.len().min(GUESTS_BYTES)], 0).expect("written");
+    let usage = share.read().expect("usage");
+    let all = budget.read().expect("usage");
+    assert_eq!(
+        (all.limit, all.used, all.peak),
+        (limit, usage.used, usage.peak)
+    );
+    if let Some(refusal) = share.refusal() {
+        assert_eq!(Some(refusal.limit), limit);
+    }
+}
+
+/// So much of a budget's page is written, in bytes.
+const GUESTS_BYTES: usize = 4096;
+
+/// A message that is one is the same when it has been sent on.
+fn comes_back<T: serde::Serialize + serde::de::DeserializeOwned>(data: &[u8]) {
+    if let Ok(message) = packet(data).message::<T>() {
         let bytes =
             slipway_protocol::encode(&message).expect("what came in a packet fits into one");
-        packet(&bytes)
-            .message::<FromGuest>()
+        let again = packet(&bytes)
+            .message::<T>()
             .expect("what is encoded is decoded");
+        assert_eq!(slipway_protocol::encode(&again).expect("encoded"), bytes);
     }
-    let launch = memfd(data);
-    let _: Result<Launch, _> = slipway_protocol::read_launch(launch);
-
-    let budget = Budget::new(Some(1 << 30)).expect("a budget");
-    let share = budget.share().expect("a share");
-    for word in data.chunks_exact(8).take(1) {
-        share
-            .hold(u64::from_ne_bytes(word.try_into().expect("eight bytes")))
-            .expect("held");
-    }
-    let _ = budget.share().map(|other| other.hold(u64::MAX));
-    let usage = budget.read().expect("usage");
-    assert_eq!(usage.limit, Some(1 << 30));
-    let _ = (share.read(), share.refusal());
 }
 
 fn packet(bytes: &[u8]) -> Packet {
@@ -133,10 +150,10 @@ fn packet(bytes: &[u8]) -> Packet {
     // An empty packet is the end of the connection.
     let bytes = if bytes.is_empty() { &[0][..] } else { bytes };
     assert_eq!(rustix::io::write(&guest, bytes), Ok(bytes.len()));
-    slipway_protocol::recv_packet(std::os::fd::AsFd::as_fd(&host)).expect("a packet")
+    slipway_protocol::recv_packet(host.as_fd()).expect("a packet")
 }
 
-fn memfd(data: &[u8]) -> OwnedFd {
+fn file_of(data: &[u8]) -> OwnedFd {
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(data).expect("written");
     file.rewind().expect("rewound");
@@ -183,26 +200,58 @@ pub fn layer(data: &[u8]) {
     unpacks_into_its_directory(|root| open_archive(Cursor::new(&archive))?.unpack(root).map(drop));
 }
 
-/// Whatever an image has in it, nothing beside its directory changes.
+/// Whatever an image has in it, nothing beside its directory changes: neither near it, nor where the links of the seeds lead.
 fn unpacks_into_its_directory(unpack: impl FnOnce(&Path) -> Result<(), ImageError>) {
-    let parent = Scratch::new();
-    parent.write("beside", b"untouched");
-    let root = parent.path().join("root");
-    fs::create_dir(&root).expect("a directory");
-    let _ = unpack(&root);
-    let mut found: Vec<_> = fs::read_dir(parent.path())
-        .expect("readable")
-        .map(|entry| entry.expect("an entry").file_name())
-        .collect();
-    found.sort();
-    assert_eq!(found, ["beside", "root"]);
-    assert_eq!(
-        fs::read(parent.path().join("beside")).expect("still there"),
-        b"untouched"
+    let scratch = Scratch::new();
+    let root = scratch.path().join("a/b/root");
+    fs::create_dir_all(&root).expect("a directory");
+    for beside in ["beside", "a/beside", "a/b/beside"] {
+        scratch.write(beside, b"untouched");
+    }
+    let outside = Path::new(OUTSIDE);
+    fs::create_dir_all(outside).expect("a directory");
+    let before = (
+        seen_beside(scratch.path(), &root),
+        seen_beside(outside, &root),
     );
+    let _ = unpack(&root);
+    let after = (
+        seen_beside(scratch.path(), &root),
+        seen_beside(outside, &root),
+    );
+    assert_eq!(before, after);
 }
 
-/// An archive of one layer with these bytes.
+/// Where absolute links of the seeds lead to.
+const OUTSIDE: &str = "/tmp/slipway-fuzz-outside";
+
+/// All that is below a directory, but for what is below another: path, kind and mode, owner, size, when it was changed.
+fn seen_beside(directory: &Path, root: &Path) -> Vec<(PathBuf, u32, u32, u64, i64, i64)> {
+    let mut seen = Vec::new();
+    let mut left = vec![directory.to_path_buf()];
+    while let Some(path) = left.pop() {
+        if path == root {
+            continue;
+        }
+        let stat = fs::symlink_metadata(&path).expect("it is there");
+        if stat.is_dir() {
+            let entries = fs::read_dir(&path).expect("readable");
+            left.extend(entries.map(|entry| entry.expect("an entry").path()));
+        }
+        seen.push((
+            path,
+            stat.mode(),
+            stat.uid(),
+            stat.size(),
+            stat.ctime(),
+            stat.ctime_nsec(),
+        ));
+    }
+    seen.sort();
+    seen
+}
+
+/// An archive with these bytes as two layers: what the second one deletes, the first has made.
 fn archive_of(media_type: &str, layer: &[u8]) -> Vec<u8> {
     let digest = |bytes: &[u8]| hex(&Sha256::digest(bytes));
     let describe = |media_type: &str, bytes: &[u8]| serde_json::json!({"mediaType": media_type, "digest": format!("sha256:{}", digest(bytes)), "size": bytes.len()});
@@ -210,7 +259,7 @@ fn archive_of(media_type: &str, layer: &[u8]) -> Vec<u8> {
     let config = serde_json::json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", "0".repeat(64))]}}).to_string();
     let manifest = serde_json::json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": describe("application/vnd.oci.image.config.v1+json", config.as_bytes()), "layers": [describe(media_type, layer)],
+        "config": describe("application/vnd.oci.image.config.v1+json", config.as_bytes()), "layers": [describe(media_type, layer), describe(media_type, layer)],
     })
     .to_string();
     let index = serde_json::json!({
@@ -277,17 +326,35 @@ pub fn reference(data: &[u8]) {
     }
 }
 
-/// An entry of the cache: payload and description, which are sealed here unless the first byte says no.
+/// An entry of the cache: payload and description, which are sealed here unless the first byte says no. The name of one processor in it is this
+/// machine's.
 pub fn cache_entry(data: &[u8]) {
+    let _ = is_found(data);
+}
+
+/// The same; whether the entry is one that a guest would load.
+pub fn is_found(data: &[u8]) -> bool {
     let Some((first, data)) = data.split_first() else {
-        return;
+        return false;
     };
     let dir = Scratch::new();
     let key = Key::new([7; 32], "engine", Tier::Full);
     let mut entry = data.to_vec();
+    let mut described = usize::from(*first);
+    if let Some(at) = data
+        .windows(PROCESSOR.len())
+        .position(|bytes| bytes == PROCESSOR)
+    {
+        let features = slipway_cache::cpu_features();
+        described = (described + 1 + features.len()).saturating_sub(PROCESSOR.len());
+        entry.splice(
+            at..at + PROCESSOR.len(),
+            [&[features.len() as u8], features.as_bytes()].concat(),
+        );
+    }
     if *first != 0 {
-        let described = data.len().min(usize::from(*first));
-        entry.extend(Sha256::digest(data));
+        let described = entry.len().min(described);
+        entry.extend(Sha256::digest(&entry));
         entry.extend((described as u32).to_le_bytes());
         entry.extend(b"slipway\x01");
     }
@@ -296,15 +363,24 @@ pub fn cache_entry(data: &[u8]) {
     }
     let store = Store::open(dir.path(), Options { max_bytes: 1 << 30 }).expect("a store");
     let _ = store.list().expect("a list");
-    if let Lookup::Hit(artefact) = store.lookup(&key).expect("an answer") {
+    let found = store.lookup(&key).expect("an answer");
+    if let Lookup::Hit(artefact) = &found {
         assert_eq!(artefact.meta().key, key);
         assert!(artefact.payload() <= data.len() as u64);
     }
-    assert!(store.list().expect("a list").len() <= 2);
+    let is_hit = matches!(found, Lookup::Hit(_));
+    // What is held is in use, and stays.
+    drop(found);
     store.remove_all().expect("removed");
+    assert!(store.list().expect("a list").is_empty());
+    is_hit
 }
 
-/// A job of the compile queue, sealed here unless the first byte says no.
+/// In a seed, in the place of the features of a processor: the length of the text, and the text.
+const PROCESSOR: &[u8] = b"\x15x86_64-7ffbff7f003ffc";
+
+/// A record of the compile queue. It lies where its job would, with a module of the size that it names; sealed here unless the first byte
+/// says no.
 pub fn queue_record(data: &[u8]) {
     let Some((first, data)) = data.split_first() else {
         return;
@@ -313,15 +389,23 @@ pub fn queue_record(data: &[u8]) {
     let queue = dir.path().join("queue-1");
     fs::create_dir(&queue).expect("a directory");
     fs::set_permissions(&queue, fs::Permissions::from_mode(0o700)).expect("closed");
-    let mut record = Vec::new();
+    let record: Option<slipway_queue::Record> = postcard::from_bytes(data).ok();
+    let name = record
+        .as_ref()
+        .map_or("0".repeat(64), |record| record.key().file_name());
+    let size = record.as_ref().map_or(0, |record| record.module.size);
+    let mut bytes = Vec::new();
     if *first != 0 {
-        record.extend(Sha256::digest(data));
+        bytes.extend(Sha256::digest(data));
     }
-    record.extend(data);
-    let name = "0".repeat(64);
-    fs::write(queue.join(format!("{name}.job")), record).expect("written");
-    fs::write(queue.join(format!("{name}.wasm")), b"").expect("written");
-    let _ = slipway_queue::list(dir.path());
+    bytes.extend(data);
+    fs::write(queue.join(format!("{name}.job")), bytes).expect("written");
+    let module = File::create(queue.join(format!("{name}.wasm"))).expect("a file");
+    // Not every size is one that a file can have.
+    let is_whole = module.set_len(size).is_ok() && *first != 0 && record.is_some();
+    let jobs = slipway_queue::list(dir.path());
+    assert_eq!(jobs.len(), usize::from(is_whole));
+    assert!(jobs.iter().all(|job| job.name == name && !job.compiling));
 }
 
 /// containerd's configuration, as the node's administrator has it, and what `containerd config dump` says.
@@ -385,7 +469,12 @@ pub fn containerd_config(data: &[u8]) {
                 .iter()
                 .any(|path| path == import)
         );
-        config::remove(&added, &ours).expect("it is taken out again");
+        let removed = config::remove(&added, &ours).expect("it is taken out again");
+        assert!(
+            !config::imports(&removed, Path::new("/etc"))
+                .iter()
+                .any(|path| path == import)
+        );
     }
 }
 

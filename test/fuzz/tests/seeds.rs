@@ -19,3 +19,9 @@ fn seeds_are_answered() {
         assert!(count > 0, "{name} has no seed");
     }
 }
+
+#[test]
+fn the_seed_that_is_an_entry_of_the_cache_is_found_on_any_processor() {
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/cache_entry/entry");
+    assert!(slipway_fuzz::is_found(&fs::read(seed).unwrap()));
+}
