@@ -86,7 +86,7 @@ fn main() {
 
 fn become_container(engine: &Engine, control: BorrowedFd<'_>) -> Result<End, Stop> {
     // Where the launch is not there yet: a pod's first container then finds it made.
-    let prepared = launch_is_late(control).then(|| Prepared::make(engine));
+    let prepared = launch_is_late(control).then(Prepared::make);
     slipway_protocol::send(control, &FromGuest::Waiting, &[])?;
     let (launch, given) = receive_launch(control)?;
     let container = given.container.as_ref().map(AsFd::as_fd);
@@ -200,8 +200,8 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn make(engine: &Engine) -> Self {
-        engine.warm_up();
+    fn make() -> Self {
+        Engine::warm_up();
         Self {
             skeleton: mounts::Skeleton::make(""),
             allow_list: seccomp::AllowList::make(),
