@@ -169,6 +169,10 @@ class Drain(TaskTest):
     CLIENT = (
         "import socket, sys\n"
         "s = socket.create_connection((sys.argv[1], 8080))\n"
+        # A connection that the kernel has taken is the server's when it has answered.
+        "s.sendall(b'HEAD / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n')\n"
+        "head = b''\n"
+        "while not head.endswith(b'\\r\\n\\r\\n'): head += s.recv(1)\n"
         "s.sendall(b'GET / HT')\n"
         "print('half', flush=True)\n"
         "sys.stdin.readline()\n"
