@@ -76,6 +76,7 @@ class Bed:
         # What slipway puts into it is seen apart from what others do on this machine.
         self.temporary = f"{self.root}/tmp"
         os.makedirs(self.temporary, exist_ok=True)
+        self.outer = os.environ.get("TMPDIR")
         os.environ["TMPDIR"] = tempfile.tempdir = self.temporary
 
     def number(self):
@@ -85,7 +86,10 @@ class Bed:
             return self.count
 
     def down(self):
-        del os.environ["TMPDIR"]
+        # The next bed is made where this one was.
+        os.environ.pop("TMPDIR")
+        if self.outer:
+            os.environ["TMPDIR"] = self.outer
         tempfile.tempdir = None
         run(f"{ROOT}/test/bed/bed", "down", self.root)
 
