@@ -128,7 +128,7 @@ impl Directory {
     pub fn keep_again(&self, name: &str, new: &str, record: &Record) -> io::Result<()> {
         let [from, to] = [name, new].map(|name| format!("{name}{MODULE}"));
         rustix::fs::renameat(&self.fd, from, &self.fd, to)?;
-        self.unlink(&format!("{name}{RECORD}"));
+        self.withdraw(name);
         self.keep_record(new, record)
             .inspect_err(|_| self.remove(new))
     }
@@ -146,8 +146,13 @@ impl Directory {
     /// Forgets a job.
     pub fn remove(&self, name: &str) {
         // In this order: a record is there only when its module is.
-        self.unlink(&format!("{name}{RECORD}"));
+        self.withdraw(name);
         self.unlink(&format!("{name}{MODULE}"));
+    }
+
+    /// Takes a job off the list; the copy of its module stays for the worker, and goes with the next one.
+    pub fn withdraw(&self, name: &str) {
+        self.unlink(&format!("{name}{RECORD}"));
     }
 
     /// All jobs that are whole.

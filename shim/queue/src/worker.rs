@@ -428,6 +428,8 @@ impl Worker {
             return false;
         }
         job.wanted = false;
+        // Its compiler takes a moment to end. A worker that is killed until then leaves the job to nobody.
+        self.directory.withdraw(name);
         self.abandon(name);
         true
     }
