@@ -389,6 +389,13 @@ class KillTest(PodTest):
             self.kill(f.read().strip())
         self.disappears("containerd")
 
+    def remove_all_pods(self):
+        """As the kubelet does, also those that have come to nothing."""
+        for sandbox in self.bed.crictl("pods", "-q").stdout.split():
+            self.bed.stop_pod(sandbox)
+            self.bed.remove_pod(sandbox)
+        self.pods.clear()
+
     def age_sockets(self):
         """Lets those of shims that have ended be old: the next shim that ends removes them then."""
         self.bed.run("find", "/run/containerd/s", "-name", "slipway-*", "-exec", "touch", "-d", "1 minute ago", "{}", "+")
@@ -456,7 +463,7 @@ class KillTest(PodTest):
         said = []
 
         def is_empty():
-            jobs = [row["artefact"] for row in self.cache() if row["kind"] in ("queued", "compiling")]
+            jobs = self.jobs()
             if jobs:
                 # One that a start waits for stays until that has ended.
                 done = self.bed.run("slipway", "cache", "rm", *jobs, check=False)
@@ -464,6 +471,10 @@ class KillTest(PodTest):
             return not jobs
 
         self.until(is_empty, lambda: f"the compile queue does not empty: {''.join(said)}")
+
+    def jobs(self):
+        """Those of the compile queue, by the names of their artefacts."""
+        return [row["artefact"] for row in self.cache() if row["kind"] in ("queued", "compiling")]
 
     def cache(self):
         """What lies in the node's cache and in its compile queue."""

@@ -225,7 +225,7 @@ class Install(KillTest):
         """As an option of the handler, which each containerd passes in its own way."""
         self.slipway("install", "--cache-size", "1Ki", tree=TREE)
         self.restart()
-        cached = lambda: [row["origin"] for row in json.loads(self.bed.run("slipway", "cache", "ls", "--json").stdout) if row["kind"] == "artefact"]
+        cached = lambda: [row["origin"] for row in self.cache() if row["kind"] == "artefact"]
         for name in ("hello", "tcp-echo"):
             self.pod("slipway").start(self.bed.example(name), ["sleep"])
             # A start does not wait for a long compile to its end.

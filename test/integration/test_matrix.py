@@ -71,14 +71,11 @@ class Matrix(KillTest):
         self.until(is_true, lambda: f"{now} did not become {truth}")
 
     def clear(self, restart):
-        """Removes all pods as the kubelet does, also those that have come to nothing, and finds nothing left."""
+        """Removes all pods, and finds nothing left."""
         self.go_on()
         if not self.pids("containerd"):
             self.restart()
-        for sandbox in self.bed.crictl("pods", "-q").stdout.split():
-            self.bed.stop_pod(sandbox)
-            self.bed.remove_pod(sandbox)
-        self.pods.clear()
+        self.remove_all_pods()
         if restart:
             self.restart()
         self.queue_is_empty()

@@ -18,7 +18,7 @@ import threading
 import time
 import unittest
 
-from harness import PATIENCE, SYSTEMD, KillTest, Pod, slow_module
+from harness import COMPILING, PATIENCE, SYSTEMD, KillTest, Pod, slow_module
 
 SECONDS = int(os.environ.get("SLIPWAY_SOAK_SECONDS", "60"))
 SEED = int(os.environ.get("SLIPWAY_SOAK_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -37,8 +37,6 @@ VICTIMS = {
 }
 # As containerd names them.
 NETWORK_NAMESPACE = re.compile(r"/run/netns/(cni-[0-9a-f-]+)")
-# What a cold module may wait for, whoever asked for it.
-COMPILING = ("slipway-aot", "slipway-queue")
 COLD = "a cold module"
 # From so many seconds on, each kind must have been killed.
 LONG = 600
@@ -98,13 +96,13 @@ class Soak(KillTest):
             self.assertEqual(set(counts), {name for name in VICTIMS if HANDLER == "slipway" or name in ("containerd", "containerd-shim-runc-v2")})
         # What is one pod's touches one pod.
         self.assertLessEqual(self.excused, sum(AT_ONCE if victim.program in ("containerd", *COMPILING) else 1 for victim in self.killed))
-        self.clear()
+        self.remove_all_pods()
         # containerd tells nobody of the end of a shim that it does not know yet.
         self.age_sockets()
         self.works()
-        self.clear()
+        self.remove_all_pods()
         # The queue works itself off.
-        self.until(lambda: not [row for row in self.cache() if row["kind"] in ("queued", "compiling")], "the compile queue does not empty")
+        self.until(lambda: not self.jobs(), "the compile queue does not empty")
         self.disappears("slipway-aot")
         self.before = before
         self.leaves_nothing_but_namespaces()
@@ -135,7 +133,7 @@ class Soak(KillTest):
             copies = (flag for path in files[1:] for flag in ("--copy", f"{path}:/{os.path.basename(path)}"))
             self.slow_image = self.bed.image(files[0], "soak", *copies)
         self.works()
-        self.clear()
+        self.remove_all_pods()
 
     def standing_pod(self):
         pod = self.pod(HANDLER)
@@ -181,14 +179,14 @@ class Soak(KillTest):
 
     def ended(self, container):
         """Its exit status, asked for again where containerd is away."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
+
+        def status():
             with contextlib.suppress(AssertionError):
-                status = container.status()
-                if status["state"] == "CONTAINER_EXITED":
-                    return status["exitCode"]
-            time.sleep(0.2)
-        raise AssertionError(f"{container.id} does not end")
+                now = container.status()
+                return (now["exitCode"],) if now["state"] == "CONTAINER_EXITED" else ()
+
+        [code] = self.until(status, f"{container.id} does not end")
+        return code
 
     # What a kubelet does.
 
@@ -219,24 +217,18 @@ class Soak(KillTest):
 
     def remove(self, name):
         """As the kubelet takes a pod away: by what CRI knows of it, until it is gone."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
+
+        def is_gone():
+            with contextlib.suppress(AssertionError):
                 sandboxes = self.bed.crictl("pods", "-q", "--no-trunc", "--name", f"^{name}$").stdout.split()
-                if not sandboxes:
-                    return
                 for sandbox in sandboxes:
                     self.bed.remove_pod(sandbox)
-            except AssertionError as e:
-                if time.monotonic() > deadline:
-                    self.problems.append(f"{name} is not removed: {e}")
-                    return
-                time.sleep(0.2)
+                return not sandboxes
 
-    def clear(self):
-        for sandbox in self.bed.crictl("pods", "-q", "--no-trunc").stdout.split():
-            self.bed.remove_pod(sandbox)
-        self.pods.clear()
+        try:
+            self.until(is_gone, f"{name} is not removed")
+        except AssertionError as e:
+            self.problems.append(str(e))
 
     # Who is killed.
 
@@ -277,14 +269,16 @@ class Soak(KillTest):
 
     def candidates(self, program):
         """Processes of a program: pid, and all that tells whose it is, its own and its parent's."""
-        lines = self.bed.run("ps", "-ww", "-eo", "pid=,ppid=,stat=,comm=,cgroup:400=,args=").stdout.splitlines()
-        processes = {pid: (parent, stat, name, text) for pid, parent, stat, name, text in (line.split(None, 4) for line in lines)}
-        # A name of the kernel's has 15 letters; the compiler is an argument of its loader.
-        is_it = lambda name, text: name == program if len(program) <= 15 and "/slipway-aot " not in text else f"{program} " in text
+        lines = self.bed.run("ps", "-ww", "-eo", "pid=,ppid=,cgroup:400=,args=").stdout.splitlines()
+        processes = {pid: (parent, text) for pid, parent, text in (line.split(None, 2) for line in lines)}
         found = []
-        for pid, (parent, stat, name, text) in processes.items():
+        for pid in self.pids(program):
+            parent, text = processes.get(pid, ("", ""))
+            # The kernel has one name for the shims of both runtimes.
+            if program.startswith("containerd-shim-") and f"{program} " not in text:
+                continue
             if program not in COMPILING:
-                text += processes.get(parent, ("", "", "", ""))[3]
-            if stat[0] != "Z" and is_it(name, text) and not any(id in text for id in self.spared):
+                text += processes.get(parent, ("", ""))[1]
+            if text and not any(id in text for id in self.spared):
                 found.append((pid, text))
         return found
