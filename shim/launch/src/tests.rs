@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use slipway_compile::{Direct, Install};
 use slipway_counters::{Counter, Counters, Snapshot};
 use slipway_protocol::{Budget, End, FromGuest, Launch, MAX_PACKET, Module, Timeline, ToGuest};
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tempfile::TempDir;
+use tokio::io::Interest;
 
 use crate::{Compiler, Guest, Helpers, Resolved, StartError, resolve};
 
@@ -37,6 +39,12 @@ fn shell(script: &str) -> Child {
 fn null() -> OwnedFd {
     let null = File::options().read(true).write(true).open("/dev/null");
     null.unwrap().into()
+}
+
+/// Waits until there is something to read: of a pidfd, that its process has ended.
+async fn readable(fd: OwnedFd) {
+    let watched = slipway_sys::watch(fd, Interest::READABLE).unwrap();
+    let _ = watched.readable().await.unwrap();
 }
 
 /// The guest as the host has it, and its end of the socket.
@@ -75,11 +83,8 @@ impl Script {
 
     /// Its process ends, and its end of the socket with it.
     async fn ends(self) -> Guest {
-        let stat = format!("/proc/{}/stat", self.guest.pid());
-        let is_zombie = || std::fs::read_to_string(&stat).unwrap().contains(") Z ");
-        while !is_zombie() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let pid = Pid::from_raw(self.guest.pid()).unwrap();
+        readable(pidfd_open(pid, PidfdFlags::empty()).unwrap()).await;
         self.guest
     }
 
@@ -144,6 +149,13 @@ impl Node {
             seen.counter(Counter::CacheHits),
             seen.counter(Counter::CacheMisses),
         )
+    }
+}
+
+fn replaced(pid: i32) -> FromGuest {
+    FromGuest::Replaced {
+        pid,
+        steps: steps(),
     }
 }
 
@@ -212,13 +224,7 @@ async fn what_comes_too_early_or_is_none_of_its_business_is_refused() {
             "the guest sent Ready at the wrong time",
         ),
         // It joins no pid namespace.
-        (
-            FromGuest::Replaced {
-                pid: 1,
-                steps: steps(),
-            },
-            "the guest sent Replaced at the wrong time",
-        ),
+        (replaced(1), "the guest sent Replaced at the wrong time"),
         (
             FromGuest::NeedArtefact {
                 module: module(),
@@ -277,13 +283,8 @@ async fn a_module_that_cannot_be_compiled_is_told_to_the_guest() {
     assert_eq!(node.counted(), (0, 1));
     script.hears();
     script.hears();
-    let answer = loop {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        let now = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-        if rustix::net::recv(&script.end, &mut [0; 1], now).is_ok() {
-            break script.hears();
-        }
-    };
+    readable(script.end.try_clone().unwrap()).await;
+    let answer = script.hears();
     assert!(
         matches!(&answer, ToGuest::NoArtefact(why) if !why.is_empty()),
         "{answer:?}"
@@ -294,21 +295,13 @@ async fn a_module_that_cannot_be_compiled_is_told_to_the_guest() {
 async fn a_successor_takes_its_place_once() {
     let successor = shell(STAYS);
     let pid = successor.pid;
-    let replaced = FromGuest::Replaced {
-        pid,
-        steps: steps(),
-    };
     // The first one has ended by then.
-    let script = Script::of("exit 0", true).says_with(&replaced, &[successor.pidfd]);
+    let script = Script::of("exit 0", true).says_with(&replaced(pid), &[successor.pidfd]);
     script.is_resolved().await.0.unwrap();
     assert_eq!(script.guest.pid(), pid);
     assert!(!script.guest.may_be_replaced());
 
-    let replaced = FromGuest::Replaced {
-        pid: 1,
-        steps: steps(),
-    };
-    let script = Script::of(STAYS, true).says(&replaced);
+    let script = Script::of(STAYS, true).says(&replaced(1));
     assert_eq!(script.is_refused().await, "the guest sent no process");
 }
 
@@ -319,9 +312,7 @@ async fn nobody_else_speaks_for_it() {
     // This process's own packet, not the shell's.
     let script = Script { guest, end }.says(&FromGuest::Resolved(steps()));
     let error = script.is_resolved().await.0.unwrap_err();
-    let Ok(own) = i32::try_from(std::process::id()) else {
-        panic!("a pid");
-    };
+    let own = std::process::id() as i32;
     assert!(
         matches!(error, StartError::Protocol(slipway_protocol::Error::Stranger(pid)) if pid == own),
         "{error}"
@@ -395,14 +386,10 @@ async fn a_guest_that_breaks_the_protocol_while_it_runs_is_killed() {
 async fn a_guest_that_is_dropped_is_gone_and_so_is_a_successor_that_nobody_has_heard_of() {
     let successor = shell(STAYS);
     let (pid, pidfd) = (successor.pid, successor.pidfd.try_clone().unwrap());
-    let replaced = FromGuest::Replaced {
-        pid,
-        steps: steps(),
-    };
-    let script = Script::of(STAYS, true).says_with(&replaced, &[successor.pidfd]);
+    let script = Script::of(STAYS, true).says_with(&replaced(pid), &[successor.pidfd]);
     let first = script.guest.pid();
     drop(script);
-    // A thread of its own takes them off the kernel's table.
+    // A thread of its own takes them off the kernel's table, which has no event.
     while [first, pid]
         .iter()
         .any(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists())

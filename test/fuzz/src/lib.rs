@@ -11,8 +11,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{CodedOutputStream, Message};
 use sha2::{Digest as _, Sha256};
 use slipway_cache::{Key, Lookup, Options, Store, Tier};
 use slipway_image::{ImageConfig, ImageError, Index, Manifest, open_archive};
@@ -253,7 +253,7 @@ fn seen_beside(directory: &Path, root: &Path) -> Vec<(PathBuf, u32, u32, u64, i6
 
 /// An archive with these bytes as two layers: what the second one deletes, the first has made.
 fn archive_of(media_type: &str, layer: &[u8]) -> Vec<u8> {
-    let digest = |bytes: &[u8]| hex(&Sha256::digest(bytes));
+    let digest = |bytes: &[u8]| Digest::of(bytes).to_string();
     let describe = |media_type: &str, bytes: &[u8]| serde_json::json!({"mediaType": media_type, "digest": format!("sha256:{}", digest(bytes)), "size": bytes.len()});
     let architecture = slipway_image::Platform::host().architecture;
     let config = serde_json::json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", "0".repeat(64))]}}).to_string();
@@ -280,10 +280,6 @@ fn archive_of(media_type: &str, layer: &[u8]) -> Vec<u8> {
         add(&format!("blobs/sha256/{}", digest(blob)), blob);
     }
     tar.into_inner().expect("into memory")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An image's index, manifest and config.
@@ -491,9 +487,10 @@ pub fn handler_options(data: &[u8]) {
         },
         // The TOML of a handler's table.
         1 => {
-            let mut value = vec![0x1a];
-            value.extend(varint(data.len()));
-            value.extend(data);
+            let mut value = Vec::new();
+            let mut message = CodedOutputStream::vec(&mut value);
+            message.write_bytes(3, data).expect("into memory");
+            drop(message);
             Any {
                 type_url: "runtimeoptions.v1.Options".into(),
                 value,
@@ -511,16 +508,6 @@ pub fn handler_options(data: &[u8]) {
     if let Ok(options) = handler::runc_options(any.clone()) {
         assert!(options.type_url.ends_with("containerd.runc.v1.Options") || options == any);
     }
-}
-
-fn varint(mut number: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while number > 0x7f {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-    bytes
 }
 
 /// systemd's side of its private socket.
@@ -564,7 +551,6 @@ impl Scratch {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) {
-        let mut file = File::create(self.path().join(name)).expect("a file");
-        file.write_all(bytes).expect("written");
+        fs::write(self.path().join(name), bytes).expect("written");
     }
 }
