@@ -471,6 +471,8 @@ class KillTest(PodTest):
             return not jobs
 
         self.until(is_empty, lambda: f"the compile queue does not empty: {''.join(said)}")
+        # The compiler of one that has been taken out may be there a moment longer.
+        self.disappears("slipway-aot")
 
     def jobs(self):
         """Those of the compile queue, by the names of their artefacts."""

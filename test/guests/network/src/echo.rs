@@ -1,4 +1,5 @@
-//! A TCP echo server for any number of clients on any number of addresses: one poll for all of them.
+//! A TCP echo server for any number of clients on any number of addresses: one poll for all of them. When nothing listens any
+//! more, it serves those that are there, and ends.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -23,7 +24,7 @@ pub fn serve(addresses: &[&str]) -> Outcome {
     }
     let mut connections: Vec<Connection> = Vec::new();
     let mut most = 0;
-    loop {
+    while !(listeners.is_empty() && connections.is_empty()) {
         let listening = listeners.iter().enumerate();
         let mut subscriptions: Vec<Subscription> = listening
             .map(|(index, listener)| Subscription::io(index as u64, listener, true, false, None))
@@ -34,11 +35,14 @@ pub fn serve(addresses: &[&str]) -> Outcome {
             Subscription::io(index, &connection.stream, !writing, writing, None)
         }));
         let mut accepted = Vec::new();
+        let mut closed = Vec::new();
         let mut gone = Vec::new();
         for event in poll(&subscriptions)? {
             let index = event.userdata as usize;
             if let Some(listener) = listeners.get(index) {
-                accept_all(listener, &mut accepted);
+                if !accept_all(listener, &mut accepted) {
+                    closed.push(index);
+                }
                 continue;
             }
             let index = index - listeners.len();
@@ -52,6 +56,11 @@ pub fn serve(addresses: &[&str]) -> Outcome {
             }
         }
         // From the end, so that the others keep their place.
+        closed.sort_unstable();
+        closed.dedup();
+        for index in closed.into_iter().rev() {
+            listeners.swap_remove(index);
+        }
         gone.sort_unstable();
         gone.dedup();
         for index in gone.into_iter().rev() {
@@ -63,10 +72,12 @@ pub fn serve(addresses: &[&str]) -> Outcome {
         }
         most = most.max(connections.len());
     }
+    Ok(())
 }
 
-/// Non-blocking: the last call says that nobody waits any more.
-fn accept_all(listener: &TcpListener, accepted: &mut Vec<Connection>) {
+/// Non-blocking: the last call says that nobody waits any more. False when the listener is none any more, as that of a server
+/// that is drained.
+fn accept_all(listener: &TcpListener, accepted: &mut Vec<Connection>) -> bool {
     loop {
         match listener.accept(true) {
             Ok((stream, _)) => accepted.push(Connection {
@@ -74,7 +85,8 @@ fn accept_all(listener: &TcpListener, accepted: &mut Vec<Connection>) {
                 pending: Vec::new(),
                 ended: false,
             }),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return false,
             // It has reset its connection before it was accepted.
             Err(error) => println!("no client: {error}"),
         }
