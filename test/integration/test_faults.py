@@ -461,21 +461,23 @@ class Answers(KillTest):
 
     @contextlib.contextmanager
     def hindered(self, *what):
-        """Calls of the pod's shim that do not do what they should, until the end of the block."""
+        """Calls of the pod's shim that do not do what they should, until the end of the block; what this yields waits for the first."""
         [shim] = self.pids("containerd-shim-slipway-v1")
-        strace = subprocess.Popen(
-            [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", "-f", "-o", "/dev/null", *what, "-p", shim], stderr=subprocess.PIPE, text=True)
-        try:
-            self.assertIn("attached", strace.stderr.readline())
-            yield
-        finally:
-            self.bed.run("pkill", "-INT", "-x", "strace", check=False)
-            strace.communicate(timeout=PATIENCE)
+        with tempfile.NamedTemporaryFile() as out:
+            strace = subprocess.Popen(
+                [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", "-f", "-o", out.name, *what, "-p", shim], stderr=subprocess.PIPE, text=True)
+            try:
+                self.assertIn("attached", strace.stderr.readline())
+                yield lambda: self.until(lambda: "INJECTED" in open(out.name).read(), "no call was hindered")
+            finally:
+                self.bed.run("pkill", "-INT", "-x", "strace", check=False)
+                strace.communicate(timeout=PATIENCE)
 
     def is_answered_before(self, shim, asked, other):
         """State comes back while a call that is hindered goes on."""
         answer = call(shim, "State", asked)
-        self.assertFalse(other.done(), "the shim answered when it had nothing else to do")
+        if other.done():
+            self.fail(f"the other call is done: {other.exception() or other.result()}")
         self.assertTrue(answer.startswith(DONE), answer)
 
     def two_containers(self):
@@ -491,8 +493,9 @@ class Answers(KillTest):
         with self.standing_still("containerd"):
             call(shim, "Kill", asked + bytes([3 << 3, signal.SIGKILL]))
             call(shim, "Wait", asked)
-            with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY") as begins, concurrent.futures.ThreadPoolExecutor(1) as pool:
                 deleted = pool.submit(call, shim, "Delete", asked)
+                begins()
                 self.is_answered_before(shim, others, deleted)
                 self.assertIn(b"remove", deleted.result())
             self.assertTrue(call(shim, "Delete", asked).startswith(DONE))
@@ -503,8 +506,9 @@ class Answers(KillTest):
         shim = self.shim_address()
         freezer = self.bed.run("sh", "-c", f"find /sys/fs/cgroup -path '*{one.id}*' -name freezer.state -o -path '*{one.id}*' -name cgroup.freeze", check=False).stdout.split()
         paths = [argument for path in freezer for argument in ("-P", path)]
-        with self.hindered(*paths, "-e", "trace=write", "-e", "inject=write:retval=6"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with self.hindered(*paths, "-e", "trace=write", "-e", "inject=write:retval=6") as begins, concurrent.futures.ThreadPoolExecutor(1) as pool:
             paused = pool.submit(call, shim, "Pause", asked)
+            begins()
             self.is_answered_before(shim, others, paused)
             call(shim, "Kill", asked + bytes([3 << 3, signal.SIGKILL]))
             self.assertFalse(paused.done())
