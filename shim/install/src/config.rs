@@ -344,27 +344,34 @@ pub fn is_drop_in(text: &str) -> bool {
     text.starts_with(WRITTEN)
 }
 
-/// Adds the section to a template, in the place of an earlier one.
-pub fn add_block(template: Option<&str>, section: &str) -> String {
-    let mut text = template.map_or_else(|| BASE_TEMPLATE.to_owned(), remove_block);
+/// Adds the section to a template, in the place of an earlier one; fails as [`remove_block`] does.
+pub fn add_block(template: Option<&str>, section: &str) -> Result<String, String> {
+    let mut text = template.map_or_else(|| Ok(BASE_TEMPLATE.to_owned()), remove_block)?;
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    format!("{text}{BEGIN}\n{section}{END}\n")
+    Ok(format!("{text}{BEGIN}\n{section}{END}\n"))
 }
 
-/// Takes the section out of a template.
-pub fn remove_block(template: &str) -> String {
-    let mut inside = false;
+/// Takes the section out of a template. Where its last line is missing nobody knows what below it is somebody else's: an error.
+pub fn remove_block(template: &str) -> Result<String, String> {
+    let mut begun = None;
     let mut kept = String::new();
-    for line in template.split_inclusive('\n') {
-        inside |= line.trim_end() == BEGIN;
-        if !inside {
-            kept += line;
+    for (index, line) in template.split_inclusive('\n').enumerate() {
+        match (begun, line.trim_end()) {
+            (None, BEGIN) => begun = Some(index + 1),
+            (Some(_), END) => begun = None,
+            (Some(_), BEGIN) => break,
+            (Some(_), _) => {}
+            (None, _) => kept += line,
         }
-        inside &= line.trim_end() != END;
     }
-    kept
+    match begun {
+        None => Ok(kept),
+        Some(number) => Err(format!(
+            "line {number}: the section of `slipway install` has lost its last line, `{END}`: add it where the section ends"
+        )),
+    }
 }
 
 /// A template that only adds to what is rendered anyway.
@@ -779,13 +786,26 @@ address = "hush-8"
     #[test]
     fn templates_get_one_block() {
         let section = handlers(&["slipway"]).section(Schema(3));
-        let fresh = add_block(None, &section);
+        let fresh = add_block(None, &section).unwrap();
         assert!(fresh.starts_with("{{ template \"base\" . }}\n# slipway: begin"));
-        assert!(is_base_template(&remove_block(&fresh)));
+        assert!(is_base_template(&remove_block(&fresh).unwrap()));
         let found = "{{ template \"base\" . }}\n[debug]\n  level = \"debug\"\n";
-        let added = add_block(Some(found), &section);
-        assert_eq!(add_block(Some(&added), &section), added);
-        assert_eq!(remove_block(&added), found);
+        let added = add_block(Some(found), &section).unwrap();
+        assert_eq!(add_block(Some(&added), &section).unwrap(), added);
+        assert_eq!(remove_block(&added).unwrap(), found);
+    }
+
+    #[test]
+    fn a_block_without_its_end_takes_nothing_along() {
+        let section = handlers(&["slipway"]).section(Schema(3));
+        let whole = add_block(Some("[debug]\n"), &section).unwrap();
+        let cut = whole.replace(END, "");
+        for text in [format!("{cut}[plugins]\n"), cut.clone() + &whole] {
+            for told in [remove_block(&text), add_block(Some(&text), &section)] {
+                let told = told.unwrap_err();
+                assert!(told.starts_with("line 2: ") && told.contains(END), "{told}");
+            }
+        }
     }
 
     #[test]

@@ -183,7 +183,8 @@ impl Planner<'_> {
         if found.pristine.is_none() && self.node.distribution == Distribution::Microk8s {
             return Err(wrong_file(path, "MicroK8s' template is missing"));
         }
-        let after = config::add_block(found.pristine.as_deref(), &self.handlers.section(schema));
+        let after = config::add_block(found.pristine.as_deref(), &self.handlers.section(schema))
+            .map_err(self.wrong(path))?;
         // Ours may be rendered already.
         let without = config::remove(&rendered, &self.ours()).map_err(&wrong)?;
         Ok(Plan {
@@ -300,7 +301,7 @@ pub fn without(text: &str, kind: Kind, ours: &Ours) -> std::result::Result<Optio
         return Ok(Some(text.to_owned()));
     }
     let left = match kind {
-        Kind::Template => config::remove_block(text),
+        Kind::Template => config::remove_block(text)?,
         // What is no TOML has nothing of ours that could be told from it.
         Kind::Config | Kind::DropIn => config::remove(text, ours)?,
     };
@@ -494,7 +495,7 @@ mod tests {
             text.starts_with(files[1].1) && text.contains("grpc.v1.cri"),
             "{text}"
         );
-        assert_eq!(config::remove_block(text), files[1].1);
+        assert_eq!(config::remove_block(text).unwrap(), files[1].1);
     }
 
     #[test]
