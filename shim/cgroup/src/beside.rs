@@ -6,7 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use slipway_spec::Resources;
 
-use crate::{Cgroup, Error, Layout, fail, host};
+use crate::layout::Layout;
+use crate::{Cgroup, Error, fail};
 
 /// Controllers of version 1 that such a cgroup has: those that bound and count what its processes take.
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "cpuacct"];
@@ -15,7 +16,11 @@ impl Cgroup {
     /// The cgroup of that name beside this process's own; below it where that is the root. `None` where this process cannot
     /// see its own. Nothing is made yet.
     pub fn beside_own(name: &str) -> Option<Self> {
-        Self::beside(host(), &fs::read_to_string("/proc/self/cgroup").ok()?, name)
+        Self::beside(
+            Layout::host(),
+            &fs::read_to_string("/proc/self/cgroup").ok()?,
+            name,
+        )
     }
 
     /// The same where /proc/self/cgroup has this text.

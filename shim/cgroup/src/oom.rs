@@ -171,7 +171,7 @@ fn event(directory: &Path) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Layout;
+    use crate::layout::Layout;
 
     /// Files in the place of a pod's cgroup of version 2 with its container's.
     struct Files(tempfile::TempDir);

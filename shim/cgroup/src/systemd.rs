@@ -10,7 +10,8 @@ use std::path::Path;
 use slipway_spec::CgroupPath;
 use slipway_systemd::{Call, Property, SOCKET, Systemd};
 
-use crate::{Error, fail, weight};
+use crate::v2::weight;
+use crate::{Error, fail};
 
 /// Name of the unit that a spec's path means: `prefix-name.scope`.
 pub(crate) fn unit(prefix: &str, name: &str) -> String {

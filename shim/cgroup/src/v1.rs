@@ -1,0 +1,160 @@
+//! Version 1: a hierarchy for each controller.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use slipway_spec::{Resources, Throttle};
+
+use crate::layout::{Files, Freezer};
+use crate::{Cgroup, Error, fail, shares};
+
+/// Controllers that containers use.
+pub(crate) const CONTROLLERS: [&str; 9] = [
+    "memory", "cpu", "cpuacct", "cpuset", "pids", "freezer", "blkio", "devices", "hugetlb",
+];
+
+pub(crate) const FILES: Files = Files {
+    join: "tasks",
+    memory_usage: "memory.usage_in_bytes",
+    caches: ["total_cache", "total_shmem"],
+    memory_limit: "memory.limit_in_bytes",
+    oom_kills: "memory.oom_control",
+    freezer: Freezer {
+        file: "freezer.state",
+        freeze: "FROZEN",
+        thaw: "THAWED",
+        state: "freezer.state",
+        frozen: "FROZEN",
+        thawed: "THAWED",
+    },
+};
+
+/// Makes the cgroup's directory, with its parents, in each of these hierarchies.
+pub(crate) fn create(path: &Path, controllers: &[(&str, PathBuf)]) -> Result<(), Error> {
+    for (name, root) in controllers {
+        let directory = root.join(path);
+        fs::create_dir_all(&directory).map_err(fail(&directory, "create"))?;
+        if *name == "cpuset" {
+            inherit_cpuset(root, path)?;
+        }
+    }
+    Ok(())
+}
+
+/// A new cpuset of version 1 has no CPUs and takes no process until it has.
+fn inherit_cpuset(root: &Path, path: &Path) -> Result<(), Error> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let mut directory = root.to_path_buf();
+        let mut value =
+            fs::read_to_string(directory.join(file)).map_err(fail(&directory, "read"))?;
+        for part in path {
+            directory.push(part);
+            let target = directory.join(file);
+            let own = fs::read_to_string(&target).map_err(fail(&target, "read"))?;
+            if own.trim().is_empty() {
+                fs::write(&target, value.trim()).map_err(fail(&target, "write"))?;
+            } else {
+                value = own;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes limits; those that are not given stay as they are.
+pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
+    if let Some(file) = r.unified.keys().next() {
+        let what = "linux.resources.unified on a host with cgroup version 1";
+        return Err(fail(Path::new(file), what)(
+            io::ErrorKind::Unsupported.into(),
+        ));
+    }
+    if let Some(limit) = r.memory_limit.filter(|l| *l != 0) {
+        set_memory(cgroup, limit, r.memory_swap)?;
+    }
+    if let Some(soft) = r.memory_reservation.filter(|l| *l != 0) {
+        cgroup.set("memory", "memory.soft_limit_in_bytes", soft)?;
+    }
+    if let Some(swappiness) = r.swappiness {
+        cgroup.set("memory", "memory.swappiness", swappiness)?;
+    }
+    if let Some(shares) = shares(r) {
+        cgroup.set("cpu", "cpu.shares", shares)?;
+    }
+    if let Some(idle) = r.cpu_idle {
+        cgroup.set("cpu", "cpu.idle", idle)?;
+    }
+    if let Some(period) = r.cpu_period.filter(|p| *p != 0) {
+        cgroup.set("cpu", "cpu.cfs_period_us", period)?;
+    }
+    if let Some(quota) = r.cpu_quota.filter(|q| *q != 0) {
+        cgroup.set("cpu", "cpu.cfs_quota_us", quota)?;
+    }
+    if let Some(burst) = r.cpu_burst {
+        cgroup.set("cpu", "cpu.cfs_burst_us", burst)?;
+    }
+    if let Some(cpus) = &r.cpuset_cpus {
+        cgroup.set("cpuset", "cpuset.cpus", cpus)?;
+    }
+    if let Some(mems) = &r.cpuset_mems {
+        cgroup.set("cpuset", "cpuset.mems", mems)?;
+    }
+    if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
+        cgroup.set(
+            "pids",
+            "pids.max",
+            if limit < 0 {
+                "max".into()
+            } else {
+                limit.to_string()
+            },
+        )?;
+    }
+    if let Some(weight) = r.io_weight {
+        let file = cgroup.first("blkio", ["blkio.bfq.weight", "blkio.weight"]);
+        cgroup.set("blkio", file, weight)?;
+    }
+    for (device, weight) in &r.io_device_weights {
+        let files = ["blkio.bfq.weight_device", "blkio.weight_device"];
+        let file = cgroup.first("blkio", files);
+        cgroup.set("blkio", file, format!("{device} {weight}"))?;
+    }
+    for (what, device, rate) in &r.io_throttles {
+        let file = match what {
+            Throttle::ReadBytes => "blkio.throttle.read_bps_device",
+            Throttle::WriteBytes => "blkio.throttle.write_bps_device",
+            Throttle::Reads => "blkio.throttle.read_iops_device",
+            Throttle::Writes => "blkio.throttle.write_iops_device",
+        };
+        cgroup.set("blkio", file, format!("{device} {rate}"))?;
+    }
+    cgroup.set_hugepages(r, "limit_in_bytes")
+}
+
+/// memory and memory+swap must never cross on their way: raise the outer first, lower the inner first.
+fn set_memory(cgroup: &Cgroup, limit: i64, swap: Option<i64>) -> Result<(), Error> {
+    let Some(directory) = cgroup.controller("memory") else {
+        return Ok(());
+    };
+    let swap = swap.filter(|s| *s != 0 && directory.join("memory.memsw.limit_in_bytes").exists());
+    let Some(swap) = swap else {
+        return cgroup.set("memory", "memory.limit_in_bytes", limit);
+    };
+    let now = fs::read_to_string(directory.join("memory.memsw.limit_in_bytes")).ok();
+    let now: i64 = now.and_then(|s| s.trim().parse().ok()).unwrap_or(i64::MAX);
+    if swap < 0 || swap > now {
+        cgroup.set("memory", "memory.memsw.limit_in_bytes", swap)?;
+        cgroup.set("memory", "memory.limit_in_bytes", limit)
+    } else {
+        cgroup.set("memory", "memory.limit_in_bytes", limit)?;
+        cgroup.set("memory", "memory.memsw.limit_in_bytes", swap)
+    }
+}
+
+/// What is frozen cannot end, not even by SIGKILL.
+pub(crate) fn thaw(cgroup: &Cgroup) {
+    if let Some(freezer) = cgroup.controller("freezer") {
+        let _ = fs::write(freezer.join(FILES.freezer.file), FILES.freezer.thaw);
+    }
+}
