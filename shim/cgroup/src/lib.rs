@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use slipway_spec::{CgroupPath, Resources};
+use slipway_spec::{CgroupPath, Resources, Throttle};
 use slipway_sys::CgroupEntry;
 
 use crate::layout::Layout;
@@ -33,18 +33,44 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether they have: the kernel has no event for it on version 1.
 const LOOK: Duration = Duration::from_micros(500);
 
-/// A cgroup operation that failed, with its file.
+/// What failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cgroup {path}: {action}: {source}")]
-pub struct Error {
-    path: String,
-    action: &'static str,
-    source: io::Error,
+pub enum Error {
+    /// An operation on a cgroup's directory or file.
+    #[error("cgroup {path}: {action}: {source}")]
+    Operation {
+        /// Of the directory or the file.
+        path: String,
+        /// A verb.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A limit that the kernel does not take.
+    #[error("linux.resources.{field}: {value} cannot be written to {path}: {source}")]
+    Limit {
+        /// Below `linux.resources`.
+        field: String,
+        /// In the form of the file.
+        value: String,
+        /// Of the file.
+        path: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A limit that there is not on this node.
+    #[error("linux.resources.{field}: {why}")]
+    Unsupported {
+        /// Below `linux.resources`.
+        field: String,
+        /// What the node has.
+        why: String,
+    },
 }
 
 fn fail(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
     let path = path.display().to_string();
-    move |source| Error {
+    move |source| Error::Operation {
         path,
         action,
         source,
@@ -141,12 +167,22 @@ impl Cgroup {
         }
     }
 
-    fn set(&self, controller: &str, file: &str, value: impl ToString) -> Result<(), Error> {
+    /// Writes the limit of a field below `linux.resources`. A file's name begins with its controller's.
+    fn set(&self, field: &str, file: &str, value: impl ToString) -> Result<(), Error> {
+        let controller = file.split('.').next().unwrap_or_default();
         let Some(directory) = self.controller(controller) else {
-            return Ok(());
+            return Err(Error::Unsupported {
+                field: field.into(),
+                why: format!("this node's kernel has no cgroup controller {controller}"),
+            });
         };
-        let path = directory.join(file);
-        fs::write(&path, value.to_string()).map_err(fail(&path, "write limit"))
+        let (path, value) = (directory.join(file), value.to_string());
+        fs::write(&path, &value).map_err(|source| Error::Limit {
+            field: field.into(),
+            value,
+            path: path.display().to_string(),
+            source,
+        })
     }
 
     /// The first of these files that the kernel has here: the name of some depends on the scheduler of block devices.
@@ -158,12 +194,13 @@ impl Cgroup {
 
     /// The limit of huge pages in use, and, where the kernel knows it, of those reserved.
     fn set_hugepages(&self, r: &Resources, file: &str) -> Result<(), Error> {
+        const FIELD: &str = "hugepageLimits";
         for (size, limit) in &r.hugepages {
-            self.set("hugetlb", &format!("hugetlb.{size}.{file}"), limit)?;
+            self.set(FIELD, &format!("hugetlb.{size}.{file}"), limit)?;
             let reserved = format!("hugetlb.{size}.rsvd.{file}");
             let directory = self.controller("hugetlb");
             if directory.is_some_and(|d| d.join(&reserved).exists()) {
-                self.set("hugetlb", &reserved, limit)?;
+                self.set(FIELD, &reserved, limit)?;
             }
         }
         Ok(())
@@ -340,6 +377,16 @@ fn empty(directory: &Path) {
         .filter_map(rustix::process::Pid::from_raw)
     {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// The field of a limit of a block device.
+fn throttle_field(throttle: &Throttle) -> &'static str {
+    match throttle {
+        Throttle::ReadBytes => "blockIO.throttleReadBpsDevice",
+        Throttle::WriteBytes => "blockIO.throttleWriteBpsDevice",
+        Throttle::Reads => "blockIO.throttleReadIOPSDevice",
+        Throttle::Writes => "blockIO.throttleWriteIOPSDevice",
     }
 }
 

@@ -1,7 +1,5 @@
 use std::io::Read;
 
-use slipway_spec::Throttle;
-
 use super::*;
 use rustix::event::{PollFd, PollFlags};
 
@@ -208,4 +206,57 @@ fn a_cgroup_holds_its_processes_and_goes_with_them() {
         ..cgroup
     };
     parent.remove().unwrap();
+}
+
+#[test]
+fn a_limit_that_cannot_be_set_is_an_error_with_its_field() {
+    let quota = Resources {
+        cpu_quota: Some(5),
+        ..Resources::default()
+    };
+    let unified = Resources {
+        unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+        ..Resources::default()
+    };
+    let swappiness = Resources {
+        swappiness: Some(1),
+        ..Resources::default()
+    };
+    let d = tempfile::tempdir().unwrap();
+    let root = d.path().join("gone");
+    let v1 = |controller| Layout::V1(vec![(controller, root.clone())]);
+    let v2 = Layout::V2(root.clone());
+    for (layout, resources, told) in [
+        (v1("cpu"), &quota, "cpu.quota: 5 cannot be written to "),
+        (
+            v1("memory"),
+            &quota,
+            "cpu.quota: this node's kernel has no cgroup controller cpu",
+        ),
+        (
+            v1("memory"),
+            &unified,
+            "unified.memory.high: this node has cgroup version 1",
+        ),
+        (
+            v2.clone(),
+            &quota,
+            "cpu.quota: 5 100000 cannot be written to ",
+        ),
+        (
+            v2,
+            &swappiness,
+            "memory.swappiness: this node has cgroup version 2",
+        ),
+    ] {
+        let path = "c".into();
+        let error = Cgroup { layout, path }
+            .apply(resources)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with(&format!("linux.resources.{told}")),
+            "{error}"
+        );
+    }
 }

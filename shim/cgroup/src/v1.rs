@@ -1,13 +1,12 @@
 //! Version 1: a hierarchy for each controller.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use slipway_spec::{Resources, Throttle};
 
 use crate::layout::{Files, Freezer};
-use crate::{Cgroup, Error, fail, shares};
+use crate::{Cgroup, Error, fail, shares, throttle_field};
 
 /// Controllers that containers use.
 pub(crate) const CONTROLLERS: [&str; 9] = [
@@ -65,44 +64,44 @@ fn inherit_cpuset(root: &Path, path: &Path) -> Result<(), Error> {
 /// Writes limits; those that are not given stay as they are.
 pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
     if let Some(file) = r.unified.keys().next() {
-        let what = "linux.resources.unified on a host with cgroup version 1";
-        return Err(fail(Path::new(file), what)(
-            io::ErrorKind::Unsupported.into(),
-        ));
+        return Err(Error::Unsupported {
+            field: format!("unified.{file}"),
+            why: "this node has cgroup version 1, which has no such file".into(),
+        });
     }
     if let Some(limit) = r.memory_limit.filter(|l| *l != 0) {
         set_memory(cgroup, limit, r.memory_swap)?;
     }
     if let Some(soft) = r.memory_reservation.filter(|l| *l != 0) {
-        cgroup.set("memory", "memory.soft_limit_in_bytes", soft)?;
+        cgroup.set("memory.reservation", "memory.soft_limit_in_bytes", soft)?;
     }
     if let Some(swappiness) = r.swappiness {
-        cgroup.set("memory", "memory.swappiness", swappiness)?;
+        cgroup.set("memory.swappiness", "memory.swappiness", swappiness)?;
     }
     if let Some(shares) = shares(r) {
-        cgroup.set("cpu", "cpu.shares", shares)?;
+        cgroup.set("cpu.shares", "cpu.shares", shares)?;
     }
     if let Some(idle) = r.cpu_idle {
-        cgroup.set("cpu", "cpu.idle", idle)?;
+        cgroup.set("cpu.idle", "cpu.idle", idle)?;
     }
     if let Some(period) = r.cpu_period.filter(|p| *p != 0) {
-        cgroup.set("cpu", "cpu.cfs_period_us", period)?;
+        cgroup.set("cpu.period", "cpu.cfs_period_us", period)?;
     }
     if let Some(quota) = r.cpu_quota.filter(|q| *q != 0) {
-        cgroup.set("cpu", "cpu.cfs_quota_us", quota)?;
+        cgroup.set("cpu.quota", "cpu.cfs_quota_us", quota)?;
     }
     if let Some(burst) = r.cpu_burst {
-        cgroup.set("cpu", "cpu.cfs_burst_us", burst)?;
+        cgroup.set("cpu.burst", "cpu.cfs_burst_us", burst)?;
     }
     if let Some(cpus) = &r.cpuset_cpus {
-        cgroup.set("cpuset", "cpuset.cpus", cpus)?;
+        cgroup.set("cpu.cpus", "cpuset.cpus", cpus)?;
     }
     if let Some(mems) = &r.cpuset_mems {
-        cgroup.set("cpuset", "cpuset.mems", mems)?;
+        cgroup.set("cpu.mems", "cpuset.mems", mems)?;
     }
     if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
         cgroup.set(
-            "pids",
+            "pids.limit",
             "pids.max",
             if limit < 0 {
                 "max".into()
@@ -113,12 +112,12 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
     }
     if let Some(weight) = r.io_weight {
         let file = cgroup.first("blkio", ["blkio.bfq.weight", "blkio.weight"]);
-        cgroup.set("blkio", file, weight)?;
+        cgroup.set("blockIO.weight", file, weight)?;
     }
     for (device, weight) in &r.io_device_weights {
         let files = ["blkio.bfq.weight_device", "blkio.weight_device"];
         let file = cgroup.first("blkio", files);
-        cgroup.set("blkio", file, format!("{device} {weight}"))?;
+        cgroup.set("blockIO.weightDevice", file, format!("{device} {weight}"))?;
     }
     for (what, device, rate) in &r.io_throttles {
         let file = match what {
@@ -127,28 +126,28 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
             Throttle::Reads => "blkio.throttle.read_iops_device",
             Throttle::Writes => "blkio.throttle.write_iops_device",
         };
-        cgroup.set("blkio", file, format!("{device} {rate}"))?;
+        cgroup.set(throttle_field(what), file, format!("{device} {rate}"))?;
     }
     cgroup.set_hugepages(r, "limit_in_bytes")
 }
 
 /// memory and memory+swap must never cross on their way: raise the outer first, lower the inner first.
 fn set_memory(cgroup: &Cgroup, limit: i64, swap: Option<i64>) -> Result<(), Error> {
-    let Some(directory) = cgroup.controller("memory") else {
-        return Ok(());
+    let accounted = cgroup
+        .controller("memory")
+        .map(|d| d.join("memory.memsw.limit_in_bytes"));
+    let accounted = accounted.filter(|file| file.exists());
+    let Some((swap, accounted)) = swap.filter(|s| *s != 0).zip(accounted) else {
+        return cgroup.set("memory.limit", "memory.limit_in_bytes", limit);
     };
-    let swap = swap.filter(|s| *s != 0 && directory.join("memory.memsw.limit_in_bytes").exists());
-    let Some(swap) = swap else {
-        return cgroup.set("memory", "memory.limit_in_bytes", limit);
-    };
-    let now = fs::read_to_string(directory.join("memory.memsw.limit_in_bytes")).ok();
+    let now = fs::read_to_string(accounted).ok();
     let now: i64 = now.and_then(|s| s.trim().parse().ok()).unwrap_or(i64::MAX);
     if swap < 0 || swap > now {
-        cgroup.set("memory", "memory.memsw.limit_in_bytes", swap)?;
-        cgroup.set("memory", "memory.limit_in_bytes", limit)
+        cgroup.set("memory.swap", "memory.memsw.limit_in_bytes", swap)?;
+        cgroup.set("memory.limit", "memory.limit_in_bytes", limit)
     } else {
-        cgroup.set("memory", "memory.limit_in_bytes", limit)?;
-        cgroup.set("memory", "memory.memsw.limit_in_bytes", swap)
+        cgroup.set("memory.limit", "memory.limit_in_bytes", limit)?;
+        cgroup.set("memory.swap", "memory.memsw.limit_in_bytes", swap)
     }
 }
 

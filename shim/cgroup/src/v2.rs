@@ -7,7 +7,7 @@ use std::path::Path;
 use slipway_spec::{Resources, Throttle};
 
 use crate::layout::{Files, Freezer};
-use crate::{Cgroup, Error, fail, shares};
+use crate::{Cgroup, Error, fail, shares, throttle_field};
 
 pub(crate) const FILES: Files = Files {
     join: "cgroup.procs",
@@ -55,9 +55,10 @@ pub(crate) fn create(path: &Path, root: &Path) -> Result<(), Error> {
 /// Writes limits; those that are not given stay as they are.
 pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
     if r.swappiness.is_some() {
-        let what = "linux.resources.memory.swappiness on a host with cgroup version 2";
-        let file = Path::new("memory.swappiness");
-        return Err(fail(file, what)(io::ErrorKind::Unsupported.into()));
+        return Err(Error::Unsupported {
+            field: "memory.swappiness".into(),
+            why: "this node has cgroup version 2, which has no such limit".into(),
+        });
     }
     let or_max = |n: i64| {
         if n < 0 {
@@ -67,28 +68,28 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
         }
     };
     if let Some(limit) = r.memory_limit.filter(|l| *l != 0) {
-        cgroup.set("memory", "memory.max", or_max(limit))?;
+        cgroup.set("memory.limit", "memory.max", or_max(limit))?;
         if let Some(swap) = r.memory_swap.filter(|s| *s != 0) {
             // Version 2 counts swap alone.
             let swap = if swap < 0 { -1 } else { (swap - limit).max(0) };
             let directory = cgroup.controller("memory");
             if directory.is_some_and(|d| d.join("memory.swap.max").exists()) {
-                cgroup.set("memory", "memory.swap.max", or_max(swap))?;
+                cgroup.set("memory.swap", "memory.swap.max", or_max(swap))?;
             }
         }
     }
     if let Some(low) = r.memory_reservation.filter(|l| *l != 0) {
-        cgroup.set("memory", "memory.low", or_max(low))?;
+        cgroup.set("memory.reservation", "memory.low", or_max(low))?;
     }
     if let Some(shares) = shares(r) {
-        cgroup.set("cpu", "cpu.weight", weight(shares))?;
+        cgroup.set("cpu.shares", "cpu.weight", weight(shares))?;
     }
     if let Some(idle) = r.cpu_idle {
-        cgroup.set("cpu", "cpu.idle", idle)?;
+        cgroup.set("cpu.idle", "cpu.idle", idle)?;
     }
     if let Some(quota) = r.cpu_quota.filter(|q| *q != 0) {
         cgroup.set(
-            "cpu",
+            "cpu.quota",
             "cpu.max",
             format!(
                 "{} {}",
@@ -98,16 +99,16 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
         )?;
     }
     if let Some(burst) = r.cpu_burst {
-        cgroup.set("cpu", "cpu.max.burst", burst)?;
+        cgroup.set("cpu.burst", "cpu.max.burst", burst)?;
     }
     if let Some(cpus) = &r.cpuset_cpus {
-        cgroup.set("cpuset", "cpuset.cpus", cpus)?;
+        cgroup.set("cpu.cpus", "cpuset.cpus", cpus)?;
     }
     if let Some(mems) = &r.cpuset_mems {
-        cgroup.set("cpuset", "cpuset.mems", mems)?;
+        cgroup.set("cpu.mems", "cpuset.mems", mems)?;
     }
     if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
-        cgroup.set("pids", "pids.max", or_max(limit))?;
+        cgroup.set("pids.limit", "pids.max", or_max(limit))?;
     }
     let file = cgroup.first("io", ["io.bfq.weight", "io.weight"]);
     let scaled = |weight| match file {
@@ -115,10 +116,14 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
         _ => weight,
     };
     if let Some(weight) = r.io_weight {
-        cgroup.set("io", file, scaled(weight))?;
+        cgroup.set("blockIO.weight", file, scaled(weight))?;
     }
     for (device, weight) in &r.io_device_weights {
-        cgroup.set("io", file, format!("{device} {}", scaled(*weight)))?;
+        cgroup.set(
+            "blockIO.weightDevice",
+            file,
+            format!("{device} {}", scaled(*weight)),
+        )?;
     }
     for (what, device, rate) in &r.io_throttles {
         let key = match what {
@@ -127,11 +132,15 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
             Throttle::Reads => "riops",
             Throttle::Writes => "wiops",
         };
-        cgroup.set("io", "io.max", format!("{device} {key}={rate}"))?;
+        cgroup.set(
+            throttle_field(what),
+            "io.max",
+            format!("{device} {key}={rate}"),
+        )?;
     }
     cgroup.set_hugepages(r, "max")?;
     for (file, value) in &r.unified {
-        cgroup.set("unified", file, value)?;
+        cgroup.set(&format!("unified.{file}"), file, value)?;
     }
     Ok(())
 }
