@@ -461,14 +461,20 @@ class Answers(KillTest):
 
     @contextlib.contextmanager
     def hindered(self, *what):
-        """Calls of the pod's shim that do not do what they should, until the end of the block; what this yields waits for the first."""
+        """Calls of the pod's shim that do not do what they should, until the end of the block; what this yields waits for one more of them."""
         [shim] = self.pids("containerd-shim-slipway-v1")
         with tempfile.NamedTemporaryFile() as out:
             strace = subprocess.Popen(
                 [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", "-f", "-o", out.name, *what, "-p", shim], stderr=subprocess.PIPE, text=True)
             try:
                 self.assertIn("attached", strace.stderr.readline())
-                yield lambda: self.until(lambda: "INJECTED" in open(out.name).read(), "no call was hindered")
+                count = lambda: open(out.name).read().count("INJECTED")
+
+                def once_more():
+                    before = count()
+                    self.until(lambda: count() > before, "nothing is hindered")
+
+                yield once_more
             finally:
                 self.bed.run("pkill", "-INT", "-x", "strace", check=False)
                 strace.communicate(timeout=PATIENCE)
@@ -493,12 +499,26 @@ class Answers(KillTest):
         with self.standing_still("containerd"):
             call(shim, "Kill", asked + bytes([3 << 3, signal.SIGKILL]))
             call(shim, "Wait", asked)
-            with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY") as begins, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY") as once_more, concurrent.futures.ThreadPoolExecutor(1) as pool:
                 deleted = pool.submit(call, shim, "Delete", asked)
-                begins()
+                once_more()
                 self.is_answered_before(shim, others, deleted)
                 self.assertIn(b"remove", deleted.result())
             self.assertTrue(call(shim, "Delete", asked).startswith(DONE))
+
+    def test_while_the_cgroup_of_what_is_no_module_cannot_be_removed(self):
+        """A Linux program is found to be one when its cgroup is made, which is runc's to make."""
+        _, asked, _ = self.two_containers()
+        shim = self.shim_address()
+        sidecar = self.pods[0].create("localhost/busybox:1", ["-c", "exit 3"])
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY") as once_more:
+                started = pool.submit(sidecar.start)
+                once_more()
+                self.assertTrue(call(shim, "State", asked).startswith(DONE))
+                once_more()
+            started.result()
+        self.assertEqual(sidecar.ended()["exitCode"], 3)
 
     @unittest.skipIf(USER_MODE_LINUX, "strace's injection is not tried under this kernel")
     def test_while_processes_do_not_freeze_and_a_kill_ends_them_all_the_same(self):
@@ -506,9 +526,9 @@ class Answers(KillTest):
         shim = self.shim_address()
         freezer = self.bed.run("sh", "-c", f"find /sys/fs/cgroup -path '*{one.id}*' -name freezer.state -o -path '*{one.id}*' -name cgroup.freeze", check=False).stdout.split()
         paths = [argument for path in freezer for argument in ("-P", path)]
-        with self.hindered(*paths, "-e", "trace=write", "-e", "inject=write:retval=6") as begins, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with self.hindered(*paths, "-e", "trace=write", "-e", "inject=write:retval=6") as once_more, concurrent.futures.ThreadPoolExecutor(1) as pool:
             paused = pool.submit(call, shim, "Pause", asked)
-            begins()
+            once_more()
             self.is_answered_before(shim, others, paused)
             call(shim, "Kill", asked + bytes([3 << 3, signal.SIGKILL]))
             self.assertFalse(paused.done())

@@ -390,13 +390,33 @@ impl Pod {
         mut steps: Timeline,
         asked: Instant,
     ) -> std::result::Result<Arc<Container>, StartError> {
-        let cgroup = self.cgroup_of(&request.id, plan);
+        let mut made = Made::new(self.cgroup_of(&request.id, plan));
         steps.mark("spec");
+        match self
+            .lead_guest(request, plan, &mut made, steps, asked)
+            .await
+        {
+            Ok((main, guest)) => Ok(self.container(request, plan, made.keep(), main, Some(guest))),
+            Err(e) => {
+                made.remove().await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Leads a guest to the container's module: the container's process, its memory budget and what is counted of its start.
+    async fn lead_guest(
+        &self,
+        request: &api::CreateTaskRequest,
+        plan: &Plan,
+        made: &mut Made,
+        mut steps: Timeline,
+        asked: Instant,
+    ) -> std::result::Result<(Process, (Arc<Budget>, Begun)), StartError> {
         let compiler = Compiler::Queue(self.queue());
-        let mut made = Made::new(cgroup);
         let guest = match self.spare(plan) {
             Some(spare) => spare,
-            None => self.guest(plan, &mut made)?,
+            None => self.guest(plan, made)?,
         };
         steps.mark("guest");
         let budget = Budget::new(plan.resources.memory_budget())?;
@@ -434,8 +454,7 @@ impl Pod {
         let main = Process::new(&request.id, paths(request), request.terminal);
         main.embody(Body::Guest(guest), Some(share), streams);
         let begun = Begun::created(&self.counters, asked, resolved.missed);
-        let guest = Some((budget, begun));
-        Ok(self.container(request, plan, made.keep(), main, guest))
+        Ok((main, (budget, begun)))
     }
 
     /// Where a container's module is when it is no file of the root file system.
@@ -838,8 +857,17 @@ impl Made {
         self.keep = true;
         (self.cgroup.take(), self.oom.take())
     }
+
+    /// Removes it while the shim serves others: what it held may take seconds to leave it. Whoever is told that there is no
+    /// container may make this cgroup the next moment, so that is waited for.
+    async fn remove(mut self) {
+        if let Some(cgroup) = self.cgroup.take().filter(|_| !self.keep) {
+            let _ = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        }
+    }
 }
 
+/// A sandbox's: there is nobody else yet whom the shim could serve.
 impl Drop for Made {
     fn drop(&mut self) {
         if let Some(cgroup) = self.cgroup.take().filter(|_| !self.keep) {
