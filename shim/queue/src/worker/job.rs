@@ -1,0 +1,178 @@
+//! A job of the queue, and what other threads tell of it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use slipway_compile::CompileError;
+use slipway_protocol::Purpose;
+
+use crate::record::Record;
+use crate::schedule::{LONG, Run, Turn};
+
+/// Someone who is told about a job.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) client: u64,
+    /// What it waits for; `None`: it only listens.
+    pub(super) purpose: Option<Purpose>,
+}
+
+pub(super) struct Job {
+    pub(super) record: Record,
+    pub(super) damaged: Option<String>,
+    /// The client that has given the module; `None` for one that was left.
+    pub(super) giver: Option<u64>,
+    /// The module, where it has no copy.
+    pub(super) unkept: Option<OwnedFd>,
+    pub(super) state: State,
+    /// In the order in which they have come. The first is told what happens.
+    pub(super) listeners: Vec<Listener>,
+    /// To be compiled though nobody waits.
+    pub(super) wanted: bool,
+    /// It failed for want of memory beside others.
+    pub(super) alone: bool,
+    pub(super) arrival: u64,
+    pub(super) since: Instant,
+}
+
+pub(super) enum State {
+    Arriving,
+    Waiting,
+    Running(Running),
+}
+
+pub(super) struct Running {
+    pub(super) since: Instant,
+    /// Its process, from when it has one.
+    pub(super) compiler: Option<(i32, OwnedFd)>,
+    /// The client whose purpose it was told.
+    pub(super) asked: Option<u64>,
+    /// Others ran at the same time.
+    pub(super) beside: bool,
+    /// Its compiler is killed: others come first, or nobody wants it any more.
+    pub(super) stopped: bool,
+    /// It has run for long, and has the lowest priority.
+    pub(super) lowered: bool,
+}
+
+impl Job {
+    pub(super) fn waited(&self) -> bool {
+        self.listeners.iter().any(|l| l.purpose.is_some())
+    }
+
+    /// Its module is being copied, and that takes long.
+    pub(super) fn is_stuck(&self) -> bool {
+        matches!(self.state, State::Arriving) && self.since.elapsed() >= LONG
+    }
+
+    pub(super) fn running(&mut self) -> Option<&mut Running> {
+        match &mut self.state {
+            State::Running(running) => Some(running),
+            _ => None,
+        }
+    }
+
+    pub(super) fn turn(&self) -> Turn {
+        Turn {
+            waited: self.waited(),
+            alone: self.alone,
+            size: self.record.module.size,
+            age: self.since.elapsed().as_secs(),
+            arrival: self.arrival,
+            running: match &self.state {
+                State::Running(running) => Some(running.run()),
+                _ => None,
+            },
+        }
+    }
+
+    /// Gives a running compiler the priority of those who wait for it, or of nobody.
+    pub(super) fn set_priority(&mut self) {
+        let waited = self.waited();
+        let background = !waited || self.running().is_some_and(|running| running.run().long);
+        let compiler = self.running().and_then(|r| r.compiler.as_ref());
+        // The number of one that has ended may be another's.
+        if let Some((pid, pidfd)) = compiler
+            && slipway_sys::pidfd_kill(pidfd.as_fd(), 0).is_ok()
+        {
+            slipway_compile::set_background(*pid, background);
+        }
+    }
+}
+
+impl Job {
+    /// A job that is wanted though nobody waits.
+    pub(super) fn new(record: Record, arrival: u64, state: State) -> Self {
+        Self {
+            record,
+            giver: None,
+            damaged: None,
+            unkept: None,
+            state,
+            listeners: Vec::new(),
+            wanted: true,
+            alone: false,
+            arrival,
+            since: Instant::now(),
+        }
+    }
+}
+
+impl Running {
+    pub(super) fn run(&self) -> Run {
+        let long = self.since.elapsed() >= LONG;
+        let compiler = self.compiler.as_ref().filter(|_| long);
+        Run {
+            long,
+            memory: compiler.map_or(0, |(pid, _)| slipway_compile::memory_of(*pid)),
+        }
+    }
+
+    /// Kills its compiler, where there is one by now; else it is done when there is one.
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+        if let Some((_, pidfd)) = &self.compiler {
+            let _ = slipway_sys::pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+}
+
+/// What the other threads tell.
+pub(super) enum Event {
+    /// Its module is in the queue, or its artefact in the cache.
+    Arrived(Arrival),
+    /// Its compiler runs: its pid, and a pidfd.
+    Started(i32, OwnedFd),
+    /// Something for the log of whoever listens to it.
+    Said(String),
+    /// Its compile has ended.
+    Ended(Result<Option<Duration>, CompileError>),
+}
+
+pub(super) enum Arrival {
+    /// The cache has it by now.
+    Known(Result<(), CompileError>),
+    Kept,
+    /// It could not be kept: the module itself, and why.
+    Unkept(OwnedFd, String),
+}
+
+/// Of which job an event is: its name, and its arrival, for another of the name may have come after it.
+pub(super) type Of = (String, u64);
+
+/// The other threads' end.
+#[derive(Clone)]
+pub(super) struct Teller {
+    pub(super) events: Sender<(Of, Event)>,
+    pub(super) wake: Arc<OwnedFd>,
+}
+
+impl Teller {
+    pub(super) fn tell(&self, of: &Of, event: Event) {
+        // The one thread ends with the process.
+        let _ = self.events.send((of.clone(), event));
+        let _ = rustix::io::write(&*self.wake, &[0]);
+    }
+}

@@ -1,0 +1,423 @@
+//! The life of a job: it arrives, waits, runs, and ends.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use slipway_cache::{Lookup, Options, Store, Tier};
+use slipway_compile::{CompileError, Install, Job as Compile, Limits, Step};
+use slipway_counters::{Counter, Histogram};
+use slipway_module::MAX_MODULE_BYTES;
+
+use super::Worker;
+use super::job::{Arrival, Event, Job, Listener, Running, State};
+use crate::directory::Directory;
+use crate::record::Record;
+use crate::schedule::{Next, Turn, expected, next};
+use crate::wire::{FromWorker, Order};
+
+/// Most jobs that are kept in files, and most bytes of their modules. Beyond that, what a start waits for is compiled from the
+/// shim's own descriptor, and does not outlive the worker; what nobody waits for is not taken.
+const MAX_KEPT: usize = 256;
+const MAX_KEPT_BYTES: u64 = 1 << 30;
+
+impl Worker {
+    pub(super) fn submit(&mut self, client: u64, order: Order, module: OwnedFd) {
+        let name = order.record.key().file_name();
+        match self.jobs.contains_key(&name) {
+            true => self.join(&name, client, order, module),
+            false => self.add(name, client, order, module),
+        }
+    }
+
+    /// One more for a job that there is.
+    fn join(&mut self, name: &str, client: u64, order: Order, module: OwnedFd) {
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        let Order {
+            record,
+            damaged,
+            purpose,
+        } = order;
+        let waits = purpose.is_some();
+        job.wanted |= !waits;
+        job.record.improves |= record.improves;
+        job.record.cache_bytes = record.cache_bytes;
+        if !matches!(job.state, State::Running(_)) {
+            // That of a job that was left may be gone.
+            job.record.install = record.install;
+            job.damaged = damaged.or(job.damaged.take());
+        }
+        job.listeners.push(Listener { client, purpose });
+        job.set_priority();
+        if waits && job.is_stuck() {
+            job.giver = Some(client);
+            job.unkept = Some(module);
+            job.state = State::Waiting;
+        }
+        if let State::Waiting = job.state {
+            let text = self.queued(name);
+            self.send(client, &FromWorker::Said(text));
+        }
+    }
+
+    /// A new job, for whose module a thread looks.
+    fn add(&mut self, name: String, client: u64, order: Order, module: OwnedFd) {
+        let Order {
+            record,
+            damaged,
+            purpose,
+        } = order;
+        let size = record.module.size;
+        let kept = self.jobs.values().filter(|job| job.unkept.is_none());
+        let bytes: u64 = kept.clone().map(|job| job.record.module.size).sum();
+        // What is larger is refused by the compiler, which says so.
+        let keeps = kept.count() < MAX_KEPT
+            && size <= MAX_MODULE_BYTES
+            && bytes.saturating_add(size) <= MAX_KEPT_BYTES;
+        let arrival = self.number();
+        let mut job = Job::new(record.clone(), arrival, State::Arriving);
+        job.giver = Some(client);
+        job.damaged = damaged;
+        job.wanted = purpose.is_none();
+        job.listeners.push(Listener { client, purpose });
+        self.jobs.insert(name.clone(), job);
+        let (directory, teller, cache) = (
+            self.directory.clone(),
+            self.teller.clone(),
+            self.cache.clone(),
+        );
+        let of = (name.clone(), arrival);
+        let begun = name.clone();
+        let work = move || {
+            let arrived = match known(&cache, &record) {
+                Some(result) => Arrival::Known(result),
+                None if !keeps => Arrival::Unkept(module, "the compile queue is full".into()),
+                None => match directory.keep(&name, arrival, &record, module.as_fd()) {
+                    Ok(()) => Arrival::Kept,
+                    Err(e) => {
+                        Arrival::Unkept(module, format!("{}: {e}", directory.path().display()))
+                    }
+                },
+            };
+            teller.tell(&of, Event::Arrived(arrived));
+        };
+        self.start(&begun, work);
+    }
+
+    pub(super) fn arrived(&mut self, name: &str, arrival: Arrival) {
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        if !matches!(job.state, State::Arriving) {
+            // Another one's module was taken instead.
+            return;
+        }
+        job.state = State::Waiting;
+        if !job.waited() && !job.wanted {
+            self.finish(name, Err(unwanted()));
+            return;
+        }
+        if let Arrival::Unkept(module, why) = arrival {
+            if !job.waited() {
+                self.finish(name, Err(CompileError::Failed(why)));
+                return;
+            }
+            job.unkept = Some(module);
+        }
+        self.schedule();
+        if let Some(Job {
+            state: State::Waiting,
+            ..
+        }) = self.jobs.get(name)
+        {
+            let text = self.queued(name);
+            self.say(name, text);
+        }
+    }
+
+    /// How many are before a job that waits, for the log.
+    fn queued(&self, name: &str) -> String {
+        let Some(job) = self.jobs.get(name) else {
+            return String::new();
+        };
+        let turn = job.turn();
+        let before = |other: &Turn| other.running.is_some() || other.rank() < turn.rank();
+        let others = self.jobs.values().map(Job::turn).filter(before).count();
+        format!(
+            "{} waits to be compiled for {others} other{}",
+            job.record.module.path,
+            if others == 1 { "" } else { "s" }
+        )
+    }
+
+    /// Begins what there is room for.
+    pub(super) fn schedule(&mut self) {
+        self.begin_what_fits();
+        // What has run for long gives way to other compiles only: on a busy node it would never be done.
+        let turns = self.jobs.values().map(Job::turn);
+        let waited = turns.filter(|turn| turn.waited && turn.running.is_some());
+        self.room.weigh(waited.count() > 0);
+    }
+
+    fn begin_what_fits(&mut self) {
+        loop {
+            let jobs = self.jobs.iter();
+            let jobs = jobs.filter(|(_, job)| !matches!(job.state, State::Arriving));
+            let (names, turns): (Vec<_>, Vec<_>) =
+                jobs.map(|(name, job)| (name.clone(), job.turn())).unzip();
+            let turns: Vec<_> = turns.into_iter().enumerate().collect();
+            let Some((head, _)) = turns.iter().min_by_key(|(_, turn)| turn.rank()) else {
+                return;
+            };
+            if turns.iter().all(|(_, turn)| turn.running.is_none())
+                && let Err(why) = self.room.measure()
+            {
+                self.say(&names[*head], why);
+            }
+            match next(&turns, self.at_once, self.room.bound) {
+                Next::Begin(at) => self.begin(&names[at]),
+                Next::GiveWay(at) => {
+                    let job = self.jobs.get_mut(&names[at]);
+                    if let Some(running) = job.and_then(Job::running) {
+                        running.stop();
+                    }
+                    return;
+                }
+                Next::Nothing => return,
+            }
+        }
+    }
+
+    fn begin(&mut self, name: &str) {
+        let beside = self.mark_beside();
+        let bound = self.room.bound;
+        let available = self.room.available;
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        let prepared = prepare(job, &self.cache, &self.directory, name, available);
+        let (store, compile) = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                self.finish(name, Err(e));
+                return;
+            }
+        };
+        let asked = job.listeners.iter().find(|l| l.purpose.is_some());
+        job.state = State::Running(Running {
+            since: Instant::now(),
+            compiler: None,
+            asked: asked.map(|l| l.client),
+            beside,
+            stopped: false,
+            lowered: false,
+        });
+        let limits = Limits {
+            memory: bound,
+            background: !job.waited(),
+            cgroup: self.room.entry(),
+        };
+        let install = Install::at(&job.record.install);
+        let teller = self.teller.clone();
+        let of = (name.to_string(), job.arrival);
+        let work = move || {
+            let told = |step: Step<'_>| match step {
+                Step::Said(text) => teller.tell(&of, Event::Said(text)),
+                Step::Started(child) => {
+                    if let Ok(pidfd) = child.pidfd.try_clone() {
+                        teller.tell(&of, Event::Started(child.pid, pidfd));
+                    }
+                }
+            };
+            let result = slipway_compile::compile(&store, &install, &compile, &limits, told);
+            // It has room for what comes next, before it is told.
+            drop((store, compile, limits));
+            teller.tell(&of, Event::Ended(result));
+        };
+        self.start(name, work);
+    }
+
+    /// Whether a compile that begins now has others beside it, who are told.
+    fn mark_beside(&mut self) -> bool {
+        let mut any = false;
+        for running in self.jobs.values_mut().filter_map(Job::running) {
+            running.beside = true;
+            any = true;
+        }
+        any
+    }
+
+    pub(super) fn ended(&mut self, name: &str, result: Result<Option<Duration>, CompileError>) {
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        let state = std::mem::replace(&mut job.state, State::Waiting);
+        let State::Running(running) = state else {
+            return;
+        };
+        match &result {
+            // No verdict on the module: others may mean something else.
+            Err(CompileError::Unfit(_)) => {
+                let asked = running.asked;
+                job.listeners.retain(|l| Some(l.client) != asked);
+                let is_over = !job.waited() && !job.wanted;
+                if let Some(client) = asked {
+                    self.send(client, &FromWorker::Ended(result.clone().map(drop)));
+                    self.clients.remove(&client);
+                }
+                if is_over {
+                    self.finish(name, result.map(drop));
+                }
+                return;
+            }
+            Err(_) if running.stopped => {
+                if !job.waited() && !job.wanted {
+                    self.finish(name, Err(unwanted()));
+                }
+                return;
+            }
+            Err(CompileError::Changed) => {
+                self.changed(name);
+                return;
+            }
+            Err(CompileError::OutOfMemory(why)) if running.beside && !job.alone => {
+                job.alone = true;
+                let path = &job.record.module.path;
+                let text = format!("{path}: {why}; it is tried once more alone");
+                self.say(name, text);
+                return;
+            }
+            Err(_) => self.counters.count(Counter::CompileFailures),
+            Ok(Some(took)) => {
+                let histogram = match job.record.tier {
+                    Tier::Quick => Histogram::CompileQuick,
+                    Tier::Full => Histogram::CompileFull,
+                };
+                self.counters.observe(histogram, *took);
+            }
+            Ok(None) => {}
+        }
+        self.finish(name, result.map(drop));
+    }
+
+    /// What was copied is not the module: its giver hears so. The others have looked at files of their own, which they give when
+    /// they ask again.
+    fn changed(&mut self, name: &str) {
+        let Some(job) = self.jobs.remove(name) else {
+            return;
+        };
+        self.directory.remove(name);
+        if let Some(giver) = job.giver {
+            self.send(giver, &FromWorker::Ended(Err(CompileError::Changed)));
+        }
+        for listener in &job.listeners {
+            self.send(listener.client, &FromWorker::Again);
+            self.clients.remove(&listener.client);
+        }
+    }
+
+    /// Tells everybody how a job has ended, and forgets it, or goes on with the same module in full.
+    pub(super) fn finish(&mut self, name: &str, result: Result<(), CompileError>) {
+        let Some(mut job) = self.jobs.remove(name) else {
+            return;
+        };
+        for listener in &job.listeners {
+            self.send(listener.client, &FromWorker::Ended(result.clone()));
+        }
+        let quick = job.record.tier == Tier::Quick && job.unkept.is_none();
+        if result.is_ok() && quick && job.record.improves && self.improve(name, &mut job) {
+            return;
+        }
+        self.directory.remove(name);
+        for listener in &job.listeners {
+            self.clients.remove(&listener.client);
+        }
+    }
+
+    /// Puts the module of a job that has ended into the queue once more, to be compiled in full; nobody waits for it.
+    fn improve(&mut self, name: &str, job: &mut Job) -> bool {
+        let record = Record {
+            tier: Tier::Full,
+            improves: false,
+            ..job.record.clone()
+        };
+        let new = record.key().file_name();
+        if self.jobs.contains_key(&new) {
+            return false;
+        }
+        if let Err(e) = self.directory.keep_again(name, &new, &record) {
+            let path = self.directory.path().display();
+            let failed = Err(CompileError::Failed(format!("{path}: {e}")));
+            for listener in &job.listeners {
+                self.send(listener.client, &FromWorker::Ended(failed.clone()));
+            }
+            return false;
+        }
+        let arrival = self.number();
+        let mut full = Job::new(record, arrival, State::Waiting);
+        full.listeners = std::mem::take(&mut job.listeners);
+        for listener in &mut full.listeners {
+            listener.purpose = None;
+        }
+        self.jobs.insert(new, full);
+        true
+    }
+}
+
+/// For those who only listen.
+pub(super) fn unwanted() -> CompileError {
+    CompileError::Failed("it is not wanted any more".into())
+}
+
+/// What the cache has of a job by now.
+fn known(cache: &str, record: &Record) -> Option<Result<(), CompileError>> {
+    let store = open(cache, record).ok()?;
+    match store.lookup(&record.key()) {
+        Ok(Lookup::Hit(_)) => Some(Ok(())),
+        Ok(Lookup::Refused(why)) => Some(Err(CompileError::Refused(why))),
+        // An error is the compile's to tell.
+        Ok(Lookup::Miss { .. }) | Err(_) => None,
+    }
+}
+
+fn open(cache: &str, record: &Record) -> Result<Store, CompileError> {
+    let max_bytes = record.cache_bytes;
+    Ok(Store::open(cache, Options { max_bytes })?)
+}
+
+/// What a job's compile needs.
+///
+/// # Errors
+/// Its module is not to be had, or nobody waits for it and it would be to the node's harm.
+fn prepare(
+    job: &Job,
+    cache: &str,
+    directory: &Directory,
+    name: &str,
+    available: u64,
+) -> Result<(Store, Compile), CompileError> {
+    let store = open(cache, &job.record)?;
+    if !job.waited() {
+        let needed = expected(job.record.module.size);
+        if available / 2 < needed {
+            return Err(CompileError::Failed(format!(
+                "it may take {needed} bytes of memory, and the node has {available} available; `slipway compile --tier full` does it anyway"
+            )));
+        }
+        if store.is_filled_by_use()? {
+            return Err(CompileError::Failed(
+                "artefacts in use fill the cache up to its bound; a larger bound makes room".into(),
+            ));
+        }
+    }
+    let file = match &job.unkept {
+        Some(module) => module.try_clone()?,
+        None => directory.module(name)?,
+    };
+    let mut compile = Compile::new(file, job.record.module.clone(), job.record.tier);
+    compile.damaged.clone_from(&job.damaged);
+    let waits = job.listeners.iter().find_map(|l| l.purpose.clone());
+    compile.purpose = waits.unwrap_or_default();
+    Ok((store, compile))
+}
