@@ -85,3 +85,11 @@ pub fn sync_parent(path: &Path) -> Result<()> {
         .and_then(|d| d.sync_all())
         .map_err(file(parent, "sync"))
 }
+
+/// A file with this text, or none.
+pub fn put(path: &Path, text: Option<&str>) -> Result<()> {
+    match text {
+        Some(text) => write(path, text),
+        None => remove(path),
+    }
+}

@@ -11,6 +11,7 @@ use crate::config::{Effective, Ours};
 use crate::error::{Error, Result, file};
 use crate::files;
 use crate::layout::Layout;
+use crate::report::Report;
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -220,6 +221,21 @@ pub fn remove_directories(directories: &[PathBuf]) {
     for directory in directories {
         let _ = fs::remove_dir(directory);
     }
+}
+
+/// The lock, and from then on the log.
+pub fn locked(layout: &Layout, doing: &str, report: &mut Report) -> Result<Lock> {
+    files::make_directory(&layout.state())?;
+    report.log_to(&layout.log())?;
+    Lock::take(layout, doing)
+}
+
+/// The locks of installations in other directories.
+pub fn others_locked(elsewhere: &[Found], doing: &str) -> Result<Vec<Lock>> {
+    let there = elsewhere.iter().filter(|found| found.layout.has_traces());
+    there
+        .map(|found| Lock::take(&found.layout, doing))
+        .collect()
 }
 
 #[cfg(test)]

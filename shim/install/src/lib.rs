@@ -3,6 +3,7 @@
 //! Everything is done under one lock, is in a journal before it is done, and can be killed and run again at any step.
 
 mod apply;
+mod check;
 mod cluster;
 mod config;
 mod containerd;
@@ -16,10 +17,12 @@ mod metrics;
 mod node;
 mod plan;
 mod report;
+mod restart;
 mod status;
+mod uninstall;
 mod wish;
 
-pub use apply::{install, uninstall};
+pub use apply::install;
 pub use cluster::ConfigMap;
 pub use config::{imports, without_secrets};
 pub use cri::Cri;
@@ -30,6 +33,7 @@ pub use metrics::Metrics;
 pub use node::Distribution;
 pub use report::Report;
 pub use status::{Status, status};
+pub use uninstall::uninstall;
 
 use std::path::PathBuf;
 
