@@ -192,9 +192,13 @@ impl Cgroup {
         found.unwrap_or(files[1])
     }
 
-    /// The limit of huge pages in use, and, where the kernel knows it, of those reserved.
+    /// The limit of huge pages in use, and, where the kernel knows it, of those reserved. A guest never uses one, so where none are
+    /// counted the limit holds.
     fn set_hugepages(&self, r: &Resources, file: &str) -> Result<(), Error> {
         const FIELD: &str = "hugepageLimits";
+        if self.controller("hugetlb").is_none() {
+            return Ok(());
+        }
         for (size, limit) in &r.hugepages {
             self.set(FIELD, &format!("hugetlb.{size}.{file}"), limit)?;
             let reserved = format!("hugetlb.{size}.rsvd.{file}");

@@ -259,4 +259,11 @@ fn a_limit_that_cannot_be_set_is_an_error_with_its_field() {
             "{error}"
         );
     }
+    // A guest has no huge page whose number would have to be bounded.
+    let hugepages = Resources {
+        hugepages: vec![("2MB".into(), 0)],
+        ..Resources::default()
+    };
+    let (layout, path) = (v1("memory"), "c".into());
+    Cgroup { layout, path }.apply(&hugepages).unwrap();
 }

@@ -21,7 +21,7 @@ use slipway_protocol::{Budget, Facts, FromGuest, Launch, Packet, Purpose};
 use slipway_systemd::{Call, Systemd};
 
 // Neither is public: the one is of a program, the other of a crate that has a better door. Their files are this crate's, too.
-#[path = "../../../shim/install/src/config.rs"]
+#[path = "../../../shim/install/src/config/mod.rs"]
 mod config;
 #[path = "../../../shim/shim/src/handler.rs"]
 mod handler;
@@ -426,9 +426,16 @@ pub fn containerd_config(data: &[u8]) {
         config::is_base_template(text),
     );
     let _ = config::without_secrets(text);
-    let template = config::add_block(Some(text), "[a]\n");
-    // Its last line may have had no end.
-    assert!(config::remove_block(&template).len() <= text.len() + 1);
+    // One whose section has no end is refused.
+    if let Ok(template) = config::add_block(Some(text), "[a]\n") {
+        assert_eq!(
+            config::add_block(Some(&template), "[a]\n").as_ref(),
+            Ok(&template)
+        );
+        // Its last line may have had no end.
+        let removed = config::remove_block(&template);
+        assert!(removed.is_ok_and(|left| left.len() <= text.len() + 1));
+    }
     let _ = config::absolute_imports(text, Path::new("/etc"));
 
     let Ok(effective) = Effective::parse(text) else {
