@@ -468,7 +468,9 @@ class Answers(KillTest):
                 [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", "-f", "-o", out.name, *what, "-p", shim], stderr=subprocess.PIPE, text=True)
             try:
                 self.assertIn("attached", strace.stderr.readline())
-                count = lambda: open(out.name).read().count("INJECTED")
+                def count():
+                    with open(out.name) as log:
+                        return log.read().count("INJECTED")
 
                 def once_more():
                     before = count()
@@ -519,6 +521,18 @@ class Answers(KillTest):
                 once_more()
             started.result()
         self.assertEqual(sidecar.ended()["exitCode"], 3)
+
+    def test_while_the_cgroup_of_a_start_that_was_given_up_cannot_be_removed(self):
+        slow = self.slow()
+        running = self.pods[0].start(self.bed.example("hello"), ["sleep"])
+        self.queue_is_empty()
+        shim = self.shim_address()
+        with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY") as once_more:
+            # No machine compiles this module in a second.
+            self.assertIn("DeadlineExceeded", self.bed.crictl("--timeout", "1s", "start", slow.id, check=False).stderr)
+            once_more()
+            self.assertTrue(call(shim, "State", field(1, running.id.encode())).startswith(DONE))
+            once_more()
 
     @unittest.skipIf(USER_MODE_LINUX, "strace's injection is not tried under this kernel")
     def test_while_processes_do_not_freeze_and_a_kill_ends_them_all_the_same(self):

@@ -262,13 +262,17 @@ class Matrix(KillTest):
     @contextlib.contextmanager
     def execs_end_afterwards(self, guest):
         """Nobody waits for the end of an exec that survives; while it is loaded it goes on in a child of its first process."""
-        execs = lambda: [pid for pid in self.pids("slipway-guest") if pid != guest]
+        def none_is_left():
+            left = [pid for pid in self.pids("slipway-guest") if pid != guest]
+            if left:
+                self.bed.run("kill", "-9", *left, check=False)
+            return not left
+
         try:
             yield
         finally:
             self.go_on()
-            while left := execs():
-                self.bed.run("kill", "-9", *left, check=False)
+            self.until(none_is_left, "an exec does not end")
 
     def test_an_exec_is_being_loaded_and_runs(self):
         truths = {

@@ -192,8 +192,8 @@ impl Cgroup {
         found.unwrap_or(files[1])
     }
 
-    /// The limit of huge pages in use, and, where the kernel knows it, of those reserved. A guest never uses one, so where none are
-    /// counted the limit holds.
+    /// The limit of huge pages in use, and, where the kernel knows it, of those reserved. A guest never uses one, so the limit holds on
+    /// a node of version 1 that counts none.
     fn set_hugepages(&self, r: &Resources, file: &str) -> Result<(), Error> {
         const FIELD: &str = "hugepageLimits";
         if self.controller("hugetlb").is_none() {

@@ -76,12 +76,12 @@ struct Sandbox {
     steps: Timeline,
 }
 
-/// The Create of a member, for as long as it goes on.
-struct Claim<'a>(&'a Mutex<HashSet<String>>, String);
+/// The Create of a member, for as long as it goes on, and what it has begun is taken back.
+struct Claim(Arc<Pod>, String);
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
-        lock(self.0).remove(&self.1);
+        lock(&self.0.creating).remove(&self.1);
     }
 }
 
@@ -190,7 +190,7 @@ impl Pod {
         request: &api::CreateTaskRequest,
         context: service::Forward<'_>,
     ) -> Result<u32> {
-        let _claim = self.claim(&request.id)?;
+        let claim = self.claim(&request.id)?;
         if !Path::new(&request.bundle).is_absolute() {
             return Err(error::invalid(format!(
                 "bundle {:?} of container {:?}: must be an absolute path",
@@ -200,7 +200,7 @@ impl Pod {
         let early = lock(&self.early).take();
         let created = match early.filter(|_| request.id == self.group) {
             Some(sandbox) => self.create_sandbox(request, sandbox).await,
-            None => self.create_read(request).await,
+            None => self.create_read(request, &claim).await,
         };
         let container = match created {
             Ok(container) => container,
@@ -225,11 +225,11 @@ impl Pod {
     }
 
     /// Takes an id for the one Create that it may have.
-    fn claim(&self, id: &str) -> Result<Claim<'_>> {
+    fn claim(self: &Arc<Self>, id: &str) -> Result<Arc<Claim>> {
         if lock(&self.members).contains_key(id) || !lock(&self.creating).insert(id.into()) {
             return Err(error::exists(id));
         }
-        Ok(Claim(&self.creating, id.into()))
+        Ok(Arc::new(Claim(self.clone(), id.into())))
     }
 
     fn publish_create(&self, request: &api::CreateTaskRequest, pid: u32) {
@@ -255,6 +255,7 @@ impl Pod {
     async fn create_read(
         &self,
         request: &api::CreateTaskRequest,
+        claim: &Arc<Claim>,
     ) -> std::result::Result<Arc<Container>, StartError> {
         let refused = |e: &dyn std::fmt::Display| StartError::Refused(e.to_string());
         let asked = Instant::now();
@@ -266,7 +267,7 @@ impl Pod {
                 let sandbox = self.make_sandbox(&request.id, plan, steps);
                 self.create_sandbox(request, sandbox).await
             }
-            Role::Container => match self.create_wasm(request, &plan, steps, asked).await {
+            Role::Container => match self.create_wasm(request, &plan, claim, steps, asked).await {
                 // Only a pod has a delegate.
                 Err(e @ StartError::NotWasm(_)) if plan.sandbox_id.is_none() => Err(refused(&e)),
                 Err(StartError::NotWasm(what)) if plan.user.is_some() => {
@@ -335,7 +336,7 @@ impl Pod {
         if let Some(why) = &plan.unsupported {
             return Err(StartError::Refused(why.clone()));
         }
-        let mut made = Made::new(self.cgroup_of(id, &plan));
+        let mut made = Made::new(self.cgroup_of(id, &plan), None);
         steps.mark("spec");
         made.create(&plan)?;
         steps.mark("cgroup");
@@ -387,10 +388,11 @@ impl Pod {
         &self,
         request: &api::CreateTaskRequest,
         plan: &Plan,
+        claim: &Arc<Claim>,
         mut steps: Timeline,
         asked: Instant,
     ) -> std::result::Result<Arc<Container>, StartError> {
-        let mut made = Made::new(self.cgroup_of(&request.id, plan));
+        let mut made = Made::new(self.cgroup_of(&request.id, plan), Some(claim.clone()));
         steps.mark("spec");
         match self
             .lead_guest(request, plan, &mut made, steps, asked)
@@ -799,6 +801,9 @@ fn raise_oom_score(exec: i32, main: u32) {
 /// The cgroup of a container that does not exist yet: removed again unless it comes to exist.
 struct Made {
     cgroup: Option<Cgroup>,
+    /// The container's id is taken until the cgroup is gone: another of that id would be born in it, and killed. A sandbox has none: there
+    /// is nobody else yet.
+    claim: Option<Arc<Claim>>,
     /// The kernel's kills in it, since it was made.
     oom: Option<OomWatch>,
     created: bool,
@@ -808,9 +813,10 @@ struct Made {
 }
 
 impl Made {
-    fn new(cgroup: Option<Cgroup>) -> Self {
+    fn new(cgroup: Option<Cgroup>, claim: Option<Arc<Claim>>) -> Self {
         Self {
             cgroup,
+            claim,
             oom: None,
             created: false,
             inside: false,
@@ -822,6 +828,7 @@ impl Made {
     fn existing(cgroup: Option<Cgroup>) -> Self {
         Self {
             cgroup,
+            claim: None,
             oom: None,
             created: true,
             inside: true,
@@ -858,20 +865,30 @@ impl Made {
         (self.cgroup.take(), self.oom.take())
     }
 
-    /// Removes it while the shim serves others: what it held may take seconds to leave it. Whoever is told that there is no
-    /// container may make this cgroup the next moment, so that is waited for.
+    /// Removes it, and returns when it is gone: runc makes that of a Linux program anew.
     async fn remove(mut self) {
-        if let Some(cgroup) = self.cgroup.take().filter(|_| !self.keep) {
-            let _ = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        if let Some(removal) = self.removal() {
+            let _ = removal.await;
         }
+    }
+
+    /// Its removal, beside what the shim serves: what it holds may take seconds to leave it.
+    fn removal(&mut self) -> Option<tokio::task::JoinHandle<()>> {
+        let cgroup = self.cgroup.take().filter(|_| !self.keep)?;
+        let Some(claim) = self.claim.take() else {
+            let _ = cgroup.remove();
+            return None;
+        };
+        Some(tokio::task::spawn_blocking(move || {
+            let _ = cgroup.remove();
+            drop(claim);
+        }))
     }
 }
 
-/// A sandbox's: there is nobody else yet whom the shim could serve.
+/// Where the client of a Create has gone, too.
 impl Drop for Made {
     fn drop(&mut self) {
-        if let Some(cgroup) = self.cgroup.take().filter(|_| !self.keep) {
-            let _ = cgroup.remove();
-        }
+        drop(self.removal());
     }
 }
