@@ -468,6 +468,7 @@ class Answers(KillTest):
                 [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", "-f", "-o", out.name, *what, "-p", shim], stderr=subprocess.PIPE, text=True)
             try:
                 self.assertIn("attached", strace.stderr.readline())
+
                 def count():
                     with open(out.name) as log:
                         return log.read().count("INJECTED")
@@ -487,6 +488,12 @@ class Answers(KillTest):
         if other.done():
             self.fail(f"the other call is done: {other.exception() or other.result()}")
         self.assertTrue(answer.startswith(DONE), answer)
+
+    def is_answered_meanwhile(self, shim, asked, once_more):
+        """State comes back between two calls that are hindered."""
+        once_more()
+        self.assertTrue(call(shim, "State", asked).startswith(DONE))
+        once_more()
 
     def two_containers(self):
         pod = self.pod()
@@ -516,9 +523,7 @@ class Answers(KillTest):
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY") as once_more:
                 started = pool.submit(sidecar.start)
-                once_more()
-                self.assertTrue(call(shim, "State", asked).startswith(DONE))
-                once_more()
+                self.is_answered_meanwhile(shim, asked, once_more)
             started.result()
         self.assertEqual(sidecar.ended()["exitCode"], 3)
 
@@ -530,9 +535,7 @@ class Answers(KillTest):
         with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY") as once_more:
             # No machine compiles this module in a second.
             self.assertIn("DeadlineExceeded", self.bed.crictl("--timeout", "1s", "start", slow.id, check=False).stderr)
-            once_more()
-            self.assertTrue(call(shim, "State", field(1, running.id.encode())).startswith(DONE))
-            once_more()
+            self.is_answered_meanwhile(shim, field(1, running.id.encode()), once_more)
 
     @unittest.skipIf(USER_MODE_LINUX, "strace's injection is not tried under this kernel")
     def test_while_processes_do_not_freeze_and_a_kill_ends_them_all_the_same(self):

@@ -252,18 +252,22 @@ class Matrix(KillTest):
         container = self.running_container()
         guest = self.main_pid(container)
         with self.background(*self.exec_command(container)):
-            [exec] = self.until(lambda: [pid for pid in self.pids("slipway-guest") if pid != guest])
+            [exec] = self.until(lambda: self.execs(guest))
             with self.execs_end_afterwards(guest):
                 yield container, {"guest": [guest], "exec": [exec]}
 
     def exec_command(self, container):
         return ["exec", "-s", "--timeout", str(PATIENCE), container.id, "/hello.wasm", "sleep"]
 
+    def execs(self, guest):
+        """Those of the one container that runs."""
+        return [pid for pid in self.pids("slipway-guest") if pid != guest]
+
     @contextlib.contextmanager
     def execs_end_afterwards(self, guest):
         """Nobody waits for the end of an exec that survives; while it is loaded it goes on in a child of its first process."""
         def none_is_left():
-            left = [pid for pid in self.pids("slipway-guest") if pid != guest]
+            left = self.execs(guest)
             if left:
                 self.bed.run("kill", "-9", *left, check=False)
             return not left

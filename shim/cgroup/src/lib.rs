@@ -192,6 +192,20 @@ impl Cgroup {
         found.unwrap_or(files[1])
     }
 
+    /// The limits whose files both versions call the same.
+    fn set_cpuset_and_pids(&self, r: &Resources) -> Result<(), Error> {
+        if let Some(cpus) = &r.cpuset_cpus {
+            self.set("cpu.cpus", "cpuset.cpus", cpus)?;
+        }
+        if let Some(mems) = &r.cpuset_mems {
+            self.set("cpu.mems", "cpuset.mems", mems)?;
+        }
+        if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
+            self.set("pids.limit", "pids.max", or_max(limit))?;
+        }
+        Ok(())
+    }
+
     /// The limit of huge pages in use, and, where the kernel knows it, of those reserved. A guest never uses one, so the limit holds on
     /// a node of version 1 that counts none.
     fn set_hugepages(&self, r: &Resources, file: &str) -> Result<(), Error> {
@@ -381,6 +395,14 @@ fn empty(directory: &Path) {
         .filter_map(rustix::process::Pid::from_raw)
     {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// A limit as the kernel reads it; below 0 there is none.
+fn or_max(limit: i64) -> String {
+    match limit {
+        ..0 => "max".into(),
+        limit => limit.to_string(),
     }
 }
 

@@ -93,23 +93,7 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
     if let Some(burst) = r.cpu_burst {
         cgroup.set("cpu.burst", "cpu.cfs_burst_us", burst)?;
     }
-    if let Some(cpus) = &r.cpuset_cpus {
-        cgroup.set("cpu.cpus", "cpuset.cpus", cpus)?;
-    }
-    if let Some(mems) = &r.cpuset_mems {
-        cgroup.set("cpu.mems", "cpuset.mems", mems)?;
-    }
-    if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
-        cgroup.set(
-            "pids.limit",
-            "pids.max",
-            if limit < 0 {
-                "max".into()
-            } else {
-                limit.to_string()
-            },
-        )?;
-    }
+    cgroup.set_cpuset_and_pids(r)?;
     if let Some(weight) = r.io_weight {
         let file = cgroup.first("blkio", ["blkio.bfq.weight", "blkio.weight"]);
         cgroup.set("blockIO.weight", file, weight)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use slipway_spec::{Resources, Throttle};
 
 use crate::layout::{Files, Freezer};
-use crate::{Cgroup, Error, fail, shares, throttle_field};
+use crate::{Cgroup, Error, fail, or_max, shares, throttle_field};
 
 pub(crate) const FILES: Files = Files {
     join: "cgroup.procs",
@@ -60,13 +60,6 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
             why: "this node has cgroup version 2, which has no such limit".into(),
         });
     }
-    let or_max = |n: i64| {
-        if n < 0 {
-            "max".to_string()
-        } else {
-            n.to_string()
-        }
-    };
     if let Some(limit) = r.memory_limit.filter(|l| *l != 0) {
         cgroup.set("memory.limit", "memory.max", or_max(limit))?;
         if let Some(swap) = r.memory_swap.filter(|s| *s != 0) {
@@ -101,15 +94,7 @@ pub(crate) fn apply(cgroup: &Cgroup, r: &Resources) -> Result<(), Error> {
     if let Some(burst) = r.cpu_burst {
         cgroup.set("cpu.burst", "cpu.max.burst", burst)?;
     }
-    if let Some(cpus) = &r.cpuset_cpus {
-        cgroup.set("cpu.cpus", "cpuset.cpus", cpus)?;
-    }
-    if let Some(mems) = &r.cpuset_mems {
-        cgroup.set("cpu.mems", "cpuset.mems", mems)?;
-    }
-    if let Some(limit) = r.pids_limit.filter(|l| *l != 0) {
-        cgroup.set("pids.limit", "pids.max", or_max(limit))?;
-    }
+    cgroup.set_cpuset_and_pids(r)?;
     let file = cgroup.first("io", ["io.bfq.weight", "io.weight"]);
     let scaled = |weight| match file {
         "io.weight" => io_weight(weight),
