@@ -27,6 +27,14 @@ SYSTEMD = os.environ.get("CGROUP_DRIVER") == "systemd"
 # Seconds: bound of every wait for something that happens by itself. Only a test that fails waits that long, however slow the machine.
 PATIENCE = 300
 
+# What a busy containerd says of a pod that is being taken away, and not when it is asked once more:
+RACES_OF_CONTAINERD = (
+    # the answer and the end of the shim's connection have both come before it looked, and it takes either: dispatch() of ttrpc 1.2;
+    "ttrpc: closed",
+    # the pod is stopped, and the start that has failed by that has not told so yet: setContainerRemoving() of CRI.
+    "container is in starting state, can't be removed",
+)
+
 
 def run(*command, check=True, timeout=2 * PATIENCE, **options):
     """Runs a command; the result has text in stdout and stderr."""
@@ -106,14 +114,17 @@ class Bed:
         self.ask_again("rmp", "-f", sandbox)
 
     def ask_again(self, *command):
-        """As the kubelet does. Where an answer and the end of the shim's connection have both come before a busy containerd looks, it
-        takes either: dispatch() of ttrpc 1.2."""
-        try:
-            self.crictl(*command)
-        except AssertionError as e:
-            if "ttrpc: closed" not in str(e):
-                raise
-            self.crictl(*command)
+        """As the kubelet does, until it is done."""
+        def is_done():
+            try:
+                self.crictl(*command)
+            except AssertionError as e:
+                if not any(race in str(e) for race in RACES_OF_CONTAINERD):
+                    raise
+                return False
+            return True
+
+        wait_for(is_done, lambda: f"{' '.join(command)} has not come to its end")
 
     def python(self, script, *args, **options):
         """Runs a script in the bed's network. Its sockets are as patient as all others here."""
