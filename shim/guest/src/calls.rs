@@ -82,3 +82,33 @@ pub fn list(stack: &[u32]) -> String {
     list.extend(entries.iter().skip(outermost).map(text));
     list.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_told_innermost_first() {
+        assert_eq!(list(&[]), "");
+        assert_eq!(list(&[3, 1]), "function 3, function 1");
+    }
+
+    #[test]
+    fn what_repeats_itself_is_told_once() {
+        assert_eq!(list(&[7, 7, 7, 1]), "function 7 (3 times), function 1");
+        assert_eq!(
+            list(&[1, 2, 1, 2, 1, 2, 0]),
+            "[function 1, function 2] (3 times), function 0"
+        );
+    }
+
+    #[test]
+    fn of_a_long_list_both_ends_are_told() {
+        let stack: Vec<u32> = (0..100).collect();
+        let told = list(&stack);
+        let entries: Vec<_> = told.split(", ").collect();
+        assert_eq!(entries.len(), MAX_ENTRIES + 1);
+        assert_eq!((entries[0], entries[16]), ("function 0", "function 99"));
+        assert_eq!(entries[MAX_ENTRIES - OUTERMOST], "… 84 more …");
+    }
+}

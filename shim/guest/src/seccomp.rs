@@ -4,9 +4,10 @@
 //! The filter is entered when all is done that a program under runc would not do itself (mounts, namespaces, users), and before
 //! the first byte of the artefact is loaded.
 
-use slipway_protocol::{Instruction, Seccomp};
+use slipway_protocol::{End, FORBIDDEN_CALL, Instruction, Seccomp};
+use slipway_sys::TrappedCall;
 
-use crate::sys;
+use crate::sys::end;
 
 /// The guest's own part, as a program for the kernel.
 pub struct AllowList {
@@ -25,7 +26,7 @@ impl AllowList {
 
     /// Every system call from here on is the filter's to decide about.
     pub fn enter(self, profile: Option<&Seccomp>) -> Result<(), String> {
-        slipway_confine::calls(self.program, profile, sys::end_at_trapped_call)
+        slipway_confine::calls(self.program, profile, end_at_trapped_call)
             .map_err(|e| format!("linux.seccomp: the kernel does not take the filter: {e}"))
     }
 
@@ -33,4 +34,22 @@ impl AllowList {
     pub fn is_own(&self) -> bool {
         self.process == std::process::id()
     }
+}
+
+/// Ends the process at a system call that its filter has trapped, with a reason.
+fn end_at_trapped_call(call: TrappedCall) -> ! {
+    let name = slipway_seccomp::name(call.number);
+    end(End {
+        status: 128 + libc::SIGSYS as u8,
+        reason: match call.data {
+            // The program raised the signal itself.
+            _ if call.number < 0 => String::new(),
+            slipway_seccomp::UNLISTED => format!(
+                "the process made a system call that no WebAssembly program makes, {name} (number {}), and was ended (SIGSYS)",
+                call.number
+            ),
+            _ => FORBIDDEN_CALL.to_string(),
+        },
+        out_of_memory: false,
+    })
 }

@@ -7,11 +7,12 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
+use rustix::mount::{UnmountFlags, move_mount, unmount};
 use slipway_protocol::{Launch, Mount, UserNamespace};
 use slipway_sys::FileOwner;
 
-use crate::mounts;
+use crate::mounts::{self, FROM_DESCRIPTOR};
+use crate::{namespaces, paths};
 
 /// The pod's user namespace, open.
 pub struct User<'a> {
@@ -26,7 +27,7 @@ impl<'a> User<'a> {
         container: Option<BorrowedFd<'_>>,
     ) -> Result<Option<Self>, String> {
         let open = |of: &'a UserNamespace| {
-            let namespace = mounts::open_namespace(&of.path, container)?;
+            let namespace = namespaces::open(&of.path, container)?;
             Ok(Self { of, namespace })
         };
         launch.user_namespace.as_ref().map(open).transpose()
@@ -53,11 +54,10 @@ impl<'a> User<'a> {
     /// One of the snapshotter's mounts whose ids are mapped: of an overlay, those of its layers.
     pub fn mount_root(&self, m: &Mount, rootfs: &str, skeleton: &str) -> Result<(), String> {
         let error = |e: rustix::io::Errno| format!("rootfs: mount {} at {rootfs}: {e}", m.kind);
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         if m.kind != "overlay" {
             let tree = self.cloned(&m.source)?;
             mounts::set_attributes(&tree, m)?;
-            return move_mount(&tree, "", CWD, rootfs, flags).map_err(error);
+            return move_mount(&tree, "", CWD, rootfs, FROM_DESCRIPTOR).map_err(error);
         }
         let mut layers = Vec::new();
         let mut data = Vec::new();
@@ -69,7 +69,7 @@ impl<'a> User<'a> {
                         .split(':')
                         .map(|layer| self.cloned(layer))
                         .collect::<Result<_, _>>()?;
-                    let names: Vec<String> = layers.iter().map(mounts::magic).collect();
+                    let names: Vec<String> = layers.iter().map(paths::proc_path).collect();
                     data.push(format!("lowerdir={}", names.join(":")));
                 }
             }
@@ -79,13 +79,13 @@ impl<'a> User<'a> {
         let place = format!("{skeleton}/layers");
         fs::create_dir(&place).map_err(|e| format!("skeleton: {e}"))?;
         for layer in &layers {
-            move_mount(layer, "", CWD, place.as_str(), flags).map_err(error)?;
+            move_mount(layer, "", CWD, place.as_str(), FROM_DESCRIPTOR).map_err(error)?;
         }
         let overlay = Mount {
             data: data.join(","),
             ..m.clone()
         };
-        let mounted = mounts::mount_root(&overlay, rootfs, "");
+        let mounted = mounts::mount_layer(&overlay, rootfs, "");
         for _ in &layers {
             unmount(place.as_str(), UnmountFlags::DETACH).map_err(error)?;
         }

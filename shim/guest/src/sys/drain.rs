@@ -11,23 +11,14 @@ static LISTENING: [AtomicI32; 64] = [const { AtomicI32::new(NONE) }; 64];
 const NONE: i32 = -1;
 static DRAINING: AtomicBool = AtomicBool::new(false);
 
-/// listen(2) as the engine calls it for sock_listen.
-///
-/// # Safety
-/// listen(2)'s.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
-    // SAFETY: passed on as it came.
-    let done = unsafe { libc::syscall(libc::SYS_listen, fd, backlog) } as c_int;
-    if done == 0 {
-        if let Some(slot) = slot_of(fd).or_else(|| slot_of(NONE)) {
-            slot.store(fd, Ordering::Relaxed);
-        }
-        if DRAINING.load(Ordering::Relaxed) {
-            shut_down(fd);
-        }
+/// A socket listens now. An engine tells it.
+pub fn listening(fd: c_int) {
+    if let Some(slot) = slot_of(fd).or_else(|| slot_of(NONE)) {
+        slot.store(fd, Ordering::Relaxed);
     }
-    done
+    if DRAINING.load(Ordering::Relaxed) {
+        shut_down(fd);
+    }
 }
 
 /// The program's one thread alone writes: no exchange is needed, which each close would pay for.
@@ -36,7 +27,7 @@ fn slot_of(fd: c_int) -> Option<&'static AtomicI32> {
     slots.find(|slot| slot.load(Ordering::Relaxed) == fd)
 }
 
-/// A descriptor that is closed listens no more.
+/// A descriptor is closed: it listens no more.
 pub fn closed(fd: c_int) {
     if let Some(slot) = slot_of(fd) {
         slot.store(NONE, Ordering::Relaxed);
@@ -53,7 +44,7 @@ extern "C" fn on_stop(signal: c_int) {
     let open = LISTENING.iter().map(|slot| slot.load(Ordering::Relaxed));
     let mut open = open.filter(|fd| *fd != NONE).peekable();
     if open.peek().is_none() || DRAINING.swap(true, Ordering::Relaxed) {
-        super::on_ending(signal);
+        super::signals::on_ending(signal);
     }
     // SAFETY: errno's location is valid for the calling thread.
     let errno = unsafe { *libc::__errno_location() };

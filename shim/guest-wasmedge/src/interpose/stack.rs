@@ -7,10 +7,8 @@ use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use slipway_guest::{calls, end, exit, signals};
 use slipway_protocol::End;
-
-use super::{end, exit, say_report, set_report};
-use crate::calls;
 
 /// Stack of the handler in bytes: for the engine's, which unwinds the program's, and for ours, which reads a file.
 const HANDLER_STACK: usize = 256 << 10;
@@ -60,8 +58,8 @@ pub unsafe extern "C" fn sigaction(
     }
 }
 
-/// Gives the handler its stack; before a seccomp filter, which may forbid it.
-pub fn give_handler_stack() {
+/// Gives the handler of faults its stack; before a seccomp filter, which may forbid it.
+pub fn give_to_handler() {
     let stack = libc::stack_t {
         ss_sp: Box::leak(vec![0u8; HANDLER_STACK].into_boxed_slice())
             .as_mut_ptr()
@@ -74,11 +72,11 @@ pub fn give_handler_stack() {
 }
 
 /// Has the end of the call stack told, for the code of this artefact, which is loaded. Makes no system call.
-pub fn watch_stack(artefact: &CStr) {
+pub fn watch(artefact: &CStr) {
     let mut here = 0u8;
     // SAFETY: the callback gets the pointer that is given here.
     unsafe { libc::dl_iterate_phdr(Some(find_code), artefact.as_ptr().cast_mut().cast()) };
-    set_report(libc::SIGSEGV, 134, EXHAUSTED.to_string());
+    signals::prepare(libc::SIGSEGV, 134, EXHAUSTED.to_string());
     TOP.store(&raw mut here as usize, Ordering::Relaxed);
 }
 
@@ -174,7 +172,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         }
         if !is_code(at) {
             // In the engine or the C library, which may hold a lock: nothing but what was prepared.
-            say_report(signal);
+            signals::say(signal);
             exit(134)
         }
         // Compiled code holds no lock: what follows may do as in an ordinary call.

@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_char, c_int, c_long};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
-use crate::mounts;
+use slipway_guest::is_procfs;
 
 /// 256 bytes: one more than a name may have.
 const ROOT_NAME: &[u8; 256] = &[b'='; 256];
@@ -58,7 +58,7 @@ pub unsafe extern "C" fn readlinkat(
         let Ok(length) = usize::try_from(read) else {
             return read;
         };
-        let walking = super::memory_at(buffer as usize).is_none();
+        let walking = super::memory::memory_at(buffer as usize).is_none();
         if !walking || length == 0 || buffer.read() as u8 != b'/' || size < length + ROOT_NAME.len()
         {
             return read;
@@ -126,7 +126,7 @@ pub unsafe extern "C" fn openat(directory: c_int, name: *const c_char, flags: c_
     opened
 }
 
-/// What `mounts::check_reachable` states, for what the node has mounted below a volume since (mountPropagation
+/// What `slipway_guest` checks of all mounts, for what the node has mounted below a volume since (mountPropagation
 /// HostToContainer): no procfs, and no device but those of the guest's own /dev.
 fn is_reachable(fd: c_int) -> bool {
     static DEV: OnceLock<Option<libc::dev_t>> = OnceLock::new();
@@ -135,7 +135,7 @@ fn is_reachable(fd: c_int) -> bool {
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     // newfstatat(2), as the engine's own calls: a seccomp profile need not know another.
     let file = rustix::fs::statat(fd, "", rustix::fs::AtFlags::EMPTY_PATH);
-    let (Ok(false), Ok(file)) = (mounts::is_procfs(fd), file) else {
+    let (Ok(false), Ok(file)) = (is_procfs(fd), file) else {
         return false;
     };
     match file.st_mode & libc::S_IFMT {

@@ -5,6 +5,22 @@ use std::ffi::{c_char, c_int, c_long, c_ulong, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
+use slipway_guest::drain;
+
+/// listen(2) as the engine calls it for sock_listen.
+///
+/// # Safety
+/// listen(2)'s.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
+    // SAFETY: passed on as it came.
+    let done = unsafe { libc::syscall(libc::SYS_listen, fd, backlog) } as c_int;
+    if done == 0 {
+        drain::listening(fd);
+    }
+    done
+}
+
 /// recvmsg(2) as the engine calls it for sock_recv and sock_recv_from: the sender's port in the host's byte order, in
 /// which all other functions of the engine have it and sock_send_to takes it.
 ///
