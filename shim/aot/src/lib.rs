@@ -1,4 +1,4 @@
-//! `slipway-aot quick|full DIGEST MEMORY SECONDS`: compiles one hostile module into one artefact, and ends.
+//! Compiles one hostile module into one artefact, whatever engine it is for, and ends: `slipway-aot quick|full DIGEST MEMORY SECONDS`.
 //!
 //! Descriptor 3 is the module, descriptor 4 the artefact to write, descriptor 5 a socket: on it come the [`Purpose`], and
 //! back the module's [`Facts`] once it is accepted, before it is compiled. Whoever starts it gives it namespaces of its own;
@@ -7,39 +7,46 @@
 //! others write to.
 //! Its exit statuses are those of [`slipway_protocol::aot_status`]; on stdout it says why.
 
-use std::ffi::CString;
+mod enclose;
+mod order;
+
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
-use rustix::mount::{MountFlags, MountPropagationFlags};
-use slipway_engine::Optimisation;
+pub use slipway_cache::Tier;
 use slipway_module::{Digest, MAX_MODULE_BYTES, Memory, ModuleInfo};
 use slipway_protocol::aot_status::{CHANGED, REFUSED, UNFIT, UNWRITTEN};
 use slipway_protocol::{Facts, Purpose};
-use slipway_sys::TrappedCall;
+
+use enclose::enclose;
+use order::Order;
 
 /// The module in, the artefact out, what is asked and said about the module.
 const MODULE_FD: i32 = 3;
 const ARTEFACT_FD: i32 = 4;
 const CONTROL_FD: i32 = 5;
-/// Nobody, by Debian's and most other numbers.
-const NOBODY: u32 = 65534;
-/// Where LLVM works, and its size in bytes: memory, a quarter of MEMORY at most. A 36 MB module takes 200 MB for object file
-/// and artefact.
-const WORK: &str = "/tmp";
-const WORK_BYTES: u64 = 2 << 30;
-/// The largest file in bytes: the most that the cache takes.
-const FILE_BYTES: u64 = 1 << 30;
-/// The kernel's highest: killed first when the node runs out of memory (proc_pid_oom_score_adj(5)).
-const OOM_SCORE_ADJ: &str = "1000";
 
-fn main() -> ExitCode {
+/// What differs between engines.
+pub trait Compiler {
+    /// Name and version of the engine, by which artefacts are known: `wasmedge-0.17.1`.
+    fn version() -> String;
+
+    /// Compiles a module that was accepted into a file.
+    ///
+    /// # Errors
+    /// The compiler's.
+    fn compile(module: &[u8], out: &CStr, tier: Tier) -> Result<(), String>;
+}
+
+/// The whole life of a compiler.
+pub fn run<C: Compiler>() -> ExitCode {
     // Through the bundle's loader the process would be named after it.
     let _ = rustix::thread::set_name(c"slipway-aot");
-    match compile() {
+    match compile::<C>() {
         Ok(()) => ExitCode::SUCCESS,
         Err((status, message)) => {
             // The status says it without the text.
@@ -49,11 +56,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn compile() -> Result<(), (u8, String)> {
+fn compile<C: Compiler>() -> Result<(), (u8, String)> {
     let failed = |message: String| (1, message);
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments == ["version"] {
-        println!("{}", slipway_engine::version());
+        println!("{}", C::version());
         return Ok(());
     }
     let order = Order::read(&arguments).ok_or_else(|| {
@@ -74,7 +81,7 @@ fn compile() -> Result<(), (u8, String)> {
     let names = prepared.names.iter();
     let names = slipway_protocol::encode_names(names.map(|(index, name)| (*index, name.as_str())));
     agree(control.as_fd(), &prepared.info, &names)?;
-    slipway_engine::compile(&prepared.stripped, c"/artefact.so", order.optimisation)
+    C::compile(&prepared.stripped, c"/artefact.so", order.tier)
         .map_err(|e| failed(format!("the compiler failed: {e}")))?;
     write_artefact(artefact.into(), &names).map_err(|e| (UNWRITTEN, e.to_string()))
 }
@@ -94,78 +101,6 @@ fn agree(control: BorrowedFd<'_>, module: &ModuleInfo, names: &[u8]) -> Result<(
     }
     facts.fit(purpose.memory_limit).map_err(|e| (UNFIT, e))?;
     slipway_protocol::send(control, &facts, &[]).map_err(failed)
-}
-
-/// What is to be done, from the command line.
-struct Order {
-    optimisation: Optimisation,
-    /// Of the module.
-    digest: Digest,
-    /// Bytes that may be used.
-    memory: u64,
-    /// CPU time that may be used, all threads together.
-    seconds: u64,
-}
-
-impl Order {
-    fn read(arguments: &[String]) -> Option<Self> {
-        let [tier, digest, memory, seconds] = arguments else {
-            return None;
-        };
-        Some(Self {
-            optimisation: match tier.as_str() {
-                "quick" => Optimisation::None,
-                "full" => Optimisation::Full,
-                _ => return None,
-            },
-            digest: digest.parse().ok()?,
-            memory: memory.parse().ok()?,
-            seconds: seconds.parse().ok()?,
-        })
-    }
-}
-
-/// An empty root, no user, bounded resources.
-fn enclose(memory: u64, seconds: u64) -> Result<(), String> {
-    let io = |e: rustix::io::Errno| e.to_string();
-    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)
-        .map_err(|e| format!("oom_score_adj: {e}"))?;
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .map_err(io)?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    // A size of 0 would be no bound.
-    let size = WORK_BYTES.min(memory / 4).max(1);
-    let options = CString::new(format!("size={size},mode=1777")).unwrap_or_default();
-    rustix::mount::mount("tmpfs", WORK, "tmpfs", flags, Some(options.as_c_str())).map_err(io)?;
-    std::env::set_current_dir(WORK)
-        .and_then(|()| slipway_sys::pivot_to_current_dir())
-        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_DATA as i32, memory, memory))
-        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_FSIZE as i32, FILE_BYTES, FILE_BYTES))
-        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CPU as i32, seconds, seconds))
-        .and_then(|()| slipway_sys::set_rlimit(libc::RLIMIT_CORE as i32, 0, 0))
-        .map_err(|e| e.to_string())?;
-    slipway_confine::leave_session_keyring().map_err(|e| e.to_string())?;
-    slipway_sys::become_user(NOBODY, NOBODY, &[])?;
-    slipway_sys::set_no_new_privs()?;
-    // The change of user has cleared it: a compile must not outlive the shim that waits for it.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(io)?;
-    slipway_confine::files("/", "/")?;
-    let list = slipway_seccomp::allow_list(&slipway_seccomp::compiler(std::process::id()));
-    slipway_confine::calls(list, None, end_at_trapped_call).map_err(|e| format!("seccomp: {e}"))
-}
-
-/// Says which system call it was that no compile makes.
-fn end_at_trapped_call(call: TrappedCall) -> ! {
-    let name = slipway_seccomp::name(call.number);
-    println!(
-        "the compiler made a system call that no compile makes, {name} (number {}), and was ended",
-        call.number
-    );
-    slipway_sys::exit_now(1)
 }
 
 /// The module of that digest. The descriptor is shared with whoever reads the file, too, so its position is not used.
@@ -194,4 +129,77 @@ fn write_artefact(mut out: File, names: &[u8]) -> std::io::Result<()> {
     std::io::copy(&mut made, &mut out)?;
     out.write_all(names)?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_protocol::Call;
+
+    #[test]
+    fn only_the_bytes_of_that_digest_are_compiled() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"module").unwrap();
+        let digest = Digest::of(b"module");
+        // Wherever others who share the descriptor have read to.
+        assert_eq!(
+            read_module(file.try_clone().unwrap(), &digest).unwrap(),
+            b"module"
+        );
+        file.write_all(b" and more").unwrap();
+        let (status, text) = read_module(file, &digest).unwrap_err();
+        assert_eq!(
+            (status, text),
+            (CHANGED, format!("not the file of sha256:{digest}"))
+        );
+    }
+
+    #[test]
+    fn a_file_that_grew_beyond_the_bound_is_no_verdict_on_its_digest() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(MAX_MODULE_BYTES + 1).unwrap();
+        let (status, text) = read_module(file, &Digest::of(b"")).unwrap_err();
+        assert_eq!(status, 1);
+        assert_eq!(
+            text,
+            "the module has 268435457 bytes, more than the 268435456 allowed"
+        );
+    }
+
+    /// What the host hears of a module for a purpose, and the status where it does not suit.
+    fn agreed(wat: &str, purpose: &Purpose) -> (Option<Facts>, Option<u8>) {
+        let (host, compiler) = slipway_protocol::pair().unwrap();
+        slipway_protocol::send(host.as_fd(), purpose, &[]).unwrap();
+        let module = slipway_module::prepare(wat.as_bytes()).unwrap().info;
+        let status = agree(compiler.as_fd(), &module, b"names")
+            .err()
+            .map(|(status, _)| status);
+        drop(compiler);
+        let told = slipway_protocol::recv::<Facts>(host.as_fd());
+        (told.ok().map(|(facts, _)| facts), status)
+    }
+
+    #[test]
+    fn a_module_that_suits_its_purpose_is_described_before_it_is_compiled() {
+        let wat = r#"(module (memory 2) (func (export "_start")))"#;
+        let purpose = |function: &str, memory_limit| Purpose {
+            call: Some(Call {
+                function: function.into(),
+                arguments: 0,
+            }),
+            memory_limit,
+        };
+        let (facts, status) = agreed(wat, &purpose("_start", Some(2 << 16)));
+        let facts = facts.unwrap();
+        assert_eq!(
+            (facts.memories, facts.names, status),
+            (vec![2 << 16], 5, None)
+        );
+        // The function is missing; the memory has no room.
+        assert_eq!(agreed(wat, &purpose("run", None)), (None, Some(UNFIT)));
+        assert_eq!(
+            agreed(wat, &purpose("_start", Some(1 << 16))),
+            (None, Some(UNFIT))
+        );
+    }
 }
