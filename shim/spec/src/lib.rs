@@ -1,20 +1,27 @@
 //! The OCI runtime spec (config.json), read once and turned into a typed plan. Pure: no system calls but the read.
 //!
-//! `oci` has the fields as the JSON names them, only those that Slipway acts on; `plan` checks them and gives them
-//! their meaning; `mount` knows the mount options, `seccomp` makes a filter of its profile, `user` has the ids of a pod's
+//! `oci` has the fields as the JSON names them, only those that Slipway acts on; `plan` puts together what they mean, each part of
+//! which is read by a file of its own: `process`, `namespaces`, `cgroups`, `volumes`, `annotations`; `mount` knows the mount options, `seccomp` makes a filter of its profile, `user` has the ids of a pod's
 //! user namespace, `refused` what a Wasm container cannot have: an error that names the field. docs/oci.md says for every
 //! field of the spec what becomes of it.
 
+mod annotations;
+mod cgroups;
 mod mount;
+mod namespaces;
 mod oci;
 mod plan;
+mod process;
 mod refused;
 mod seccomp;
 mod sysctl;
 mod user;
+mod volumes;
 
+pub use cgroups::{CgroupPath, Resources, Throttle};
 pub use mount::parse_options;
-pub use plan::{CgroupPath, Namespace, Plan, Resources, Role, Throttle};
+pub use namespaces::Namespace;
+pub use plan::{Plan, Role};
 pub use sysctl::Sysctl;
 pub use user::{UserNamespace, parse_root};
 
@@ -112,7 +119,7 @@ pub fn parse_resources(json: &[u8]) -> Result<Resources, Error> {
         path: "linux.resources".into(),
         source,
     })?;
-    plan::resources(resources)
+    cgroups::resources(resources)
 }
 
 /// What a shim has to know of a spec on the way to its socket, where nothing else of it matters.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::Error;
-use crate::plan::{Namespace, refuse};
+use crate::namespaces::Namespace;
+use crate::plan::refuse;
 
 /// A kernel parameter of the pod's.
 #[derive(Debug, Clone, PartialEq, Eq)]

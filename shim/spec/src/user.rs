@@ -4,8 +4,9 @@
 
 use slipway_protocol::Mount;
 
+use crate::namespaces::Namespace;
 use crate::oci::{self, IdMapping};
-use crate::plan::{Namespace, refuse};
+use crate::plan::refuse;
 use crate::{Error, parse_options};
 
 /// A pod's user namespace.
