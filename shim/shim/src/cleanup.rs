@@ -9,16 +9,13 @@ use containerd_shim_protos::protobuf::Message;
 use slipway_cgroup::{Cgroup, Registration};
 use slipway_spec::CgroupPath;
 
-use crate::boot::Flags;
-use crate::{delegate, events, socket};
-
-/// In the sandbox's bundle: a line for every container of the pod, `id cgroup`.
-pub const MEMBERS: &str = "slipway-members";
+use crate::flags::Flags;
+use crate::{delegate, events, members, socket};
 
 /// Ends everything that the shim of this bundle has left, and answers for the container.
 pub fn delete(flags: &Flags) -> Result<(), String> {
     // The containers of a pod whose sandbox has ended go on until they are stopped, as runc's do.
-    let sandbox = flags.bundle.join(MEMBERS).exists();
+    let sandbox = members::are_noted(&flags.bundle);
     if !(sandbox && socket::shim_answers(flags)) {
         clean_up(flags);
     }
@@ -36,13 +33,10 @@ pub fn delete(flags: &Flags) -> Result<(), String> {
 
 fn clean_up(flags: &Flags) {
     // The delegate first: it would report the end of its containers to a shim that is gone.
-    delegate::cleanup(flags);
+    delegate::clean_up(flags);
     socket::unlink(flags);
-    let members = std::fs::read_to_string(flags.bundle.join(MEMBERS)).unwrap_or_default();
-    let of_members = members
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(_, path)| recorded(path));
+    let members = members::read(&flags.bundle).into_iter();
+    let of_members = members.map(|(_, path)| recorded(&path));
     let own = slipway_spec::read(&flags.bundle)
         .ok()
         .and_then(|plan| plan.cgroup);

@@ -2,25 +2,23 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::events::task::{
     TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
-use rustix::fs::{FileType, Mode, OFlags};
 use slipway_cgroup::{Cgroup, OomKill, OomWatch, Registration};
 use slipway_counters::{Counter, Counters};
 use slipway_protocol::{Budget, End, HostShare, Timeline, Usage};
 use slipway_spec::{Plan, Resources, Role};
 
-use crate::count::{self, Begun};
+use crate::count::{self, StartTimer};
 use crate::error::{self, Result};
 use crate::events::{Events, now};
 use crate::log::Log;
 use crate::process::{Exit, Process};
+use crate::termination_message;
 
 /// A container.
 pub struct Container {
@@ -41,7 +39,7 @@ pub struct Container {
     budget: Option<Arc<Budget>>,
     counters: Counters,
     /// `None` for the sandbox, which has no program.
-    begun: Option<Begun>,
+    start_timer: Option<StartTimer>,
     /// Held while it is frozen or thawed.
     freezing: tokio::sync::Mutex<()>,
     /// Why it never ran, where that showed when it was Running already.
@@ -77,7 +75,7 @@ pub struct Parts {
     /// The node's.
     pub counters: Counters,
     /// How it was created; the sandbox has no program.
-    pub begun: Option<Begun>,
+    pub start_timer: Option<StartTimer>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,7 +88,7 @@ impl Container {
     pub fn new(parts: Parts, events: Events, log: Log) -> Arc<Self> {
         let message = parts.plan.termination_message.as_deref();
         let container = Arc::new(Self {
-            termination_message: message.and_then(open_termination_message),
+            termination_message: message.and_then(termination_message::open),
             oom: Mutex::new(parts.oom),
             id: parts.id,
             bundle: parts.bundle,
@@ -100,7 +98,7 @@ impl Container {
             budget: parts.budget,
             plan: parts.plan,
             counters: parts.counters,
-            begun: parts.begun,
+            start_timer: parts.start_timer,
             freezing: tokio::sync::Mutex::default(),
             unloaded: OnceLock::new(),
         });
@@ -112,7 +110,7 @@ impl Container {
     /// from now on, so that it can be stopped, and its program runs later.
     pub async fn start(self: &Arc<Self>, events: &Events, log: &Log) -> Result<()> {
         if self.main.is_compiling() {
-            self.main.turn(Status::CREATED, Status::RUNNING)?;
+            self.main.transition(Status::CREATED, Status::RUNNING)?;
             self.publish_start(events);
             tokio::spawn(self.clone().run_when_loaded(log.clone()));
             return Ok(());
@@ -129,7 +127,7 @@ impl Container {
                 return Err(e);
             }
         }
-        self.main.turn(Status::CREATED, Status::RUNNING)?;
+        self.main.transition(Status::CREATED, Status::RUNNING)?;
         self.run()?;
         self.publish_start(events);
         Ok(())
@@ -137,8 +135,8 @@ impl Container {
 
     fn run(&self) -> Result<()> {
         self.main.run(self.cgroup.as_ref())?;
-        if let Some(begun) = self.begun {
-            begun.started(&self.counters, self.main.pid());
+        if let Some(start_timer) = self.start_timer {
+            start_timer.started(&self.counters, self.main.pid());
         }
         Ok(())
     }
@@ -186,10 +184,10 @@ impl Container {
     pub async fn pause(self: &Arc<Self>, events: &Events) -> Result<()> {
         let (container, events) = (self.clone(), events.clone());
         to_its_end(async move {
-            let _turn = container.freezing.lock().await;
-            container.main.turn(Status::RUNNING, Status::PAUSED)?;
+            let _alone = container.freezing.lock().await;
+            container.main.transition(Status::RUNNING, Status::PAUSED)?;
             if let Err(e) = container.freeze(true).await {
-                let _ = container.main.turn(Status::PAUSED, Status::RUNNING);
+                let _ = container.main.transition(Status::PAUSED, Status::RUNNING);
                 return Err(e);
             }
             events.publish(&TaskPaused {
@@ -205,8 +203,8 @@ impl Container {
     pub async fn resume(self: &Arc<Self>, events: &Events) -> Result<()> {
         let (container, events) = (self.clone(), events.clone());
         to_its_end(async move {
-            let _turn = container.freezing.lock().await;
-            container.main.turn(Status::PAUSED, Status::RUNNING)?;
+            let _alone = container.freezing.lock().await;
+            container.main.transition(Status::PAUSED, Status::RUNNING)?;
             container.freeze(false).await?;
             events.publish(&TaskResumed {
                 container_id: container.id.clone(),
@@ -217,7 +215,7 @@ impl Container {
         .await
     }
 
-    /// Waits until all processes stand still, or go on, for who has the turn: one that is in the kernel can take seconds, and nobody else waits for it.
+    /// Waits until all processes stand still, or go on, for who holds `freezing`: one that is in the kernel can take seconds, and nobody else waits for it.
     async fn freeze(&self, freeze: bool) -> Result<()> {
         let none =
             || error::precondition("linux.cgroupsPath is empty: there is nothing to freeze by");
@@ -239,7 +237,7 @@ impl Container {
             // After whoever freezes it at this moment.
             let container = self.clone();
             tokio::spawn(async move {
-                let _turn = container.freezing.lock().await;
+                let _alone = container.freezing.lock().await;
                 container.freeze(false).await
             });
         }
@@ -303,11 +301,11 @@ impl Container {
     }
 
     /// The process that a request means.
-    pub fn process(self: &Arc<Self>, exec: &str) -> Result<Which> {
+    pub fn process(self: &Arc<Self>, exec: &str) -> Result<ProcessRef> {
         if exec.is_empty() {
-            return Ok(Which::Main(self.clone()));
+            return Ok(ProcessRef::Main(self.clone()));
         }
-        self.exec(exec).map(Which::Exec)
+        self.exec(exec).map(ProcessRef::Exec)
     }
 
     /// An exec by its id.
@@ -418,14 +416,14 @@ async fn to_its_end(work: impl Future<Output = Result<()>> + Send + 'static) -> 
 }
 
 /// The process that a request means.
-pub enum Which {
+pub enum ProcessRef {
     /// The container's own.
     Main(Arc<Container>),
     /// An exec.
     Exec(Arc<Exec>),
 }
 
-impl std::ops::Deref for Which {
+impl std::ops::Deref for ProcessRef {
     type Target = Process;
 
     fn deref(&self) -> &Process {
@@ -438,7 +436,7 @@ impl std::ops::Deref for Which {
 
 /// The one task that moves a container to Stopped.
 async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
-    let Some(mut end) = container.main.body_end().await else {
+    let Some(mut end) = container.main.reaped().await else {
         return;
     };
     container.explain_oom_kill(&container.main, &mut end);
@@ -452,7 +450,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
             container.id, end.status, end.reason
         ));
         if let Some(file) = &container.termination_message {
-            write_termination_message(file, &end.reason);
+            termination_message::write(file, &end.reason);
         }
     }
     // Its execs end with it, as they would with the first process of a pid namespace.
@@ -472,7 +470,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
 
 /// The one task that moves an exec to Stopped.
 pub async fn watch_exec(container: Arc<Container>, exec: Arc<Exec>, events: Events, log: Log) {
-    let Some(mut end) = exec.process.body_end().await else {
+    let Some(mut end) = exec.process.reaped().await else {
         return;
     };
     container.explain_oom_kill(&exec.process, &mut end);
@@ -492,7 +490,7 @@ fn ended(container: &Container, process: &Process, end: &End, events: &Events) {
         at: now(),
     };
     let counts = process.has_run() || end.out_of_memory;
-    if container.begun.is_some() && counts {
+    if container.start_timer.is_some() && counts {
         count::ended(&container.counters, process.pid(), end);
         container.count_refused();
     }
@@ -505,7 +503,7 @@ fn ended(container: &Container, process: &Process, end: &End, events: &Events) {
         exited_at: Some(exit.at.clone()).into(),
         ..TaskExit::default()
     });
-    process.tell(exit);
+    process.announce(exit);
 }
 
 /// Announces an exec that runs.
@@ -520,25 +518,3 @@ pub fn exec_started(container: &Container, exec: &Exec, events: &Events) {
 
 /// The status of a program that could not be run: what the kubelet has for a container that could not be started.
 const NEVER_RAN: u8 = 128;
-/// What the kubelet reads of a termination message, in bytes.
-const MAX_TERMINATION_MESSAGE: usize = 4096;
-
-/// What is no file is nobody's message: it is not even opened, for to open a device can do something.
-fn open_termination_message(path: &str) -> Option<File> {
-    // Not by `custom_flags`: it leaves out what O_ACCMODE has, which is O_PATH, too, in musl.
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let place = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-    let is_file = rustix::fs::fstat(&place)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-    let name = format!("/proc/self/fd/{}", place.as_raw_fd());
-    let open = || File::options().write(true).open(name);
-    is_file.then(open)?.ok()
-}
-
-/// Explains an abnormal end where the program has not explained it itself.
-fn write_termination_message(mut file: &File, reason: &str) {
-    if file.metadata().is_ok_and(|m| m.len() == 0) {
-        let end = reason.floor_char_boundary(MAX_TERMINATION_MESSAGE);
-        let _ = file.write_all(&reason.as_bytes()[..end]);
-    }
-}

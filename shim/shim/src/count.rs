@@ -7,12 +7,12 @@ use slipway_protocol::End;
 
 /// A container that is created.
 #[derive(Clone, Copy)]
-pub struct Begun {
+pub struct StartTimer {
     asked: Instant,
     missed: bool,
 }
 
-impl Begun {
+impl StartTimer {
     /// Create is done; it was asked for at this moment, and had to compile or not.
     pub fn created(counters: &Counters, asked: Instant, missed: bool) -> Self {
         let histogram = match missed {

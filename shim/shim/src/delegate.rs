@@ -4,37 +4,33 @@
 //! our own socket and answer with it), and told to go when its last container is deleted. Its containers join the
 //! holder's namespaces through the paths in their specs; it publishes their events itself.
 
+mod cleanup;
+mod life;
+mod program;
+
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api;
-use containerd_shim_protos::events::task::TaskExit;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use containerd_shim_protos::ttrpc::asynchronous::Client;
 use containerd_shim_protos::ttrpc::proto::Request;
-use containerd_shim_protos::ttrpc::{self, Code};
-use containerd_shim_protos::types::introspection::RuntimeInfo;
-use slipway_sys::Exec;
-use tokio::io::Interest;
 
-use crate::boot::Flags;
+pub use cleanup::clean_up;
+use program::PROGRAM;
+pub use program::{info, maps_ids};
+
 use crate::error::{self, Result};
-use crate::events::{Events, now};
-use crate::features;
-use crate::handler;
+use crate::events::Events;
 use crate::log::Log;
-use crate::pod::Settings;
 use crate::process::Exit;
-use crate::socket;
+use crate::settings::Settings;
+use crate::{handler, socket};
 
-const PROGRAM: &str = "containerd-shim-runc-v2";
 /// Directory in the sandbox's bundle that is the delegate's working directory.
 const DIRECTORY: &str = "delegate";
 /// In it: the delegate's pid, start time and socket, for `delete` after a crash.
@@ -45,8 +41,6 @@ const SERVICES: [&str; 2] = ["containerd.task.v3.Task", "containerd.task.v2.Task
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a delegate may take to end after Shutdown.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
-/// Poll interval while a `delete` without a runtime waits for a process to go.
-const WHILE_KILLED: Duration = Duration::from_millis(5);
 
 /// The pod's Linux containers.
 #[derive(Clone)]
@@ -83,14 +77,6 @@ struct Linux {
     bundle: String,
     pid: u32,
     exit: Option<Exit>,
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")
-        .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin".into());
-    std::env::split_paths(&path)
-        .map(|d| d.join(name))
-        .find(|p| p.is_file())
 }
 
 impl Delegate {
@@ -357,170 +343,6 @@ impl Delegate {
         );
         with_metadata(HashMap::from([namespace]))
     }
-
-    async fn start(&self) -> Result<Running> {
-        let mut slot = self.shared.running.lock().await;
-        if let Some(running) = slot.as_ref() {
-            return Ok(running.clone());
-        }
-        let program = find_program(PROGRAM).ok_or_else(|| {
-            error::precondition(format!("this container runs a Linux program, which needs {PROGRAM}: it is not on containerd's PATH"))
-        })?;
-        let socket = self.socket();
-        let started = self
-            .launch(&program, &socket)
-            .map_err(|e| error::internal(format!("{}: {e}", program.display())))?;
-        let gone = started.1;
-        let pid = started.0;
-        let client = Client::connect(&format!("unix://{}", socket.display())).await?;
-        let request = api::ConnectRequest {
-            id: self.shared.group.clone(),
-            ..Default::default()
-        };
-        let mut running = Running {
-            client,
-            service: SERVICES[0],
-            pid,
-            gone,
-        };
-        let first =
-            call::<_, api::ConnectResponse>(&running, "Connect", &self.context(), &request).await;
-        if matches!(&first, Err(ttrpc::Error::RpcStatus(s)) if s.code() == Code::INVALID_ARGUMENT || s.code() == Code::UNIMPLEMENTED)
-        {
-            running.service = SERVICES[1];
-            call::<_, api::ConnectResponse>(&running, "Connect", &self.context(), &request).await?;
-        } else {
-            first?;
-        }
-        *slot = Some(running.clone());
-        Ok(running)
-    }
-
-    fn launch(
-        &self,
-        program: &Path,
-        socket: &Path,
-    ) -> std::io::Result<(i32, tokio::sync::watch::Receiver<bool>)> {
-        let directory = self.shared.bundle.join(DIRECTORY);
-        std::fs::create_dir_all(&directory)?;
-        // containerd's own FIFO: the delegate's lines land in containerd's log. Without the file it would not start.
-        match std::os::unix::fs::symlink("../log", directory.join("log")) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
-        let _ = std::fs::remove_file(socket);
-        let listener = socket::bind(socket)?;
-        let null = || {
-            File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/null")
-                .map(OwnedFd::from)
-        };
-        let text = |s: &str| std::ffi::CString::new(s).map_err(std::io::Error::other);
-        // Not the sandbox's id: at its end the delegate removes the socket of its id's bundle, which is ours.
-        let id = format!("{}-runc", self.shared.group);
-        let arguments = [
-            PROGRAM,
-            "-namespace",
-            &self.shared.namespace,
-            "-id",
-            &id,
-            "-address",
-            &self.shared.grpc,
-        ];
-        let path = std::env::var("PATH").unwrap_or_default();
-        let environment = [
-            format!("TTRPC_ADDRESS={}", self.shared.ttrpc),
-            format!("PATH={path}"),
-            "GOMAXPROCS=2".into(),
-        ];
-        let exec = Exec {
-            program: text(&program.display().to_string())?,
-            argv: arguments
-                .into_iter()
-                .map(text)
-                .collect::<std::io::Result<_>>()?,
-            envp: environment
-                .iter()
-                .map(|s| text(s))
-                .collect::<std::io::Result<_>>()?,
-            fds: vec![null()?, null()?, null()?, listener.into()],
-            directory: Some(text(&directory.display().to_string())?),
-            read_only: None,
-            with_parent: false,
-        };
-        let child = slipway_sys::spawn(exec, 0, &slipway_sys::CgroupEntry::default())?;
-        std::fs::write(
-            directory.join(PID_FILE),
-            format!(
-                "{} {} {}",
-                child.pid,
-                start_time(child.pid).unwrap_or_default(),
-                socket.display()
-            ),
-        )?;
-        let (tell, gone) = tokio::sync::watch::channel(false);
-        let pidfd = slipway_sys::watch(child.pidfd, Interest::READABLE)?;
-        let delegate = self.clone();
-        tokio::spawn(async move {
-            let _ = pidfd.readable().await;
-            let _ = slipway_sys::reap(child.pid);
-            delegate.clean_up(child.pid).await;
-            let _ = tell.send(true);
-        });
-        Ok((child.pid, gone))
-    }
-
-    /// The delegate is gone. Where it had containers, it was killed: ends them, and tells the truth about them.
-    async fn clean_up(&self, pid: i32) {
-        let _ = std::fs::remove_file(self.socket());
-        let _ = std::fs::remove_file(self.shared.bundle.join(DIRECTORY).join(PID_FILE));
-        let lost: Vec<(String, Linux)> = self
-            .containers()
-            .iter()
-            .filter(|(_, c)| c.exit.is_none())
-            .map(|(id, c)| (id.clone(), c.clone()))
-            .collect();
-        if lost.is_empty() {
-            return;
-        }
-        // Requests that come now must not wait for a reader that is gone.
-        if let Ok(mut slot) = self.shared.running.try_lock() {
-            slot.take_if(|running| running.pid == pid);
-        }
-        self.shared.log.error(&format!(
-            "{PROGRAM} (pid {pid}) is gone with {} containers",
-            lost.len()
-        ));
-        for (id, linux) in lost {
-            let (namespace, grpc, bundle) = (
-                self.shared.namespace.clone(),
-                self.shared.grpc.clone(),
-                linux.bundle.clone(),
-            );
-            let name = id.clone();
-            let _ = tokio::task::spawn_blocking(move || {
-                delete_container(&namespace, &grpc, &name, Path::new(&bundle))
-            })
-            .await;
-            let exit = Exit {
-                status: 137,
-                at: now(),
-            };
-            if let Some(known) = self.containers().get_mut(&id) {
-                known.exit = Some(exit.clone());
-            }
-            self.shared.events.publish(&TaskExit {
-                container_id: id.clone(),
-                id,
-                pid: linux.pid,
-                exit_status: exit.status,
-                exited_at: Some(exit.at).into(),
-                ..Default::default()
-            });
-        }
-    }
 }
 
 /// A request of ours, with a deadline of ours.
@@ -549,119 +371,4 @@ async fn call<Q: Message, R: Message>(
     let response = running.client.request(request).await?;
     R::parse_from_bytes(&response.payload)
         .map_err(|e| error::internal(format!("{PROGRAM} {method}: {e}")))
-}
-
-/// The features of the node's runc, asked of its shim with the handler's options.
-pub fn info(options: &[u8]) -> Option<RuntimeInfo> {
-    use std::io::Write;
-    let options = handler::runc_options(Any::parse_from_bytes(options).ok()?).ok()?;
-    let mut child = std::process::Command::new(find_program(PROGRAM)?)
-        .arg("-info")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let options = options.write_to_bytes().ok()?;
-    child.stdin.take()?.write_all(&options).ok()?;
-    let output = child.wait_with_output().ok()?;
-    RuntimeInfo::parse_from_bytes(&output.stdout).ok()
-}
-
-/// Whether the runc of these options maps the ids of mounts. Takes as long as two programs' start.
-pub fn maps_ids(options: Option<&Any>) -> bool {
-    let options = options.and_then(|any| any.write_to_bytes().ok());
-    let info = info(&options.unwrap_or_default());
-    info.is_some_and(|info| info.features.as_ref().is_some_and(features::map_ids))
-}
-
-/// The delegate's own `delete`: kills what is left of a container and removes it.
-fn delete_container(namespace: &str, grpc: &str, id: &str, bundle: &Path) {
-    if let Some(program) = find_program(PROGRAM) {
-        let _ = std::process::Command::new(program)
-            .args([
-                "-namespace",
-                namespace,
-                "-address",
-                grpc,
-                "-id",
-                id,
-                "delete",
-            ])
-            .current_dir(bundle)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-    }
-}
-
-/// Field 22 of /proc/PID/stat: a pid that was used again has another.
-fn start_time(pid: i32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?
-        .1
-        .split_whitespace()
-        .nth(19)
-        .map(String::from)
-}
-
-/// After the death of our shim: ends the delegate and its containers.
-pub fn cleanup(flags: &Flags) {
-    let file = flags.bundle.join(DIRECTORY).join(PID_FILE);
-    let Ok(text) = std::fs::read_to_string(&file) else {
-        return;
-    };
-    let mut fields = text.splitn(3, ' ');
-    let (pid, started, socket) = (
-        fields.next().and_then(|p| p.parse::<i32>().ok()),
-        fields.next(),
-        fields.next(),
-    );
-    if let Some(socket) = socket {
-        let _ = std::fs::remove_file(socket);
-    }
-    if let Some(pid) = pid
-        && start_time(pid).as_deref() == started
-    {
-        let _ = slipway_sys::kill(pid, libc::SIGKILL);
-        for _ in 0..400 {
-            if start_time(pid).as_deref() != started {
-                break;
-            }
-            std::thread::sleep(WHILE_KILLED);
-        }
-    }
-    let members =
-        std::fs::read_to_string(flags.bundle.join(crate::cleanup::MEMBERS)).unwrap_or_default();
-    let bundles = flags
-        .bundle
-        .canonicalize()
-        .unwrap_or_else(|_| flags.bundle.clone());
-    for id in members
-        .lines()
-        .filter_map(|l| l.split_once(' '))
-        .map(|(id, _)| id)
-    {
-        let Some(bundle) = bundles.parent().map(|p| p.join(id)) else {
-            continue;
-        };
-        // runc's shim leaves this in the bundles that are its own.
-        if bundle.join("runtime").exists() || bundle.join("options.json").exists() {
-            delete_container(&flags.namespace, &flags.address, id, &bundle);
-        }
-    }
-    let _ = std::fs::remove_file(file);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_known_by_its_start_time() {
-        let own = start_time(std::process::id() as i32).unwrap();
-        assert!(own.parse::<u64>().unwrap() > 0);
-        assert_eq!(start_time(i32::MAX), None);
-    }
 }

@@ -26,10 +26,10 @@ use tokio::sync::{Notify, watch};
 
 use crate::error::{self, Result};
 use crate::events::now;
-use crate::stdio::{Kept, LOOK, Paths, Streams};
+use crate::stdio::{LOOK, Paths, ShimStreams, Streams};
 
 /// The operating system's process behind a container's.
-pub enum Body {
+pub enum OsProcess {
     /// The pod's namespaces.
     Holder {
         /// Its pid.
@@ -41,7 +41,7 @@ pub enum Body {
     Guest(Guest),
 }
 
-impl Body {
+impl OsProcess {
     /// Wraps a holder. Within the runtime.
     pub fn holder(child: Child) -> std::io::Result<Self> {
         Ok(Self::Holder {
@@ -101,7 +101,7 @@ pub struct Process {
     /// It has a terminal in place of three streams.
     pub terminal: bool,
     /// Unset for an exec that was not started.
-    body: OnceLock<Body>,
+    os_process: OnceLock<OsProcess>,
     /// The guest's share of the memory budget; kept for as long as the process is known.
     budget: OnceLock<HostShare>,
     /// Refused growths that have been counted.
@@ -109,7 +109,7 @@ pub struct Process {
     /// Why the kernel's OOM killer has ended it.
     oom_kill: OnceLock<String>,
     life: Mutex<Life>,
-    /// Told of a signal to one that is being started and has no body yet.
+    /// Told of a signal to one that is being started and has no process yet.
     doom: Notify,
     exit: watch::Sender<Option<Exit>>,
 }
@@ -118,7 +118,7 @@ pub struct Process {
 pub struct Claim<'a>(Option<&'a Process>);
 
 impl Claim<'_> {
-    /// The process has its body, and somebody waits for its end.
+    /// It has its process, and somebody waits for its end.
     pub fn kept(mut self) {
         self.0 = None;
     }
@@ -140,7 +140,7 @@ struct Life {
     streams: Option<[OwnedFd; 3]>,
     /// It was let run.
     ran: bool,
-    kept: Kept,
+    shim_streams: ShimStreams,
 }
 
 impl Process {
@@ -150,7 +150,7 @@ impl Process {
             id: id.into(),
             paths,
             terminal,
-            body: OnceLock::new(),
+            os_process: OnceLock::new(),
             budget: OnceLock::new(),
             refused: AtomicU64::new(0),
             oom_kill: OnceLock::new(),
@@ -159,7 +159,7 @@ impl Process {
                 claimed: false,
                 streams: None,
                 ran: false,
-                kept: Kept::default(),
+                shim_streams: ShimStreams::default(),
             }),
             doom: Notify::new(),
             exit: watch::Sender::new(None),
@@ -182,10 +182,10 @@ impl Process {
         Ok(Claim(Some(self)))
     }
 
-    /// It is being started, and has no body yet.
+    /// It is being started, and has no process yet.
     pub fn is_being_started(&self) -> bool {
         let life = self.life();
-        life.claimed && life.status == Status::CREATED && self.body.get().is_none()
+        life.claimed && life.status == Status::CREATED && self.os_process.get().is_none()
     }
 
     /// Waits for a signal that comes while it is being started.
@@ -193,12 +193,12 @@ impl Process {
         self.doom.notified().await;
     }
 
-    /// Gives it its body, once.
-    pub fn embody(&self, body: Body, budget: Option<HostShare>, streams: Streams) {
+    /// Gives it the process behind it, once.
+    pub fn attach(&self, os_process: OsProcess, budget: Option<HostShare>, streams: Streams) {
         let mut life = self.life();
-        if self.body.set(body).is_ok() {
+        if self.os_process.set(os_process).is_ok() {
             let _ = budget.map(|share| self.budget.set(share));
-            (life.streams, life.kept) = streams;
+            (life.streams, life.shim_streams) = streams;
         }
     }
 
@@ -209,7 +209,7 @@ impl Process {
 
     /// Process id on the host; 0 before there is a process.
     pub fn pid(&self) -> u32 {
-        self.body.get().map_or(0, |b| b.pid().unsigned_abs())
+        self.os_process.get().map_or(0, |b| b.pid().unsigned_abs())
     }
 
     /// Its directory in `/proc`, which stays that of this process when its number is another's.
@@ -241,7 +241,7 @@ impl Process {
     ///
     /// # Errors
     /// It is in a third one.
-    pub fn turn(&self, from: Status, to: Status) -> Result<()> {
+    pub fn transition(&self, from: Status, to: Status) -> Result<()> {
         let mut life = self.life();
         if life.status != from {
             return Err(error::precondition(format!(
@@ -255,8 +255,8 @@ impl Process {
 
     /// Waits until the module is loaded; the steps that it took.
     pub async fn loaded(&self) -> Result<Option<Timeline>> {
-        match self.body.get() {
-            Some(Body::Guest(guest)) => {
+        match self.os_process.get() {
+            Some(OsProcess::Guest(guest)) => {
                 Ok(Some(guest.loaded().await.map_err(|e| error::start(&e))?))
             }
             _ => Ok(None),
@@ -265,7 +265,7 @@ impl Process {
 
     /// Its module was not compiled within Create's patience, and is not loaded yet.
     pub fn is_compiling(&self) -> bool {
-        matches!(self.body.get(), Some(Body::Guest(guest)) if guest.is_compiling())
+        matches!(self.os_process.get(), Some(OsProcess::Guest(guest)) if guest.is_compiling())
     }
 
     /// Its program runs, or has run.
@@ -286,8 +286,8 @@ impl Process {
             }
             life.streams.take()
         };
-        match (self.body.get(), streams) {
-            (Some(Body::Guest(guest)), Some(streams)) => {
+        match (self.os_process.get(), streams) {
+            (Some(OsProcess::Guest(guest)), Some(streams)) => {
                 let share = self.budget.get();
                 let budget = share.and_then(|share| share.budget().limit());
                 share
@@ -305,8 +305,8 @@ impl Process {
 
     /// Moves the memory limit of a running guest in bytes; one that does not run yet finds it in its budget's page.
     pub fn limit_memory(&self, limit: Option<u64>) {
-        match self.body.get() {
-            Some(Body::Guest(guest)) if self.has_run() => guest.limit_data(limit),
+        match self.os_process.get() {
+            Some(OsProcess::Guest(guest)) if self.has_run() => guest.limit_data(limit),
             _ => {}
         }
     }
@@ -327,11 +327,14 @@ impl Process {
             self.doom.notify_one();
             return Ok(());
         }
-        let body = self.body.get().filter(|_| self.status() != Status::STOPPED);
-        let Some(body) = body else {
+        let os_process = self
+            .os_process
+            .get()
+            .filter(|_| self.status() != Status::STOPPED);
+        let Some(os_process) = os_process else {
             return Err(error::not_found("process already finished"));
         };
-        match body.kill(number) {
+        match os_process.kill(number) {
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
                 Err(error::not_found("process already finished"))
             }
@@ -344,7 +347,7 @@ impl Process {
 
     /// The program's stdin ends.
     pub fn close_stdin(&self) {
-        self.life().kept.close_stdin();
+        self.life().shim_streams.close_stdin();
     }
 
     /// The terminal's size in characters.
@@ -352,7 +355,7 @@ impl Process {
     /// # Errors
     /// There is no terminal.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
-        match self.life().kept.terminal() {
+        match self.life().shim_streams.terminal() {
             Some(terminal) => terminal
                 .resize(width, height)
                 .map_err(|e| error::internal(format!("terminal of {}: {e}", self.id))),
@@ -375,9 +378,9 @@ impl Process {
         })
     }
 
-    /// Waits for the end of the body, and takes it off the kernel's table. What it had of the memory budget is the others'.
-    pub async fn body_end(&self) -> Option<End> {
-        let end = self.body.get()?.wait().await;
+    /// Waits for the end of the process behind it, and takes that off the kernel's table. What it had of the memory budget is the others'.
+    pub async fn reaped(&self) -> Option<End> {
+        let end = self.os_process.get()?.wait().await;
         if let Some(share) = self.budget.get() {
             share.give_back();
         }
@@ -391,8 +394,8 @@ impl Process {
 
     /// There was a process, and it has been taken off the kernel's table.
     pub fn is_gone(&self) -> bool {
-        let gone = |body: &Body| body.kill(0).is_err();
-        self.body.get().is_some_and(gone)
+        let gone = |p: &OsProcess| p.kill(0).is_err();
+        self.os_process.get().is_some_and(gone)
     }
 
     /// It was killed for a memory limit: notes the reason.
@@ -409,25 +412,25 @@ impl Process {
     /// the end gives up ends that it has not opened yet (`io.Cancel` of containerd's `task.Delete`), with all that is in them.
     pub async fn output_taken(&self) {
         let taken = async {
-            while self.life().kept.is_unread() {
+            while self.life().shim_streams.is_unread() {
                 tokio::time::sleep(LOOK).await;
             }
         };
         let _ = tokio::time::timeout(HANDOVER, taken).await;
     }
 
-    /// Moves to Stopped. Those who wait are told by [`Process::tell`], after the events.
+    /// Moves to Stopped. Those who wait are told by [`Process::announce`], after the events.
     pub fn stop(&self) {
         let mut life = self.life();
         life.status = Status::STOPPED;
         life.streams = None;
-        life.kept.finish();
+        life.shim_streams.finish();
     }
 
     /// An exec that could not be started: it has ended without an event, for nothing of it ever ran.
     fn fail(&self) {
         self.stop();
-        self.tell(Exit {
+        self.announce(Exit {
             status: 255,
             at: now(),
         });
@@ -436,7 +439,7 @@ impl Process {
     /// Waits, for a bounded time, until all output has been read: a client gives up its ends as soon as Delete has
     /// answered, even those that it has not opened yet.
     pub async fn handed_over(&self) {
-        let remains = self.life().kept.take_remains();
+        let remains = self.life().shim_streams.take_remains();
         let all = async {
             for remain in remains {
                 let _ = remain.await;
@@ -446,7 +449,7 @@ impl Process {
     }
 
     /// Tells those who wait.
-    pub fn tell(&self, exit: Exit) {
+    pub fn announce(&self, exit: Exit) {
         self.exit.send_replace(Some(exit));
     }
 }

@@ -1,141 +1,94 @@
-//! The pod's own container: a process that holds the pod's namespaces. No root file system, no program.
+//! The pod's own container: its cgroup, the holder of its namespaces, and a spare guest.
 
-use std::ffi::CString;
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use slipway_spec::{Namespace, Plan};
-use slipway_sys::{CgroupEntry, Child, Holding};
+use containerd_shim_protos::api;
+use slipway_cgroup::Registration;
+use slipway_launch::StartError;
+use slipway_protocol::Timeline;
+use slipway_spec::{Namespace, Plan, Role};
 
-/// Starts the holder and waits until its namespaces are as the plan says, and it has given up all power: what comes into
-/// the pod later may see and trace it.
-///
-/// The holder is a fork of the shim without an exec: it shares all its memory, and costs 10 KiB.
-///
-/// # Errors
-/// A text that names the namespace, host name or sysctl.
-pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
-    let kinds = [
-        (&plan.pid, libc::CLONE_NEWPID, "pid"),
-        (&plan.network, libc::CLONE_NEWNET, "net"),
-        (&plan.ipc, libc::CLONE_NEWIPC, "ipc"),
-        (&plan.uts, libc::CLONE_NEWUTS, "uts"),
-    ];
-    let mut new = libc::CLONE_NEWNS;
-    let mut joins = Vec::new();
-    for (ns, flag, kind) in kinds {
-        match ns {
-            Namespace::Host => {}
-            Namespace::New => new |= flag,
-            Namespace::Path(path) => {
-                let file =
-                    File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
-                if let Some(sysctl) = plan.sysctls.iter().find(|sysctl| sysctl.namespace == flag)
-                    && is_own(&file, kind)
-                {
-                    return Err(format!(
-                        "linux.sysctl[{}]: {path} is the node's own namespace, so it would be set for the whole node",
-                        sysctl.file
-                    ));
-                }
-                joins.push((file.into(), flag));
-            }
-        }
-    }
-    let text = |s: String, field: &str| {
-        CString::new(s).map_err(|_| format!("{field} contains a NUL byte"))
-    };
-    let hostname = match plan.uts {
-        Namespace::New => text(plan.hostname.clone(), "hostname")?,
-        _ => CString::default(),
-    };
-    let mut writes = Vec::new();
-    for sysctl in &plan.sysctls {
-        writes.push((
-            text(format!("/proc/sys/{}", sysctl.file), "linux.sysctl")?,
-            text(sysctl.value.clone(), "linux.sysctl")?,
-        ));
-    }
-    let (read, ready) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|e| format!("pipe: {e}"))?;
-    let holding = Holding {
-        new,
-        joins,
-        hostname,
-        writes,
-        ready,
-    };
-    let child = match &plan.user {
-        None => slipway_sys::fork_holder(cgroup, &holding),
-        Some(user) => {
-            let path = &user.path;
-            let user = File::open(path).map_err(|e| format!("linux.namespaces: {path}: {e}"))?;
-            slipway_sys::fork_holder_as_user(user.as_fd(), cgroup, &holding)
-        }
-    };
-    let child = child.map_err(|e| format!("start the holder: {e}"))?;
-    drop(holding);
-    let mut code = [u8::MAX];
-    let ready = becomes_readable(&read, START_PATIENCE);
-    if ready {
-        // End of file without a byte: the holder was killed.
-        let _ = File::from(read).read(&mut code);
-    }
-    if code == [0] {
-        return Ok(child);
-    }
-    let _ = slipway_sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
-    becomes_readable(&child.pidfd, END_PATIENCE);
-    let _ = slipway_sys::reap(child.pid);
-    match ready {
-        true => Err(explain(code[0], plan)),
-        false => Err(format!(
-            "the holder of the pod's namespaces was not ready within {} s",
-            START_PATIENCE.tv_sec
-        )),
+use crate::container::Container;
+use crate::new_cgroup::NewCgroup;
+use crate::pod::{Pod, Sandbox};
+use crate::process::{OsProcess, Process};
+use crate::stdio::{self, Paths};
+use crate::{holder, oom_score};
+
+/// Makes the sandbox while containerd reads the answer of `start` and connects: its bundle is there before the shim
+/// is. What fails is Create's to tell.
+pub fn make_early(pod: &Pod) {
+    let steps = Timeline::begin();
+    if let Ok(plan) = slipway_spec::read(&pod.bundle)
+        && plan.role == Role::Sandbox
+    {
+        pod.keep_early(make(pod, &pod.group, plan, steps));
     }
 }
 
-/// How long a holder may take: it writes sysctls and makes a mount, in a few milliseconds.
-const START_PATIENCE: Timespec = Timespec {
-    tv_sec: 10,
-    tv_nsec: 0,
-};
-/// How long one that was killed may take: the kernel may hold it.
-const END_PATIENCE: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
-
-fn becomes_readable(fd: &OwnedFd, within: Timespec) -> bool {
-    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&within)).is_ok_and(|ready| ready > 0)
+/// Makes it; nothing of it is containerd's yet.
+pub fn make(
+    pod: &Pod,
+    id: &str,
+    plan: Plan,
+    mut steps: Timeline,
+) -> std::result::Result<Sandbox, StartError> {
+    if let Some(why) = &plan.unsupported {
+        return Err(StartError::Refused(why.clone()));
+    }
+    let mut cgroup = NewCgroup::new(pod.cgroup_of(id, &plan), None);
+    steps.mark("spec");
+    cgroup.create(&plan)?;
+    steps.mark("cgroup");
+    let holder = holder::hold(&plan, &cgroup.entry()?).map_err(StartError::Refused)?;
+    oom_score::set(&plan, holder.pid);
+    let register = |path| Registration::begin(path, holder.pid, plan.resources.cpu_shares);
+    let asked = plan.cgroup.as_ref().map(register).transpose();
+    let asked = asked.map_err(std::io::Error::other)?.flatten();
+    let holder = OsProcess::holder(holder)?;
+    steps.mark("holder");
+    match slipway_launch::spawn(&pod.install, &Namespace::New, &cgroup.entry()?) {
+        Ok(spare) => pod.keep_spare(spare),
+        // The container's own attempt will say it to the one who can mend it.
+        Err(e) => pod.log.error(&format!("spare guest: {e}")),
+    }
+    steps.mark("spare");
+    if let Some(asked) = asked {
+        asked.finish().map_err(std::io::Error::other)?;
+        steps.mark("systemd");
+    }
+    Ok(Sandbox {
+        plan,
+        cgroup,
+        holder,
+        steps,
+    })
 }
 
-/// Whether a namespace's file is that of this process's own namespace of its kind.
-fn is_own(file: &File, kind: &str) -> bool {
-    let own = rustix::fs::stat(format!("/proc/self/ns/{kind}"));
-    let inode = |stat: rustix::io::Result<rustix::fs::Stat>| stat.map(|stat| stat.st_ino).ok();
-    inode(own) == inode(rustix::fs::fstat(file))
+/// Create of it, where it was made.
+pub async fn create(
+    pod: &Pod,
+    request: &api::CreateTaskRequest,
+    sandbox: std::result::Result<Sandbox, StartError>,
+) -> std::result::Result<Arc<Container>, StartError> {
+    let mut sandbox = sandbox?;
+    wait_for_spare(pod).await;
+    sandbox.steps.mark("engine");
+    pod.log_steps(request, &sandbox.steps);
+    let main = Process::new(&request.id, Paths::of(request), false);
+    main.attach(sandbox.holder, None, (None, stdio::ShimStreams::default()));
+    Ok(pod.new_container(request, &sandbox.plan, sandbox.cgroup.keep(), main, None))
 }
 
-/// The holder's one-byte report, see `slipway_sys::hold`.
-fn explain(code: u8, plan: &Plan) -> String {
-    match code {
-        1 => "linux.namespaces: one of the paths cannot be joined".into(),
-        2 => format!("hostname {:?} cannot be set", plan.hostname),
-        3 => "linux.cgroupsPath: the kernel did not let the holder in".into(),
-        4 => "linux.namespaces: the loopback interface of the new network cannot be set up".into(),
-        5 => "the holder of the pod's namespaces could not give up its root, user and capabilities: mounting a tmpfs, pivot_root(2) and setresuid(2) must be allowed to the shim".into(),
-        16.. if usize::from(code - 16) < plan.sysctls.len() => {
-            let sysctl = &plan.sysctls[usize::from(code - 16)];
-            format!(
-                "linux.sysctl {}: the kernel does not take {:?} in this pod's namespaces",
-                sysctl.file.replace('/', "."),
-                sysctl.value
-            )
-        }
-        _ => "the holder of the pod's namespaces was killed while it started".into(),
+/// A sandbox is ready when its guest is: what loads while containerd creates the container takes one of two
+/// processors from it.
+async fn wait_for_spare(pod: &Pod) {
+    let Some(spare) = pod.take_spare() else {
+        return;
+    };
+    match spare.waiting().await {
+        Ok(()) => pod.keep_spare(spare),
+        // The container's own attempt will say it to the one who can mend it.
+        Err(e) => pod.log.error(&format!("spare guest: {e}")),
     }
 }

@@ -15,10 +15,7 @@ use slipway_spec::Resources;
 
 use crate::error::{self, Result};
 use crate::pod::{Member, Pod};
-use crate::stats;
-
-/// A request's metadata and timeout, for the delegate.
-pub type Forward<'a> = &'a TtrpcContext;
+use crate::{create, exec, stats};
 
 struct Service(Arc<Pod>);
 
@@ -80,7 +77,7 @@ service! {
     checkpoint(request: api::CheckpointTaskRequest) "Checkpoint" |_pod, container| Err(error::unimplemented(format!(
         "container {}: a Wasm container cannot be checkpointed", container.id
     )));
-    exec(request: api::ExecProcessRequest) "Exec" |pod, container| pod.add_exec(&container, &request);
+    exec(request: api::ExecProcessRequest) "Exec" |pod, container| exec::add(pod, &container, &request);
     resize_pty(request: api::ResizePtyRequest) "ResizePty" |_pod, container| {
         let side = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         container.process(&request.exec_id)?.resize(side(request.width), side(request.height))
@@ -99,7 +96,7 @@ service! {
     };
     {
         async fn create(&self, context: &TtrpcContext, request: api::CreateTaskRequest) -> Result<api::CreateTaskResponse> {
-            let pid = self.0.create(&request, context).await?;
+            let pid = create::create(&self.0, &request, context).await?;
             Ok(api::CreateTaskResponse { pid, ..Default::default() })
         }
 
@@ -108,9 +105,9 @@ service! {
                 Member::Own(container) => {
                     match request.exec_id.as_str() {
                         "" => container.start(&self.0.events, &self.0.log).await?,
-                        exec => {
-                            let exec = container.exec(exec)?;
-                            self.0.start_exec(&container, &exec, context.timeout_nano > 0).await?;
+                        id => {
+                            let added = container.exec(id)?;
+                            exec::start(&self.0, &container, &added, context.timeout_nano > 0).await?;
                         }
                     }
                     let pid = container.process(&request.exec_id)?.pid();

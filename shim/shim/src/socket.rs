@@ -11,7 +11,7 @@ use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::{self, context};
 use sha2::{Digest, Sha256};
 
-use crate::boot::Flags;
+use crate::flags::Flags;
 
 /// Where containerd keeps the sockets of shims; inside its state directory's parent, which every installation has.
 const SOCKETS: &str = "/run/containerd/s";

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_shim_protos::api::CreateTaskRequest;
 use rustix::termios::Winsize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -30,12 +31,23 @@ pub struct Paths {
     pub stderr: String,
 }
 
+impl Paths {
+    /// Those that a Create names.
+    pub fn of(request: &CreateTaskRequest) -> Self {
+        Self {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+        }
+    }
+}
+
 /// A program's streams, until it runs, and the shim's ends of them.
-pub type Streams = (Option<[OwnedFd; 3]>, Kept);
+pub type Streams = (Option<[OwnedFd; 3]>, ShimStreams);
 
 /// The shim's own ends, which keep the FIFOs alive.
 #[derive(Debug, Default)]
-pub struct Kept {
+pub struct ShimStreams {
     /// While this is open, the program's stdin does not end.
     stdin: Option<OwnedFd>,
     /// Read and write ends: a log reader may come late, or go away and come back.
@@ -84,18 +96,18 @@ pub fn open(paths: &Paths, terminal: bool, uid: u32) -> Result<Streams, String> 
     if terminal {
         return open_terminal(paths, uid).map_err(|e| format!("terminal: {e}"));
     }
-    let mut kept = Kept::default();
+    let mut shim = ShimStreams::default();
     let stdin = match paths.stdin.as_str() {
         "" => null()?,
-        path => open_stdin(path, &mut kept).map_err(|e| format!("stdin {path}: {e}"))?,
+        path => open_stdin(path, &mut shim).map_err(|e| format!("stdin {path}: {e}"))?,
     };
     let mut output = |name: &str, path: &str| match path {
         "" => null(),
-        path => open_output(path, &mut kept).map_err(|e| format!("{name} {path}: {e}")),
+        path => open_output(path, &mut shim).map_err(|e| format!("{name} {path}: {e}")),
     };
     let stdout = output("stdout", &paths.stdout)?;
     let stderr = output("stderr", &paths.stderr)?;
-    Ok((Some([stdin, stdout, stderr]), kept))
+    Ok((Some([stdin, stdout, stderr]), shim))
 }
 
 fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
@@ -109,7 +121,7 @@ fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
     rustix::io::ioctl_fionbio(&master, true)?;
     let both = Interest::READABLE | Interest::WRITABLE;
     let master = Arc::new(slipway_sys::watch(master, both)?);
-    let mut kept = Kept::default();
+    let mut shim = ShimStreams::default();
     let (mut input, mut output) = (None, None);
     if !paths.stdin.is_empty() {
         // Both ends: a client that detaches must not end the program's input.
@@ -122,13 +134,13 @@ fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
         let fifo = slipway_sys::watch(open_fifo(&paths.stdout)?, Interest::WRITABLE)?;
         output = Some(tokio::spawn(copy_from_terminal(master.clone(), fifo)));
     }
-    kept.terminal = Some(Terminal {
+    shim.terminal = Some(Terminal {
         master,
         input,
         output,
     });
     let streams = [slave.try_clone()?, slave.try_clone()?, slave];
-    Ok((Some(streams), kept))
+    Ok((Some(streams), shim))
 }
 
 fn open_fifo(path: &str) -> std::io::Result<OwnedFd> {
@@ -190,7 +202,7 @@ fn null() -> Result<OwnedFd, String> {
         .map_err(|e| format!("/dev/null: {e}"))
 }
 
-fn open_stdin(path: &str, kept: &mut Kept) -> std::io::Result<OwnedFd> {
+fn open_stdin(path: &str, shim: &mut ShimStreams) -> std::io::Result<OwnedFd> {
     // The read end first: without a writer it must not block, and without a reader the writer would fail.
     let read = File::options()
         .read(true)
@@ -201,11 +213,11 @@ fn open_stdin(path: &str, kept: &mut Kept) -> std::io::Result<OwnedFd> {
         .custom_flags(nonblocking())
         .open(path)?;
     blocking(&read)?;
-    kept.stdin = Some(write.into());
+    shim.stdin = Some(write.into());
     Ok(read.into())
 }
 
-fn open_output(path: &str, kept: &mut Kept) -> std::io::Result<OwnedFd> {
+fn open_output(path: &str, shim: &mut ShimStreams) -> std::io::Result<OwnedFd> {
     let unsupported = |what: &str| {
         let text = format!(
             "{what} is not supported; use a FIFO (containerd's and CRI's default) or file://PATH"
@@ -232,17 +244,17 @@ fn open_output(path: &str, kept: &mut Kept) -> std::io::Result<OwnedFd> {
         return unsupported("anything but a FIFO");
     }
     let write = File::options().write(true).open(plain)?;
-    kept.output.push(both.into());
+    shim.output.push(both.into());
     Ok(write.into())
 }
 
-impl Kept {
+impl ShimStreams {
     /// The program's stdin ends as soon as containerd's own end is closed too.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
     }
 
-    /// What hands over the rest of the output after [`Kept::finish`].
+    /// What hands over the rest of the output after [`ShimStreams::finish`].
     pub fn take_remains(&mut self) -> Vec<JoinHandle<()>> {
         std::mem::take(&mut self.remains)
     }
@@ -312,13 +324,13 @@ mod tests {
             stdout: path.display().to_string(),
             ..Paths::default()
         };
-        let (program, mut kept) = open(&paths, false, 0)?;
+        let (program, mut shim) = open(&paths, false, 0)?;
         std::fs::remove_file(&path)?;
         if let Some([_, stdout, _]) = program {
             File::from(stdout).write_all(b"late")?;
         }
-        assert!(kept.is_unread());
-        kept.finish();
+        assert!(shim.is_unread());
+        shim.finish();
         // It waits for the reader by now.
         tokio::time::sleep(LOOK * 5).await;
         let (mut text, mut looks) = (Vec::new(), 0);

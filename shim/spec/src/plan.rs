@@ -88,6 +88,13 @@ pub(crate) fn refuse(field: &str, reason: impl Into<String>) -> Error {
 }
 
 impl Plan {
+    /// The host's id of the program's user, who gets the terminal.
+    pub fn host_uid(&self) -> u32 {
+        let own = self.program.uid;
+        let mapped = self.user.as_ref().and_then(|user| user.host_uid(own));
+        mapped.unwrap_or(own)
+    }
+
     /// The plan of a further process in this running container. Its namespaces' paths are relative to the directory in `/proc`
     /// of the container's own process: by then the number of one that has ended may be another's.
     ///
