@@ -134,13 +134,14 @@ impl<'launch> Found<'launch> {
         steps.mark("module");
         let artefact = artefact::find(control, &store, launch, &module, engine)?;
         steps.mark("artefact");
+        // They lead to the node; a layer's file is memory of the pod.
+        drop((store, rootfs, module.file));
         Ok(Self {
             files,
             user,
             confinement,
             directory,
             artefact,
-            // Its file goes: that of a layer is memory of the pod.
             module: module.path,
             function,
         })

@@ -5,6 +5,13 @@ use std::ffi::CStr;
 use slipway_protocol::Facts;
 
 /// An engine, in the process of one guest.
+///
+/// Walls and limits hang on what it does while a module runs:
+/// - each growth of a memory asks [`crate::budget::grow`], and what is given back goes to [`crate::budget::shrink`]; a memory that
+///   cannot have what it begins with ends the program ([`crate::end_without_memory`]);
+/// - a file that a module opens is no procfs's, and no device but those of the container's own `/dev`: the node may mount something below
+///   a volume when all was checked;
+/// - sockets that listen are told to [`crate::drain`].
 pub trait Engine: Sized {
     /// A module that it has loaded.
     type Loaded<'engine>: Loaded
@@ -14,13 +21,14 @@ pub trait Engine: Sized {
     /// Name and version, by which artefacts are known: `wasmedge-0.17.1`.
     fn version() -> String;
 
-    /// Starts it. Nothing of anybody's module has been seen yet.
+    /// Starts it, and sets up for this process what it needs: nothing of anybody's module has been seen yet, and there is one thread.
     ///
     /// # Errors
     /// This program is not put together such that budgets and walls hold.
     fn start() -> Result<Self, String>;
 
-    /// Brings into this process's memory what loading an artefact takes, before it is known what the guest becomes.
+    /// Brings into this process's memory what loading an artefact takes, before it is known what the guest becomes. No memory of a module
+    /// is made: there is no budget yet.
     fn warm_up();
 
     /// Takes down what is known of the module that is about to be loaded.

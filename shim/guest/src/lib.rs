@@ -5,7 +5,7 @@
 //! engine's own is behind [`Engine`]: a program for each links it, and calls [`run`].
 
 mod artefact;
-pub mod calls;
+mod calls;
 mod container;
 mod devices;
 mod engine;
@@ -24,7 +24,27 @@ use slipway_protocol::{CONTROL_FD, FromGuest, ToGuest};
 
 pub use engine::{Engine, Loaded, Outcome, Preopen, Run, Trap};
 pub use mounts::{ARTEFACT, is_procfs};
-pub use sys::{budget, drain, end, end_without_memory, exit, signals};
+pub use sys::{end, end_without_memory, exit};
+
+/// The container's memory budget, which an engine asks for each growth of a memory.
+pub mod budget {
+    pub use crate::sys::budget::{grow, limit, refusal, shrink};
+}
+
+/// Sockets that listen, which a stop may have to shut down.
+pub mod drain {
+    pub use crate::sys::drain::{closed, listening};
+}
+
+/// What is said at a signal that ends the process.
+pub mod signals {
+    pub use crate::sys::signals::{prepare, say};
+}
+
+/// Names of the module's functions.
+pub mod names {
+    pub use crate::calls::name;
+}
 
 /// Why this guest does not become a container; told to the host in place of `Ready`.
 enum Stop {
@@ -54,7 +74,7 @@ pub fn run<E: Engine>() -> ! {
     // Through the bundle's loader the process would be named after it.
     let _ = rustix::thread::set_name(c"slipway-guest");
     // Early: a guest that is pid 1 of its namespace would ignore SIGTERM without a handler.
-    signals::install();
+    sys::signals::install();
     let control = match sys::take_control() {
         Ok(control) => control,
         Err(e) => {
@@ -65,9 +85,12 @@ pub fn run<E: Engine>() -> ! {
             exit(1)
         }
     };
-    let ended = E::start()
-        .map_err(Stop::from)
-        .and_then(|engine| container::run(&engine, control));
+    // It lives until the kernel takes it: to take it apart costs time, and its memory may be what hostile code has left.
+    let engine = E::start();
+    let ended = match &engine {
+        Ok(engine) => container::run(engine, control),
+        Err(why) => Err(why.clone().into()),
+    };
     match ended {
         Ok(end) => {
             let _ = slipway_protocol::send(control, &FromGuest::Ended(end.clone()), &[]);

@@ -57,14 +57,16 @@ pub unsafe extern "C" fn mmap(
         None
     };
     let initial = memory.is_some_and(|m| INITIAL[m].swap(0, Ordering::Relaxed) > 0);
+    let mut counted = 0;
     if let Some(memory) = memory {
-        if !budget::grow(len as u64) {
+        let Some(bytes) = budget::grow(len as u64) else {
             if initial {
                 end_without_memory(budget::refusal().unwrap_or_default().to_string());
             }
             return errno(libc::ENOMEM);
-        }
-        COUNTED[memory].fetch_add(len as u64, Ordering::Relaxed);
+        };
+        counted = bytes;
+        COUNTED[memory].fetch_add(counted, Ordering::Relaxed);
     }
     // All as wide as a register: the kernel reads all 64 bits of what a variadic call passes.
     let (prot_bits, flag_bits, fd) = (c_long::from(prot), c_long::from(flags), c_long::from(fd));
@@ -80,8 +82,8 @@ pub unsafe extern "C" fn mmap(
             ));
         }
         if let Some(memory) = memory {
-            budget::shrink(len as u64);
-            COUNTED[memory].fetch_sub(len as u64, Ordering::Relaxed);
+            budget::shrink(counted);
+            COUNTED[memory].fetch_sub(counted, Ordering::Relaxed);
         }
     } else if reservation {
         let Some(free) = (0..MAX_MEMORIES).find(|&i| START[i].load(Ordering::Relaxed) == 0) else {

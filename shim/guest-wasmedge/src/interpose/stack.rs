@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use slipway_guest::{calls, end, exit, signals};
+use slipway_guest::{end, exit, names, signals};
 use slipway_protocol::End;
 
 /// Stack of the handler in bytes: for the engine's, which unwinds the program's, and for ours, which reads a file.
@@ -176,7 +176,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
             exit(134)
         }
         // Compiled code holds no lock: what follows may do as in an ordinary call.
-        let name = function_at(at).map(calls::name);
+        let name = function_at(at).map(names::name);
         end(End {
             status: 134,
             reason: name.map_or(EXHAUSTED.to_string(), |name| {

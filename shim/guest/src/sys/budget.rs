@@ -38,12 +38,14 @@ pub fn note_heap() {
     }
 }
 
-/// Whether a memory may grow by so many bytes: they are counted from now on. No bound before the launch.
-pub fn grow(bytes: u64) -> bool {
-    BUDGET.get().is_none_or(|budget| {
-        hold_heap(budget);
-        budget.grow(bytes)
-    })
+/// A memory grows by so many bytes, where that is no refusal (`None`): the result is counted from now on, and to be given back by
+/// [`shrink`]. Before the launch nothing is.
+pub fn grow(bytes: u64) -> Option<u64> {
+    let Some(budget) = BUDGET.get() else {
+        return Some(0);
+    };
+    hold_heap(budget);
+    budget.grow(bytes).then_some(bytes)
 }
 
 /// So many bytes are given back.
