@@ -8,9 +8,11 @@
 //! The input is hostile: everything read has a bound, and no input panics. Time is linear in its size (roughly that of
 //! a Wasm validation), so a caller that has seen the same [`Digest`] before should not ask again.
 
+mod binary;
 mod describe;
 mod digest;
 mod entrypoint;
+mod info;
 mod kind;
 mod problem;
 mod proposals;
@@ -19,12 +21,10 @@ mod tests;
 mod values;
 mod wasi;
 
-pub use describe::{
-    CustomSection, Export, ExternKind, Import, Memory, ModuleInfo, Prepared, check_entry, inspect,
-    prepare,
-};
+pub use describe::{Prepared, inspect, prepare};
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use entrypoint::{Entrypoint, START};
+pub use info::{CustomSection, Export, ExternKind, Import, Memory, ModuleInfo, check_entry};
 pub use kind::{Compression, Kind};
 pub use problem::{Problem, Reason};
 pub use proposals::{PROPOSALS, Proposal};
