@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit};
 use slipway_cgroup::Cgroup;
@@ -15,7 +15,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use crate::process::{Dying, Process, anonymous, beside, data, discard};
 use crate::{Install, StartError, died};
+
+#[cfg(test)]
+mod tests;
 
 /// A running guest. Dropping it kills it.
 #[derive(Debug)]
@@ -35,56 +39,6 @@ pub struct Guest {
     loading_cause: OnceLock<String>,
     /// It was left while its module was compiled: that it is resolved is still to come.
     compiling: OnceLock<()>,
-}
-
-#[derive(Debug)]
-struct Process {
-    pid: i32,
-    pidfd: AsyncFd<OwnedFd>,
-}
-
-impl Process {
-    fn new(child: Child) -> io::Result<Self> {
-        Ok(Self {
-            pid: child.pid,
-            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
-        })
-    }
-
-    /// Ends it, where it has not ended: then it is to be taken off the kernel's table.
-    fn kill(&self) -> Option<Dying> {
-        let pidfd = self.pidfd.get_ref();
-        slipway_sys::pidfd_kill(pidfd.as_fd(), libc::SIGKILL).ok()?;
-        Some(Dying {
-            pid: self.pid,
-            pidfd: pidfd.try_clone().ok()?,
-        })
-    }
-
-    /// Waits for its end, and takes it off the kernel's table; the status, where it was not reaped before.
-    async fn end(&self) -> Option<u32> {
-        let _ = self.pidfd.readable().await;
-        slipway_sys::reap(self.pid).ok().flatten()
-    }
-}
-
-/// A child of this process that was killed.
-struct Dying {
-    pid: i32,
-    pidfd: OwnedFd,
-}
-
-impl Dying {
-    /// Takes it off the kernel's table. It ends at once; one that the kernel holds is waited for a second.
-    fn reap(&self) {
-        let ends = rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN);
-        let second = rustix::event::Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
-        let _ = rustix::event::poll(&mut [ends], Some(&second));
-        let _ = slipway_sys::reap(self.pid);
-    }
 }
 
 /// What the engine may take for itself while the module runs, beyond the module's budget, in bytes: stacks of the
@@ -405,25 +359,6 @@ impl Heard {
     }
 }
 
-/// What RLIMIT_DATA counts of a process, in bytes: statm's sixth field.
-fn data(pid: i32) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages: Option<u64> = statm.split(' ').nth(5).and_then(|n| n.parse().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
-}
-
-/// What a process has that is no page of a file, in bytes, with its page tables.
-fn anonymous(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kilobytes = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        let number = line.and_then(|rest| rest.split_whitespace().next());
-        number.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
-    };
-    let fields = ["RssAnon:", "RssShmem:", "VmPTE:"];
-    fields.iter().map(|key| kilobytes(key) << 10).sum()
-}
-
 /// Ends without a report. The engine turns faults of compiled code into traps, but it has no stack to do so when the
 /// stack itself ran out.
 fn unreported(status: u32) -> End {
@@ -442,27 +377,6 @@ fn unreported(status: u32) -> End {
         status,
         reason,
         out_of_memory: false,
-    }
-}
-
-/// Closes descriptors that hostile code has sent, on a thread of its own: it can take as long as the sender likes (`SO_LINGER`).
-fn discard(fds: Vec<OwnedFd>) {
-    if !fds.is_empty() {
-        beside(move || drop(fds));
-    }
-}
-
-/// Does what can take long on a thread of its own, or here where there can be none: a limit of threads must not end the shim.
-fn beside(work: impl FnOnce() + Send + 'static) {
-    // A thread that cannot be started takes what it was given with it.
-    let work = Arc::new(Mutex::new(Some(work)));
-    let given = Arc::clone(&work);
-    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let thread = std::thread::Builder::new().spawn(move || take(&given).map(|work| work()));
-    if thread.is_err()
-        && let Some(work) = take(&work)
-    {
-        work();
     }
 }
 
@@ -501,83 +415,6 @@ impl Drop for Guest {
                     slipway_sys::reap_group(group);
                 }
             });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn end(status: u8) -> End {
-        End {
-            status,
-            reason: String::new(),
-            out_of_memory: false,
-        }
-    }
-
-    fn hear(messages: impl IntoIterator<Item = FromGuest>) -> (Heard, Vec<Result<(), String>>) {
-        let mut heard = Heard {
-            resolved: true,
-            ..Heard::default()
-        };
-        let taken = messages.into_iter().map(|m| heard.take(m).map(drop));
-        let taken = taken.collect();
-        (heard, taken)
-    }
-
-    #[test]
-    fn a_guest_is_loaded_once_and_ends_once() {
-        let ready = || FromGuest::Ready(Timeline::default());
-        let (heard, taken) = hear([ready(), FromGuest::Ended(end(3))]);
-        assert_eq!(heard.end, Some(end(3)));
-        assert_eq!(taken, [Ok(()), Ok(())]);
-        let failed = || FromGuest::Failed("no".into());
-        for second in [
-            ready(),
-            failed(),
-            FromGuest::Waiting,
-            FromGuest::NotWasm("x".into()),
-        ] {
-            for first in [ready(), failed()] {
-                let name = second.name();
-                let (_, taken) = hear([first]);
-                assert_eq!(taken, [Ok(())]);
-                let mut heard = Heard {
-                    resolved: true,
-                    loaded: true,
-                    end: None,
-                };
-                let again = heard.take(match name {
-                    "Ready" => ready(),
-                    "Failed" => failed(),
-                    "Waiting" => FromGuest::Waiting,
-                    _ => FromGuest::NotWasm("x".into()),
-                });
-                assert_eq!(again.unwrap_err(), format!("{name} at the wrong time"));
-            }
-        }
-    }
-
-    #[test]
-    fn one_that_was_left_compiling_is_resolved_once_before_it_is_ready() {
-        let resolved = || FromGuest::Resolved(Timeline::default());
-        let ready = || FromGuest::Ready(Timeline::default());
-        let mut heard = Heard::default();
-        assert!(heard.take(ready()).is_err());
-        assert!(heard.take(resolved()).is_ok_and(|loaded| loaded.is_none()));
-        assert!(heard.take(resolved()).is_err());
-        assert!(heard.take(ready()).is_ok_and(|loaded| loaded.is_some()));
-        let failed = Heard::default().take(FromGuest::Failed("no".into()));
-        assert!(failed.is_ok_and(|loaded| loaded.is_some_and(|loaded| loaded.is_err())));
-    }
-
-    #[test]
-    fn what_belongs_to_resolving_may_not_come_while_loading() {
-        for message in [FromGuest::Waiting, FromGuest::Resolved(Timeline::default())] {
-            let (_, taken) = hear([message]);
-            assert!(taken[0].is_err());
         }
     }
 }

@@ -5,6 +5,7 @@
 mod compiler;
 mod guest;
 mod layer;
+mod process;
 #[cfg(test)]
 mod tests;
 
