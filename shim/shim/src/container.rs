@@ -1,6 +1,5 @@
 //! One container of the pod that is our own: the sandbox with its holder, or a Wasm container with its guests.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -16,6 +15,7 @@ use slipway_spec::{Plan, Resources, Role};
 use crate::count::{self, StartTimer};
 use crate::error::{self, Result};
 use crate::events::{Events, now};
+use crate::execs::{Exec, Execs};
 use crate::log::Log;
 use crate::process::{Exit, Process};
 use crate::termination_message;
@@ -34,7 +34,8 @@ pub struct Container {
     pub main: Process,
     /// The kernel's kills in the cgroup.
     oom: Mutex<Option<OomWatch>>,
-    execs: Mutex<HashMap<String, Arc<Exec>>>,
+    /// Processes that were added to it.
+    pub execs: Execs,
     /// What all its guests may take together; the sandbox has none.
     budget: Option<Arc<Budget>>,
     counters: Counters,
@@ -46,14 +47,6 @@ pub struct Container {
     unloaded: OnceLock<String>,
     /// The termination message's file, as it was when the container was made: later its path may mean another.
     termination_message: Option<File>,
-}
-
-/// A process that was added to a running container.
-pub struct Exec {
-    /// The process.
-    pub process: Process,
-    /// What it is to become.
-    pub plan: Plan,
 }
 
 /// What a new container is made from.
@@ -90,11 +83,11 @@ impl Container {
         let container = Arc::new(Self {
             termination_message: message.and_then(termination_message::open),
             oom: Mutex::new(parts.oom),
+            execs: Execs::of(&parts.id),
             id: parts.id,
             bundle: parts.bundle,
             cgroup: parts.cgroup,
             main: parts.main,
-            execs: Mutex::default(),
             budget: parts.budget,
             plan: parts.plan,
             counters: parts.counters,
@@ -227,7 +220,7 @@ impl Container {
     /// Sends a signal to the container's own process, or to its execs too. A frozen one could not end.
     pub fn kill(self: &Arc<Self>, signal: u32, all: bool) -> Result<()> {
         if all {
-            for exec in lock(&self.execs).values() {
+            for exec in self.execs.all() {
                 let _ = exec.process.kill(signal);
             }
         }
@@ -268,7 +261,7 @@ impl Container {
                 shared.set_limit(budget).map_err(error::internal)?;
             }
             self.main.limit_memory(budget);
-            for exec in lock(&self.execs).values() {
+            for exec in self.execs.all() {
                 exec.process.limit_memory(budget);
             }
         }
@@ -305,50 +298,7 @@ impl Container {
         if exec.is_empty() {
             return Ok(ProcessRef::Main(self.clone()));
         }
-        self.exec(exec).map(ProcessRef::Exec)
-    }
-
-    /// An exec by its id.
-    pub fn exec(&self, id: &str) -> Result<Arc<Exec>> {
-        let execs = lock(&self.execs);
-        let none = || error::not_found(format!("exec {id} of container {}", self.id));
-        execs.get(id).cloned().ok_or_else(none)
-    }
-
-    /// Adds an exec that does not run yet.
-    pub fn add_exec(&self, exec: Exec) -> Result<()> {
-        let mut execs = lock(&self.execs);
-        if execs.contains_key(&exec.process.id) {
-            return Err(error::exists(&exec.process.id));
-        }
-        execs.insert(exec.process.id.clone(), Arc::new(exec));
-        Ok(())
-    }
-
-    /// Takes an exec away that does not run.
-    pub async fn remove_exec(&self, id: &str) -> Result<Exit> {
-        let exec = self.exec(id)?;
-        if exec.process.status() == Status::RUNNING {
-            return Err(error::precondition(format!(
-                "exec {id} is running: kill it first"
-            )));
-        }
-        if exec.process.is_being_started() {
-            return Err(error::precondition(format!(
-                "exec {id} is being started: kill it first"
-            )));
-        }
-        // One whose Start was given up before it ran.
-        if exec.process.kill(libc::SIGKILL.unsigned_abs()).is_ok() {
-            exec.process.wait().await;
-        }
-        exec.process.handed_over().await;
-        lock(&self.execs).remove(id);
-        let never = Exit {
-            status: 0,
-            at: now(),
-        };
-        Ok(exec.process.exited().unwrap_or(never))
+        self.execs.get(exec).map(ProcessRef::Exec)
     }
 
     /// Ends what is left of the container, and removes its cgroup.
@@ -382,8 +332,9 @@ impl Container {
             self.counters.add(Counter::GrowthsRefused, refused);
         };
         count(&self.main);
-        let execs = lock(&self.execs);
-        execs.values().for_each(|exec| count(&exec.process));
+        for exec in self.execs.all() {
+            count(&exec.process);
+        }
     }
 
     /// The kernel's next kill in the container that has not been told.
@@ -454,7 +405,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
         }
     }
     // Its execs end with it, as they would with the first process of a pid namespace.
-    for exec in lock(&container.execs).values() {
+    for exec in container.execs.all() {
         let _ = exec.process.kill(libc::SIGKILL.unsigned_abs());
     }
     container.main.output_taken().await;

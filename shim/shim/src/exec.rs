@@ -10,8 +10,9 @@ use containerd_shim_protos::events::task::TaskExecAdded;
 use slipway_launch::{Compiler, Helpers, StartError, Surroundings};
 use slipway_spec::Role;
 
-use crate::container::{self, Container, Exec};
+use crate::container::{self, Container};
 use crate::error::{self, Result};
+use crate::execs::Exec;
 use crate::new_cgroup::NewCgroup;
 use crate::pod::Pod;
 use crate::process::{OsProcess, Process};
@@ -35,7 +36,7 @@ pub fn add(pod: &Pod, container: &Container, request: &api::ExecProcessRequest) 
         stdout: request.stdout.clone(),
         stderr: request.stderr.clone(),
     };
-    container.add_exec(Exec {
+    container.execs.add(Exec {
         process: Process::new(&request.exec_id, paths, request.terminal),
         plan,
     })?;

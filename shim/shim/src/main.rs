@@ -14,6 +14,7 @@ mod delegate;
 mod error;
 mod events;
 mod exec;
+mod execs;
 mod features;
 mod flags;
 mod handler;

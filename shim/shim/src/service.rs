@@ -85,7 +85,7 @@ service! {
     update(request: api::UpdateTaskRequest) "Update" |pod, container| container.update(&resources(&request)?, &pod.log);
     kill(request: api::KillRequest) "Kill" |_pod, container| match request.exec_id.as_str() {
         "" => container.kill(request.signal, request.all),
-        exec => container.exec(exec)?.process.kill(request.signal),
+        exec => container.execs.get(exec)?.process.kill(request.signal),
     };
     close_io(request: api::CloseIORequest) "CloseIO" |_pod, container| {
         let process = container.process(&request.exec_id)?;
@@ -106,7 +106,7 @@ service! {
                     match request.exec_id.as_str() {
                         "" => container.start(&self.0.events, &self.0.log).await?,
                         id => {
-                            let added = container.exec(id)?;
+                            let added = container.execs.get(id)?;
                             exec::start(&self.0, &container, &added, context.timeout_nano > 0).await?;
                         }
                     }
@@ -159,7 +159,7 @@ service! {
                     let pid = container.process(&request.exec_id)?.pid();
                     let exit = match request.exec_id.as_str() {
                         "" => self.0.delete(&container).await?,
-                        exec => container.remove_exec(exec).await?,
+                        exec => container.execs.remove(exec).await?,
                     };
                     Ok(api::DeleteResponse {
                         pid,
