@@ -4,114 +4,25 @@
 //! wraps every host call into two `sigprocmask` system calls, and they need libclang at build time.
 
 mod ffi;
+mod log;
+mod outcome;
+mod values;
+mod wasi;
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::Mutex;
+
+pub use log::Error;
+pub use outcome::{Outcome, Trap};
+pub use wasi::Wasi;
+
+use log::{capture_log, check, failure, text_of};
+use values::{FunctionType, parse, show};
 
 /// A command's function, and what a reactor exports to be called before any other (WASI's application ABI).
 const START: &str = "_start";
 const INITIALISE: &str = "_initialize";
-
-/// What the engine says about a failure, with the details it logged (function, offset).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error(pub String);
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Error {}
-
-/// Lines that the engine logged since the last failure; bounded, for a module may provoke any number of them.
-static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
-const MAX_LOG_LINES: usize = 16;
-
-unsafe extern "C" fn on_log(message: *const ffi::LogMessage) {
-    // SAFETY: the engine passes a message that lives during the call.
-    let text = unsafe { text_of((*message).message) };
-    if let Ok(mut log) = LOG.lock()
-        && log.len() < MAX_LOG_LINES
-    {
-        log.push(text.trim().to_string());
-    }
-}
-
-/// # Safety
-/// `s` is a string of the engine that is still alive.
-unsafe fn text_of(s: ffi::Str) -> String {
-    if s.buf.is_null() {
-        return String::new();
-    }
-    // SAFETY: length bytes are readable by the caller's promise.
-    let bytes = unsafe { std::slice::from_raw_parts(s.buf.cast::<u8>(), s.length as usize) };
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn check(result: ffi::Res) -> Result<(), Error> {
-    let Some((message, details)) = failure(result) else {
-        return Ok(());
-    };
-    Err(Error(if details.is_empty() {
-        message
-    } else {
-        format!("{message} ({})", details.join("; "))
-    }))
-}
-
-/// What the engine says of a failure, and the details that it has logged.
-fn failure(result: ffi::Res) -> Option<(String, Vec<String>)> {
-    // SAFETY: plain value in, plain value out; the message is a constant of the library.
-    let message = unsafe {
-        if ffi::WasmEdge_ResultOK(result) {
-            return None;
-        }
-        CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result)).to_string_lossy()
-    };
-    let details = LOG
-        .lock()
-        .map(|mut log| std::mem::take(&mut *log))
-        .unwrap_or_default();
-    // The first logged line repeats the message with its code.
-    let details = details.into_iter().filter(|l| !l.contains(&*message));
-    let details = details.collect();
-    Some((message.into_owned(), details))
-}
-
-/// How the engine's log begins the line of the functions that were being called, innermost first.
-const STACK: &str = "calling stack:";
-
-impl Trap {
-    fn from(message: String, details: Vec<String>) -> Self {
-        let (stacks, details): (Vec<_>, Vec<_>) = details
-            .into_iter()
-            .partition(|line| line.starts_with(STACK));
-        let indices = stacks
-            .iter()
-            .flat_map(|line| line[STACK.len()..].split(','));
-        Self {
-            reason: match details.is_empty() {
-                true => message,
-                false => format!("{message} ({})", details.join("; ")),
-            },
-            stack: indices
-                .filter_map(|index| index.trim().parse().ok())
-                .collect(),
-        }
-    }
-}
-
-impl From<Error> for Trap {
-    fn from(error: Error) -> Self {
-        Self {
-            reason: error.0,
-            stack: Vec::new(),
-        }
-    }
-}
 
 /// Name and version of the loaded library, as artefacts are keyed by it.
 pub fn version() -> String {
@@ -191,14 +102,6 @@ pub fn compile(module: &[u8], out: &CStr, optimisation: Optimisation) -> Result<
     }
 }
 
-fn capture_log() {
-    // SAFETY: the callback is a function of this library and lives for ever.
-    unsafe {
-        ffi::WasmEdge_LogSetLevel(ffi::LOG_ERROR);
-        ffi::WasmEdge_LogSetCallback(Some(on_log));
-    }
-}
-
 /// A module with one of each of the sections that programs have:
 ///
 /// ```wat
@@ -259,9 +162,7 @@ impl Engine {
         });
         drop(loaded);
         // That it is no artefact is nothing that a later failure has to tell.
-        if let Ok(mut log) = LOG.lock() {
-            log.clear();
-        }
+        log::clear();
     }
 
     /// Parses by one of the loader's functions, which sets the module where its result is good, and validates.
@@ -300,61 +201,6 @@ pub struct Loaded<'e> {
     ast: *mut ffi::AstModule,
     configure: *const ffi::Configure,
     engine: PhantomData<&'e Engine>,
-}
-
-/// A function's type.
-struct FunctionType {
-    params: Vec<ffi::ValType>,
-    returns: Vec<ffi::ValType>,
-}
-
-impl FunctionType {
-    fn of(kind: *const ffi::FunctionType) -> Self {
-        let none = ffi::ValType { data: [0; 8] };
-        // SAFETY: the type lives as long as the module, which the caller has; the arrays have room for what there is.
-        unsafe {
-            let (n, m) = (
-                ffi::WasmEdge_FunctionTypeGetParametersLength(kind),
-                ffi::WasmEdge_FunctionTypeGetReturnsLength(kind),
-            );
-            let (mut params, mut returns) = (vec![none; n as usize], vec![none; m as usize]);
-            ffi::WasmEdge_FunctionTypeGetParameters(kind, params.as_mut_ptr(), n);
-            ffi::WasmEdge_FunctionTypeGetReturns(kind, returns.as_mut_ptr(), m);
-            Self { params, returns }
-        }
-    }
-}
-
-impl std::fmt::Display for FunctionType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = |kinds: &[ffi::ValType]| {
-            let names: Vec<_> = kinds.iter().map(|kind| name(*kind)).collect();
-            names.join(", ")
-        };
-        write!(f, "({}) -> ({})", text(&self.params), text(&self.returns))
-    }
-}
-
-/// A value type as the text format spells it.
-fn name(kind: ffi::ValType) -> &'static str {
-    match number(kind) {
-        Some(Number::I32) => "i32",
-        Some(Number::I64) => "i64",
-        Some(Number::F32) => "f32",
-        Some(Number::F64) => "f64",
-        // SAFETY: a plain value.
-        None if unsafe { ffi::WasmEdge_ValTypeIsV128(kind) } => "v128",
-        None => "a reference",
-    }
-}
-
-/// A value type that a command line can give.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Number {
-    I32,
-    I64,
-    F32,
-    F64,
 }
 
 impl Loaded<'_> {
@@ -510,128 +356,4 @@ pub struct Call {
     function: String,
     params: Vec<ffi::Value>,
     returns: u32,
-}
-
-/// How a run ended.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The function returned these values, as text.
-    Returned(Vec<String>),
-    /// `proc_exit` with this status.
-    Exited(u32),
-    /// A trap, or a failed instantiation.
-    Trapped(Trap),
-}
-
-/// Why and where a program could not go on.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Trap {
-    /// In the engine's words.
-    pub reason: String,
-    /// Indices of the functions that were being called, innermost first; the engine tells 256 at most.
-    pub stack: Vec<u32>,
-}
-
-fn number(kind: ffi::ValType) -> Option<Number> {
-    // SAFETY: plain values.
-    unsafe {
-        [
-            (ffi::WasmEdge_ValTypeIsI32(kind), Number::I32),
-            (ffi::WasmEdge_ValTypeIsI64(kind), Number::I64),
-            (ffi::WasmEdge_ValTypeIsF32(kind), Number::F32),
-            (ffi::WasmEdge_ValTypeIsF64(kind), Number::F64),
-        ]
-    }
-    .into_iter()
-    .find_map(|(is, number)| is.then_some(number))
-}
-
-fn parse(kind: ffi::ValType, text: &str) -> Result<ffi::Value, Error> {
-    let bad = |what: &str| Error(format!("argument {text:?} is not {what}"));
-    // SAFETY: plain values.
-    unsafe {
-        match number(kind) {
-            Some(Number::I32) => text
-                .parse()
-                .map(|v| ffi::WasmEdge_ValueGenI32(v))
-                .map_err(|_| bad("an i32")),
-            Some(Number::I64) => text
-                .parse()
-                .map(|v| ffi::WasmEdge_ValueGenI64(v))
-                .map_err(|_| bad("an i64")),
-            Some(Number::F32) => text
-                .parse()
-                .map(|v| ffi::WasmEdge_ValueGenF32(v))
-                .map_err(|_| bad("an f32")),
-            Some(Number::F64) => text
-                .parse()
-                .map(|v| ffi::WasmEdge_ValueGenF64(v))
-                .map_err(|_| bad("an f64")),
-            None => Err(bad(
-                "possible: the function takes a vector or a reference, which a command line cannot give",
-            )),
-        }
-    }
-}
-
-fn show(value: ffi::Value) -> String {
-    // SAFETY: plain values.
-    unsafe {
-        match number(value.kind) {
-            Some(Number::I32) => ffi::WasmEdge_ValueGetI32(value).to_string(),
-            Some(Number::I64) => ffi::WasmEdge_ValueGetI64(value).to_string(),
-            Some(Number::F32) => ffi::WasmEdge_ValueGetF32(value).to_string(),
-            Some(Number::F64) => ffi::WasmEdge_ValueGetF64(value).to_string(),
-            None => "?".into(),
-        }
-    }
-}
-
-/// What a program finds through WASI. Standard descriptors are the process's own 0, 1, 2.
-pub struct Wasi {
-    args: Vec<CString>,
-    env: Vec<CString>,
-    preopens: Vec<CString>,
-}
-
-impl Wasi {
-    /// Arguments, `NAME=value` environment, and preopens as `guest:host` directories.
-    ///
-    /// # Errors
-    /// A string with a NUL byte.
-    pub fn new(args: &[String], env: &[String], preopens: &[String]) -> Result<Self, Error> {
-        let all = |list: &[String]| {
-            list.iter()
-                .map(|s| {
-                    CString::new(s.as_str())
-                        .map_err(|_| Error(format!("{s:?} contains a NUL byte")))
-                })
-                .collect::<Result<_, _>>()
-        };
-        Ok(Self {
-            args: all(args)?,
-            env: all(env)?,
-            preopens: all(preopens)?,
-        })
-    }
-
-    fn create(&self) -> *mut ffi::Module {
-        let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
-        let (args, env, preopens) = (
-            pointers(&self.args),
-            pointers(&self.env),
-            pointers(&self.preopens),
-        );
-        // SAFETY: the engine copies the strings during the call.
-        unsafe {
-            ffi::WasmEdge_ModuleInstanceCreateWASI(
-                args.as_ptr(),
-                args.len() as u32,
-                env.as_ptr(),
-                env.len() as u32,
-                preopens.as_ptr(),
-                preopens.len() as u32,
-            )
-        }
-    }
 }
