@@ -38,7 +38,7 @@ pub fn compile(args: &Compile) -> Result<ExitCode, String> {
         path: path.clone(),
         engine,
     };
-    let tier = match run::tier(args.tier).is_full(what.size) {
+    let tier = match run::compile_mode(args.tier).is_full(what.size) {
         true => slipway_cache::Tier::Full,
         false => slipway_cache::Tier::Quick,
     };

@@ -116,7 +116,7 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
             gid,
             cpu_time: args.cpu_time,
             with_parent: true,
-            tier: tier(args.tier),
+            compile_mode: compile_mode(args.tier),
             ..Program::default()
         },
         root_path: source.root.path().display().to_string(),
@@ -134,11 +134,11 @@ fn plan(args: &Run, arguments: &[String], source: &Source) -> Result<Plan, Strin
     })
 }
 
-pub fn tier(tier: args::Tier) -> slipway_protocol::Tier {
+pub fn compile_mode(tier: args::Tier) -> slipway_protocol::CompileMode {
     match tier {
-        args::Tier::Auto => slipway_protocol::Tier::Auto,
-        args::Tier::Quick => slipway_protocol::Tier::Quick,
-        args::Tier::Full => slipway_protocol::Tier::Full,
+        args::Tier::Auto => slipway_protocol::CompileMode::Auto,
+        args::Tier::Quick => slipway_protocol::CompileMode::Quick,
+        args::Tier::Full => slipway_protocol::CompileMode::Full,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use slipway_cache::{Artefact, Key, Lookup, Store, Tier};
-use slipway_protocol::{FromGuest, Launch, Tier as Wanted, ToGuest};
+use slipway_protocol::{CompileMode, FromGuest, Launch, ToGuest};
 
 use crate::Stop;
 use crate::entrypoint::Module;
@@ -17,7 +17,7 @@ pub fn find(
     module: &Module,
     engine: &str,
 ) -> Result<Artefact, Stop> {
-    let wanted = launch.program.tier;
+    let wanted = launch.program.compile_mode;
     let error = |e: &dyn std::fmt::Display| Stop::from(format!("{}: {e}", module.path));
     let fitting = |artefact: Artefact| {
         let fits = artefact.facts().fit(Some(budget::limit()));
@@ -33,7 +33,7 @@ pub fn find(
     let damaged = match looked_up()? {
         (Lookup::Hit(artefact), tier) => {
             let artefact = fitting(artefact)?;
-            if tier == Tier::Quick && wanted == Wanted::Auto {
+            if tier == Tier::Quick && wanted == CompileMode::Auto {
                 let message = FromGuest::Unoptimised(described);
                 slipway_protocol::send(control, &message, &[module.file.as_fd()])?;
             }
@@ -68,13 +68,13 @@ fn lookup(
     store: &Store,
     module: &Module,
     engine: &str,
-    wanted: Wanted,
+    wanted: CompileMode,
 ) -> Result<(Lookup, Tier), slipway_cache::Error> {
     let key = |tier| Key::new(module.digest, engine, tier);
     let quick_is_enough = match wanted {
-        Wanted::Full => false,
-        Wanted::Quick => return Ok((store.lookup(&key(Tier::Quick))?, Tier::Quick)),
-        Wanted::Auto => !wanted.is_full(module.size),
+        CompileMode::Full => false,
+        CompileMode::Quick => return Ok((store.lookup(&key(Tier::Quick))?, Tier::Quick)),
+        CompileMode::Auto => !wanted.is_full(module.size),
     };
     match store.lookup(&key(Tier::Full))? {
         Lookup::Miss { damaged: None } if quick_is_enough => {

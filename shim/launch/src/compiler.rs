@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slipway_compile::{CompileError, Direct, Job};
-use slipway_protocol::{Module, Purpose, Tier, ToGuest};
+use slipway_protocol::{CompileMode, Module, Purpose, ToGuest};
 use slipway_queue::{Client, Request};
 use tokio::io::Interest;
 
@@ -23,7 +23,7 @@ pub(crate) struct Wanted {
     pub(crate) module: Module,
     /// What was wrong with a former artefact.
     pub(crate) damaged: Option<String>,
-    pub(crate) tier: Tier,
+    pub(crate) mode: CompileMode,
     pub(crate) purpose: Purpose,
 }
 
@@ -39,7 +39,7 @@ impl Compiler {
     }
 
     async fn compile(&self, wanted: Wanted, control: &OwnedFd) -> Result<(), CompileError> {
-        let tier = match wanted.tier.is_full(wanted.module.size) {
+        let tier = match wanted.mode.is_full(wanted.module.size) {
             true => slipway_cache::Tier::Full,
             false => slipway_cache::Tier::Quick,
         };
@@ -60,7 +60,7 @@ impl Compiler {
                     damaged: wanted.damaged,
                     purpose: Some(wanted.purpose),
                     // Nobody has asked for it to stay unoptimised.
-                    improves: wanted.tier == Tier::Auto,
+                    improves: wanted.mode == CompileMode::Auto,
                 };
                 let gone = gone(control.try_clone()?);
                 client.compile(request, gone).await

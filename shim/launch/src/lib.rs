@@ -247,7 +247,7 @@ where
                     file,
                     module,
                     damaged,
-                    tier: launch.program.tier,
+                    mode: launch.program.compile_mode,
                     purpose: purpose(launch, host.budget),
                 };
                 missed = true;

@@ -42,8 +42,8 @@ pub struct Program {
     pub selinux_label: String,
     /// The guest is killed when the thread that has started it ends.
     pub with_parent: bool,
-    /// Wanted optimisation.
-    pub tier: Tier,
+    /// How thoroughly its module is to be compiled.
+    pub compile_mode: CompileMode,
 }
 
 /// As [`LOADING_FILTERED`], under an AppArmor profile.
@@ -107,7 +107,7 @@ pub struct Launch {
 
 /// Which artefact is wanted.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Default)]
-pub enum Tier {
+pub enum CompileMode {
     /// Optimised for small modules, quick for big ones.
     #[default]
     Auto,
@@ -121,7 +121,7 @@ pub enum Tier {
 /// 0.11 MB 2.7 s (0.2 s without), 1.7 MB 49 s (3.9 s), 14 MB 262 s on two cores.
 pub const FULL_TIER_BYTES: u64 = 128 << 10;
 
-impl Tier {
+impl CompileMode {
     /// True where a module of this many bytes is compiled with all optimisation now.
     pub fn is_full(self, size: u64) -> bool {
         match self {

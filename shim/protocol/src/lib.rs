@@ -43,8 +43,8 @@ pub use budget::{
 };
 pub use facts::{Call, Facts, Purpose, aot_status};
 pub use launch::{
-    CA_CERTIFICATES, FULL_TIER_BYTES, Launch, MAX_LAUNCH, Mount, Program, RESOLVER_FILES, Tier,
-    UserNamespace, read_launch, write_launch,
+    CA_CERTIFICATES, CompileMode, FULL_TIER_BYTES, Launch, MAX_LAUNCH, Mount, Program,
+    RESOLVER_FILES, UserNamespace, read_launch, write_launch,
 };
 pub use message::{End, FromGuest, Module, ToGuest};
 pub use names::{encode_names, find_name};

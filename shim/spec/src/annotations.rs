@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use slipway_protocol::Tier;
+use slipway_protocol::CompileMode;
 
 use crate::Error;
 use crate::plan::{Unsupported, refuse};
@@ -14,8 +14,8 @@ const CA_CERTIFICATES: &str = "slipway.dev/ca-certificates";
 
 /// What they ask for.
 pub struct Annotations {
-    /// Wanted optimisation.
-    pub tier: Tier,
+    /// How thoroughly the module is to be compiled.
+    pub compile_mode: CompileMode,
     /// CPU time in seconds.
     pub cpu_time: Option<u64>,
     /// A stop lets a server finish.
@@ -32,17 +32,17 @@ pub fn read(
     let text = |name| given.get(name).map(String::as_str);
     Ok(Annotations {
         ca_certificates: ca_certificates(text(CA_CERTIFICATES))?,
-        tier: tier(text(COMPILE))?,
+        compile_mode: compile_mode(text(COMPILE))?,
         cpu_time: text(CPU_TIME).and_then(|text| unsupported.note(cpu_time(text))),
         drain: text(STOP).is_some_and(|text| unsupported.note(drain(text)).is_some()),
     })
 }
 
-fn tier(text: Option<&str>) -> Result<Tier, Error> {
+fn compile_mode(text: Option<&str>) -> Result<CompileMode, Error> {
     match text {
-        None | Some("auto") => Ok(Tier::Auto),
-        Some("quick") => Ok(Tier::Quick),
-        Some("full") => Ok(Tier::Full),
+        None | Some("auto") => Ok(CompileMode::Auto),
+        Some("quick") => Ok(CompileMode::Quick),
+        Some("full") => Ok(CompileMode::Full),
         Some(other) => Err(refuse(
             &format!("annotations[{COMPILE}]"),
             format!("{other:?} is not one of auto, quick, full"),

@@ -141,7 +141,7 @@ impl Plan {
                 apparmor_profile: or_own(&process.apparmor_profile, &own.apparmor_profile),
                 selinux_label: or_own(&process.selinux_label, &own.selinux_label),
                 with_parent: own.with_parent,
-                tier: own.tier,
+                compile_mode: own.compile_mode,
                 // The container's stop is for its own program.
                 drain: false,
                 ..process::program(process, rlimits, self.ca_certificates)
@@ -211,7 +211,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
         .filter_map(|(i, l)| unsupported.note(process::rlimit(i, l)))
         .collect();
     let Annotations {
-        tier,
+        compile_mode,
         cpu_time,
         drain,
         ca_certificates,
@@ -231,7 +231,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
                     .note(seccomp::filter(&spec.linux.seccomp))
                     .flatten(),
             },
-            tier,
+            compile_mode,
             ..process::program(process, rlimits, ca_certificates)
         },
         ca_certificates,
