@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use slipway_cache::{Artefact, Store};
-use slipway_protocol::{End, FromGuest, Launch, Timeline, ToGuest};
+use slipway_protocol::{Cause, End, FromGuest, Launch, Timeline, ToGuest};
 
 use crate::engine::{Engine, Loaded, Outcome, Preopen, Run, Trap};
 use crate::launch::Given;
@@ -276,11 +276,7 @@ fn end_of(outcome: Outcome) -> End {
             for value in values {
                 sys::write_line(1, &value);
             }
-            End {
-                status: 0,
-                reason: String::new(),
-                out_of_memory: false,
-            }
+            End::new(0, Cause::Status, "")
         }
         Outcome::Exited(status) => abnormal(status as u8, None),
         Outcome::Trapped(trap) => abnormal(134, Some(trap)),
@@ -290,22 +286,21 @@ fn end_of(outcome: Outcome) -> End {
 /// An end that was not asked for: says why on stderr, and whether the memory budget had a part in it.
 fn abnormal(status: u8, trap: Option<Trap>) -> End {
     let refused = budget::refusal().filter(|_| status != 0);
-    let reason = match (&refused, trap) {
-        (Some(refusal), _) => refusal.to_string(),
-        (None, Some(Trap { reason, stack })) if stack.is_empty() => format!("trap: {reason}"),
+    let end = match (refused, trap) {
+        (Some(refusal), _) => End::new(137, Cause::OutOfMemory, refusal.to_string()),
         (None, Some(Trap { reason, stack })) => {
-            format!("trap: {reason} (calling stack: {})", calls::list(&stack))
+            let calls = match stack.is_empty() {
+                true => String::new(),
+                false => format!(" (calling stack: {})", calls::list(&stack)),
+            };
+            End::new(status, Cause::Trap, format!("trap: {reason}{calls}"))
         }
-        (None, None) => String::new(),
+        (None, None) => End::new(status, Cause::Status, ""),
     };
-    if !reason.is_empty() {
-        sys::write_line(2, &format!("slipway: {reason}"));
+    if !end.reason.is_empty() {
+        sys::write_line(2, &format!("slipway: {}", end.reason));
     }
-    End {
-        status: if refused.is_some() { 137 } else { status },
-        reason,
-        out_of_memory: refused.is_some(),
-    }
+    end
 }
 
 #[cfg(test)]
@@ -359,16 +354,11 @@ mod tests {
                 reason: "unreachable".into(),
                 stack: stack.to_vec(),
             };
-            let End {
-                status,
-                reason,
-                out_of_memory,
-            } = end_of(Outcome::Trapped(trap));
-            (status, reason, out_of_memory)
+            end_of(Outcome::Trapped(trap))
         };
-        assert_eq!(trap(&[]), (134, "trap: unreachable".into(), false));
+        assert_eq!(trap(&[]), End::new(134, Cause::Trap, "trap: unreachable"));
         assert_eq!(
-            trap(&[2]).1,
+            trap(&[2]).reason,
             "trap: unreachable (calling stack: function 2)"
         );
         assert_eq!(end_of(Outcome::Exited(7)).status, 7);

@@ -4,7 +4,7 @@
 //! The filter is entered when all is done that a program under runc would not do itself (mounts, namespaces, users), and before
 //! the first byte of the artefact is loaded.
 
-use slipway_protocol::{End, FORBIDDEN_CALL, Instruction, Seccomp};
+use slipway_protocol::{Cause, End, FORBIDDEN_CALL, Instruction, Seccomp};
 use slipway_sys::TrappedCall;
 
 use crate::sys::end;
@@ -39,17 +39,14 @@ impl AllowList {
 /// Ends the process at a system call that its filter has trapped, with a reason.
 fn end_at_trapped_call(call: TrappedCall) -> ! {
     let name = slipway_seccomp::name(call.number);
-    end(End {
-        status: 128 + libc::SIGSYS as u8,
-        reason: match call.data {
-            // The program raised the signal itself.
-            _ if call.number < 0 => String::new(),
-            slipway_seccomp::UNLISTED => format!(
-                "the process made a system call that no WebAssembly program makes, {name} (number {}), and was ended (SIGSYS)",
-                call.number
-            ),
-            _ => FORBIDDEN_CALL.to_string(),
-        },
-        out_of_memory: false,
-    })
+    let reason = match call.data {
+        // The program raised the signal itself.
+        _ if call.number < 0 => String::new(),
+        slipway_seccomp::UNLISTED => format!(
+            "the process made a system call that no WebAssembly program makes, {name} (number {}), and was ended (SIGSYS)",
+            call.number
+        ),
+        _ => FORBIDDEN_CALL.to_string(),
+    };
+    end(End::new(128 + libc::SIGSYS as u8, Cause::Status, reason))
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
-use slipway_protocol::{CONTROL_FD, End, FromGuest};
+use slipway_protocol::{CONTROL_FD, Cause, End, FromGuest};
 
 use crate::devices::is_null;
 
@@ -27,11 +27,7 @@ pub fn take_control() -> io::Result<BorrowedFd<'static>> {
 
 /// Ends a program that cannot have what it cannot run without.
 pub fn end_without_memory(reason: String) -> ! {
-    end(End {
-        status: 137,
-        reason,
-        out_of_memory: true,
-    })
+    end(End::new(137, Cause::OutOfMemory, reason))
 }
 
 /// Ends the program here and now.

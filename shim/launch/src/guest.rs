@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use rustix::process::{Resource, Rlimit};
 use slipway_cgroup::Cgroup;
 use slipway_compile::c_path;
-use slipway_protocol::{End, Error, FromGuest, KILLED_CALL, Timeline, ToGuest};
+use slipway_protocol::{Cause, End, Error, FromGuest, KILLED_CALL, Timeline, ToGuest};
 use slipway_spec::Namespace;
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tokio::io::Interest;
@@ -300,13 +300,11 @@ impl Guest {
         let broke = rubbish.is_some();
         let end = match (heard.end, rubbish) {
             (Some(end), _) => end,
-            (None, Some(why)) => End {
-                status: 137,
-                reason: format!(
-                    "killed, for its process broke the protocol between guest and shim: {why}"
-                ),
-                out_of_memory: false,
-            },
+            (None, Some(why)) => End::new(
+                137,
+                Cause::Status,
+                format!("killed, for its process broke the protocol between guest and shim: {why}"),
+            ),
             (None, None) => unreported(status),
         };
         self.loaded.send_if_modified(|told| {
@@ -364,19 +362,15 @@ impl Heard {
 fn unreported(status: u32) -> End {
     const SIGSEGV: u32 = 128 + libc::SIGSEGV as u32;
     const SIGSYS: u32 = 128 + libc::SIGSYS as u32;
-    let (status, reason) = match status {
-        SIGSEGV => (
+    match status {
+        SIGSEGV => End::new(
             134,
-            "trap: call stack exhausted, or a fault in the engine (SIGSEGV)".to_string(),
+            Cause::Trap,
+            "trap: call stack exhausted, or a fault in the engine (SIGSEGV)",
         ),
         // A filter's kill, or a trap that was blocked; others are reported.
-        SIGSYS => (159, KILLED_CALL.to_string()),
-        other => (u8::try_from(other).unwrap_or(255), String::new()),
-    };
-    End {
-        status,
-        reason,
-        out_of_memory: false,
+        SIGSYS => End::new(159, Cause::Status, KILLED_CALL),
+        other => End::new(u8::try_from(other).unwrap_or(255), Cause::Status, ""),
     }
 }
 

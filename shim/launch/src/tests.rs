@@ -12,7 +12,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use slipway_compile::{Direct, Install};
 use slipway_counters::{Counter, Counters, Snapshot};
-use slipway_protocol::{Budget, End, FromGuest, Launch, MAX_PACKET, Module, Timeline, ToGuest};
+use slipway_protocol::{
+    Budget, Cause, End, FromGuest, Launch, MAX_PACKET, Module, Timeline, ToGuest,
+};
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tempfile::TempDir;
 use tokio::io::Interest;
@@ -173,11 +175,7 @@ fn module() -> Module {
 }
 
 fn ended(status: u8, reason: &str) -> End {
-    End {
-        status,
-        reason: reason.into(),
-        out_of_memory: false,
-    }
+    End::new(status, Cause::Status, reason)
 }
 
 #[tokio::test]
@@ -338,8 +336,9 @@ async fn an_end_without_a_report_is_the_kernels_status() {
         ("kill -9 $$", ended(137, "")),
         (
             "kill -SEGV $$",
-            ended(
+            End::new(
                 134,
+                Cause::Trap,
                 "trap: call stack exhausted, or a fault in the engine (SIGSEGV)",
             ),
         ),

@@ -46,7 +46,7 @@ pub use launch::{
     CA_CERTIFICATES, CompileMode, FULL_TIER_BYTES, Launch, MAX_LAUNCH, Mount, Program,
     RESOLVER_FILES, UserNamespace, read_launch, write_launch,
 };
-pub use message::{End, FromGuest, Module, ToGuest};
+pub use message::{Cause, End, FromGuest, Module, ToGuest};
 pub use names::{encode_names, find_name};
 pub use printable::printable;
 pub use seccomp::{FORBIDDEN_CALL, Instruction, KILLED_CALL, Seccomp};
@@ -90,11 +90,7 @@ mod tests {
             panic!("another message");
         };
         assert_eq!(text, "x".repeat(MAX_TEXT - 1));
-        let end = End {
-            status: 1,
-            reason: long.clone(),
-            out_of_memory: false,
-        };
+        let end = End::new(1, Cause::Status, long.clone());
         send(guest.as_fd(), &FromGuest::Ended(end), &[]).unwrap();
         assert!(recv::<FromGuest>(host.as_fd()).is_ok());
         send(host.as_fd(), &ToGuest::NoArtefact(long), &[]).unwrap();

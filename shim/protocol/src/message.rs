@@ -108,8 +108,37 @@ pub struct End {
     /// What to tell a person who did not read the program's own output; empty for an ordinary end.
     #[serde(serialize_with = "cut")]
     pub reason: String,
-    /// A growth of memory was refused before an abnormal end.
-    pub out_of_memory: bool,
+    /// What brought it about.
+    pub cause: Cause,
+}
+
+/// What ends a program.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub enum Cause {
+    /// The program itself, or a signal: the status says it.
+    Status,
+    /// The engine could not go on with it.
+    Trap,
+    /// It used up its CPU time.
+    CpuTime,
+    /// It did not get memory that it needed, or the kernel's OOM killer took it.
+    OutOfMemory,
+}
+
+impl End {
+    /// An end, with what is told of it.
+    pub fn new(status: u8, cause: Cause, reason: impl Into<String>) -> Self {
+        Self {
+            status,
+            reason: reason.into(),
+            cause,
+        }
+    }
+
+    /// Whether it ended for memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.cause == Cause::OutOfMemory
+    }
 }
 
 /// Serialises a text that a person is to read, as far as there is room.

@@ -9,7 +9,7 @@ use containerd_shim_protos::events::task::{
 };
 use slipway_cgroup::{Cgroup, OomKill, OomWatch, Registration};
 use slipway_counters::{Counter, Counters};
-use slipway_protocol::{Budget, End, HostShare, Timeline, Usage};
+use slipway_protocol::{Budget, Cause, End, HostShare, Timeline, Usage};
 use slipway_spec::{Plan, Resources, Role};
 
 use crate::count::{self, StartTimer};
@@ -344,13 +344,13 @@ impl Container {
 
     /// Gives the end of a process its reason where the kernel's OOM killer was it: each of its kills is told once.
     fn explain_oom_kill(&self, process: &Process, end: &mut End) {
-        if end.status != slipway_launch::KILLED || end.out_of_memory {
+        if end.status != slipway_launch::KILLED || end.is_out_of_memory() {
             return;
         }
         let Some(kill) = self.next_oom_kill() else {
             return;
         };
-        end.out_of_memory = true;
+        end.cause = Cause::OutOfMemory;
         end.reason = match (process.has_run(), process.refusal()) {
             (false, _) => format!("{kill} while its module was loaded"),
             // What a program and its engine do about a refusal takes memory, too: a trap's report some for each function.
@@ -391,7 +391,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
         return;
     };
     container.explain_oom_kill(&container.main, &mut end);
-    if let Some(why) = container.unloaded.get().filter(|_| !end.out_of_memory) {
+    if let Some(why) = container.unloaded.get().filter(|_| !end.is_out_of_memory()) {
         end.status = NEVER_RAN;
         end.reason.clone_from(why);
     }
@@ -409,7 +409,7 @@ async fn watch_main(container: Arc<Container>, events: Events, log: Log) {
         let _ = exec.process.kill(libc::SIGKILL.unsigned_abs());
     }
     container.main.output_taken().await;
-    if end.out_of_memory {
+    if end.is_out_of_memory() {
         // Of an exec's end it is not told: containerd would give it as the reason of the container's own.
         events.publish(&TaskOOM {
             container_id: container.id.clone(),
@@ -440,7 +440,7 @@ fn ended(container: &Container, process: &Process, end: &End, events: &Events) {
         status: end.status.into(),
         at: now(),
     };
-    let counts = process.has_run() || end.out_of_memory;
+    let counts = process.has_run() || end.is_out_of_memory();
     if container.start_timer.is_some() && counts {
         count::ended(&container.counters, process.pid(), end);
         container.count_refused();

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use slipway_counters::{Counter, Counters, Histogram};
-use slipway_protocol::End;
+use slipway_protocol::{Cause, End};
 
 /// A container that is created.
 #[derive(Clone, Copy)]
@@ -47,14 +47,14 @@ pub fn ended(counters: &Counters, pid: u32, end: &End) {
 }
 
 fn reason(end: &End) -> Counter {
-    match end.status {
-        _ if end.out_of_memory => Counter::EndedOutOfMemory,
-        0 => Counter::EndedCompleted,
-        _ if end.reason.starts_with("trap: ") => Counter::EndedTrap,
-        152 if !end.reason.is_empty() => Counter::EndedCpuTime,
+    match (end.cause, end.status) {
+        (Cause::OutOfMemory, _) => Counter::EndedOutOfMemory,
+        (Cause::Trap, _) => Counter::EndedTrap,
+        (Cause::CpuTime, _) => Counter::EndedCpuTime,
+        (Cause::Status, 0) => Counter::EndedCompleted,
         // By the shells' rule: a program may also end with such a status by itself.
-        129..=192 => Counter::EndedSignal,
-        _ => Counter::EndedError,
+        (Cause::Status, 129..=192) => Counter::EndedSignal,
+        (Cause::Status, _) => Counter::EndedError,
     }
 }
 
@@ -63,28 +63,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_is_counted_by_its_reason() {
-        let end = |status, reason: &str, out_of_memory| End {
-            status,
-            reason: reason.into(),
-            out_of_memory,
-        };
-        for (end, counter) in [
-            (end(0, "", false), Counter::EndedCompleted),
-            (end(7, "", false), Counter::EndedError),
-            (end(255, "", false), Counter::EndedError),
-            (end(143, "", false), Counter::EndedSignal),
-            (end(134, "trap: unreachable", false), Counter::EndedTrap),
-            (end(134, "", false), Counter::EndedSignal),
-            (
-                end(137, "killed by the kernel", true),
-                Counter::EndedOutOfMemory,
-            ),
-            (
-                end(152, "CPU-time budget of 1 s used up", false),
-                Counter::EndedCpuTime,
-            ),
+    fn an_end_is_counted_by_its_cause() {
+        for (status, cause, counter) in [
+            (0, Cause::Status, Counter::EndedCompleted),
+            (7, Cause::Status, Counter::EndedError),
+            (255, Cause::Status, Counter::EndedError),
+            (143, Cause::Status, Counter::EndedSignal),
+            (134, Cause::Trap, Counter::EndedTrap),
+            (134, Cause::Status, Counter::EndedSignal),
+            (137, Cause::OutOfMemory, Counter::EndedOutOfMemory),
+            (152, Cause::CpuTime, Counter::EndedCpuTime),
+            (152, Cause::Status, Counter::EndedSignal),
         ] {
+            let end = End::new(status, cause, "");
             assert_eq!(reason(&end), counter, "{end:?}");
         }
     }

@@ -18,7 +18,7 @@ use containerd_shim_protos::api::Status;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use slipway_cgroup::Cgroup;
 use slipway_launch::Guest;
-use slipway_protocol::{End, HostShare, Refusal, Timeline};
+use slipway_protocol::{Cause, End, HostShare, Refusal, Timeline};
 use slipway_sys::Child;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -70,11 +70,7 @@ impl OsProcess {
             Self::Holder { pid, pidfd } => {
                 let _ = pidfd.readable().await;
                 let status = slipway_sys::reap(*pid).ok().flatten().unwrap_or(137);
-                End {
-                    status: u8::try_from(status).unwrap_or(255),
-                    reason: String::new(),
-                    out_of_memory: false,
-                }
+                End::new(u8::try_from(status).unwrap_or(255), Cause::Status, "")
             }
         }
     }

@@ -8,7 +8,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use slipway_guest::{end, exit, names, signals};
-use slipway_protocol::End;
+use slipway_protocol::{Cause, End};
 
 /// Stack of the handler in bytes: for the engine's, which unwinds the program's, and for ours, which reads a file.
 const HANDLER_STACK: usize = 256 << 10;
@@ -76,7 +76,7 @@ pub fn watch(artefact: &CStr) {
     let mut here = 0u8;
     // SAFETY: the callback gets the pointer that is given here.
     unsafe { libc::dl_iterate_phdr(Some(find_code), artefact.as_ptr().cast_mut().cast()) };
-    signals::prepare(libc::SIGSEGV, 134, EXHAUSTED.to_string());
+    signals::prepare(libc::SIGSEGV, End::new(134, Cause::Trap, EXHAUSTED));
     TOP.store(&raw mut here as usize, Ordering::Relaxed);
 }
 
@@ -177,13 +177,10 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         }
         // Compiled code holds no lock: what follows may do as in an ordinary call.
         let name = function_at(at).map(names::name);
-        end(End {
-            status: 134,
-            reason: name.map_or(EXHAUSTED.to_string(), |name| {
-                format!("{EXHAUSTED} in {name}")
-            }),
-            out_of_memory: false,
-        })
+        let reason = name.map_or(EXHAUSTED.to_string(), |name| {
+            format!("{EXHAUSTED} in {name}")
+        });
+        end(End::new(134, Cause::Trap, reason))
     }
 }
 

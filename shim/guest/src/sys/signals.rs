@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use slipway_protocol::{CONTROL_FD, End, FromGuest};
+use slipway_protocol::{CONTROL_FD, Cause, End, FromGuest};
 
 use super::exit;
 
@@ -67,15 +67,10 @@ pub fn say(signal: c_int) {
 }
 
 /// Prepares what the handler of an ending signal says.
-pub fn prepare(signal: c_int, status: c_int, reason: String) {
-    let line = match reason.is_empty() {
-        true => String::new(),
-        false => format!("slipway: {reason}\n"),
-    };
-    let end = End {
-        status: status as u8,
-        reason,
-        out_of_memory: false,
+pub fn prepare(signal: c_int, end: End) {
+    let line = match end.reason.as_str() {
+        "" => String::new(),
+        reason => format!("slipway: {reason}\n"),
     };
     if let Ok(message) = slipway_protocol::encode(&FromGuest::Ended(end)) {
         // The one before, if any, may be read at this moment: it stays.
@@ -89,14 +84,17 @@ pub fn prepare(signal: c_int, status: c_int, reason: String) {
 /// The end that RLIMIT_CPU is about to bring gets a reason.
 pub fn report_cpu_time(seconds: u64) {
     let reason = format!("CPU-time budget used up: the program may compute for {seconds} s");
-    prepare(libc::SIGXCPU, 128 + libc::SIGXCPU, reason);
+    prepare(
+        libc::SIGXCPU,
+        End::new(128 + libc::SIGXCPU as u8, Cause::CpuTime, reason),
+    );
 }
 
 /// Installs handlers that report the end and end the process: pid 1 of a namespace has no default actions.
 pub fn install() {
     let ending = |signal: &c_int| !NOT_ENDING.contains(signal) && !RESERVED.contains(signal);
     for signal in (1..=LAST_SIGNAL).filter(ending) {
-        prepare(signal, 128 + signal, String::new());
+        prepare(signal, End::new(128 + signal as u8, Cause::Status, ""));
         // SAFETY: the handler is a function of this program and only makes async-signal-safe calls.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();

@@ -1,11 +1,7 @@
 use super::*;
 
 fn end(status: u8) -> End {
-    End {
-        status,
-        reason: String::new(),
-        out_of_memory: false,
-    }
+    End::new(status, Cause::Status, "")
 }
 
 fn hear(messages: impl IntoIterator<Item = FromGuest>) -> (Heard, Vec<Result<(), String>>) {
