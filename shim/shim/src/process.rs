@@ -438,7 +438,7 @@ impl Process {
         let remains = self.life().shim_streams.take_remains();
         let all = async {
             for remain in remains {
-                let _ = remain.await;
+                remain.handed_over().await;
             }
         };
         let _ = tokio::time::timeout(HANDOVER, all).await;

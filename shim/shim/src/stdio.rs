@@ -14,11 +14,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{AbortHandle, JoinHandle};
 
-/// How long output that nobody has read yet is kept after the end.
-const LINGER: Duration = Duration::from_secs(10);
-
-/// How often it is looked at: a pipe tells its writers of a read only where it was full before (`pipe_read`, fs/pipe.c).
+/// How often output that nobody has read yet is looked at: a pipe tells its writers of a read only where it was full before
+/// (`pipe_read`, fs/pipe.c), and of a reader that opens it never (`fifo_open`).
 pub const LOOK: Duration = Duration::from_millis(2);
+/// The same for a reader that lets itself be waited for.
+const LOOK_AT_LAST: Duration = Duration::from_millis(100);
 
 /// Paths as containerd gives them; empty for none.
 #[derive(Debug, Clone, Default)]
@@ -50,11 +50,35 @@ pub type Streams = (Option<[OwnedFd; 3]>, ShimStreams);
 pub struct ShimStreams {
     /// While this is open, the program's stdin does not end.
     stdin: Option<OwnedFd>,
-    /// Read and write ends: a log reader may come late, or go away and come back.
-    output: Vec<OwnedFd>,
+    output: Vec<Output>,
     terminal: Option<Terminal>,
-    /// What still hands output over after the program's end.
-    remains: Vec<JoinHandle<()>>,
+    remains: Vec<Remains>,
+}
+
+/// The shim's ends of a FIFO that a program writes to.
+#[derive(Debug)]
+struct Output {
+    /// Read and write end: a log reader may come late, or go away and come back.
+    both: OwnedFd,
+    /// Write end alone: all readers are others.
+    write: OwnedFd,
+}
+
+/// What still hands output over after the program's end. It gives up when this is dropped.
+#[derive(Debug)]
+pub struct Remains(JoinHandle<()>);
+
+impl Remains {
+    /// Waits until all is handed over.
+    pub async fn handed_over(mut self) {
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// The master's side of a pty.
@@ -132,7 +156,9 @@ fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
     }
     if !paths.stdout.is_empty() {
         let fifo = slipway_sys::watch(open_fifo(&paths.stdout)?, Interest::WRITABLE)?;
-        output = Some(tokio::spawn(copy_from_terminal(master.clone(), fifo)));
+        let write = File::options().write(true).open(&paths.stdout)?.into();
+        let copy = copy_from_terminal(master.clone(), fifo, write);
+        output = Some(tokio::spawn(copy));
     }
     shim.terminal = Some(Terminal {
         master,
@@ -162,14 +188,19 @@ async fn copy_to_terminal(fifo: AsyncFd<OwnedFd>, master: Arc<AsyncFd<OwnedFd>>)
 }
 
 /// Until the last of the program's descriptors is closed (EIO) and all is copied.
-async fn copy_from_terminal(master: Arc<AsyncFd<OwnedFd>>, fifo: AsyncFd<OwnedFd>) {
+async fn copy_from_terminal(
+    master: Arc<AsyncFd<OwnedFd>>,
+    fifo: AsyncFd<OwnedFd>,
+    write_end: OwnedFd,
+) {
     let mut buffer = [0; COPY];
     while let Ok(n @ 1..) = read(&master, &mut buffer).await {
         if write(&fifo, &buffer[..n]).await.is_err() {
             return;
         }
     }
-    linger(fifo.get_ref()).await;
+    drop(fifo);
+    hand_over(&write_end).await;
 }
 
 async fn read(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -244,7 +275,10 @@ fn open_output(path: &str, shim: &mut ShimStreams) -> std::io::Result<OwnedFd> {
         return unsupported("anything but a FIFO");
     }
     let write = File::options().write(true).open(plain)?;
-    shim.output.push(both.into());
+    shim.output.push(Output {
+        both: both.into(),
+        write: write.try_clone()?.into(),
+    });
     Ok(write.into())
 }
 
@@ -255,7 +289,7 @@ impl ShimStreams {
     }
 
     /// What hands over the rest of the output after [`ShimStreams::finish`].
-    pub fn take_remains(&mut self) -> Vec<JoinHandle<()>> {
+    pub fn take_remains(&mut self) -> Vec<Remains> {
         std::mem::take(&mut self.remains)
     }
 
@@ -267,21 +301,25 @@ impl ShimStreams {
     /// There is output that no reader has taken yet, of a program that has ended.
     pub fn is_unread(&self) -> bool {
         let copy = self.terminal.as_ref().and_then(|t| t.output.as_ref());
-        copy.is_some_and(|copy| !copy.is_finished()) || self.output.iter().any(|f| unread(f) > 0)
+        copy.is_some_and(|copy| !copy.is_finished())
+            || self.output.iter().any(|o| unread(&o.both) > 0)
     }
 
-    /// After the program's end: lets a reader see the end of file once it has read everything.
+    /// After the program's end: lets a reader see the end of file once it has read everything. One that has not come yet sees it, too:
+    /// a client may wait for the end of file before it deletes the process (CRI's ExecSync), and its open(2) without a writer waits for
+    /// ever.
     pub fn finish(&mut self) {
         self.stdin = None;
         // The copy of its output ends by itself, when the last of the program's descriptors is closed.
         if let Some(terminal) = self.terminal.take() {
             terminal.input.inspect(AbortHandle::abort);
-            self.remains.extend(terminal.output);
+            self.remains.extend(terminal.output.map(Remains));
         }
-        for fifo in self.output.drain(..) {
-            if unread(&fifo) > 0 {
-                self.remains
-                    .push(tokio::spawn(async move { linger(&fifo).await }));
+        for Output { both, write } in self.output.drain(..) {
+            drop(both);
+            if !is_handed_over(&write) {
+                let rest = async move { hand_over(&write).await };
+                self.remains.push(Remains(tokio::spawn(rest)));
             }
         }
     }
@@ -291,14 +329,23 @@ fn unread(fifo: &OwnedFd) -> u64 {
     rustix::io::ioctl_fionread(fifo).unwrap_or(0)
 }
 
-/// Waits until the reader of a FIFO has taken all output, or for [`LINGER`].
-async fn linger(fifo: &OwnedFd) {
-    let drained = async {
-        while unread(fifo) > 0 {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    let _ = tokio::time::timeout(LINGER, drained).await;
+/// Whether somebody reads a FIFO of which this is a write end, and has read all.
+fn is_handed_over(write: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut end = [PollFd::new(write, PollFlags::OUT)];
+    // A pipe without a reader is in error.
+    let asked = poll(&mut end, Some(&Timespec::default()));
+    let is_read = asked.is_ok() && !end[0].revents().contains(PollFlags::ERR);
+    is_read && unread(write) == 0
+}
+
+/// Waits until a reader has come and taken all output.
+async fn hand_over(write: &OwnedFd) {
+    let mut pause = LOOK;
+    while !is_handed_over(write) {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK_AT_LAST);
+    }
 }
 
 #[cfg(test)]
@@ -308,24 +355,85 @@ mod tests {
 
     type Tested = Result<(), Box<dyn std::error::Error>>;
 
+    /// A FIFO of its own, for stdout.
+    struct Fifo(tempfile::TempDir);
+
+    impl Fifo {
+        fn new() -> Result<Self, Box<dyn std::error::Error>> {
+            let fifo = Self(tempfile::tempdir()?);
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            let kind = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, fifo.path(), kind, mode, 0)?;
+            Ok(fifo)
+        }
+
+        fn path(&self) -> std::path::PathBuf {
+            self.0.path().join("stdout")
+        }
+
+        fn paths(&self) -> Paths {
+            Paths {
+                stdout: self.path().display().to_string(),
+                ..Paths::default()
+            }
+        }
+
+        /// Reads to the end of file, as a client does that comes when it likes: open(2) waits for a writer.
+        fn reader(&self) -> JoinHandle<std::io::Result<Vec<u8>>> {
+            let path = self.path();
+            tokio::task::spawn_blocking(move || std::fs::read(path))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_comes_after_the_end_of_a_silent_program_sees_the_end_of_file() -> Tested
+    {
+        for terminal in [false, true] {
+            let fifo = Fifo::new()?;
+            let (program, mut shim) = open(&fifo.paths(), terminal, 0)?;
+            drop(program);
+            shim.finish();
+            // What does not wait for a reader is done by now.
+            tokio::time::sleep(LOOK * 5).await;
+            let read = tokio::time::timeout(Duration::from_secs(60), fifo.reader()).await;
+            // A reader that is still there would keep the runtime from its end.
+            let path = fifo.path().display().to_string();
+            drop((open_fifo(&path)?, shim));
+            assert_eq!(read???, b"", "terminal: {terminal}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_deleted_waits_for_no_reader() -> Tested {
+        let fifo = Fifo::new()?;
+        let (program, mut shim) = open(&fifo.paths(), false, 0)?;
+        drop(program);
+        shim.finish();
+        let remains = shim.take_remains();
+        assert_eq!(remains.len(), 1);
+        drop(remains);
+        tokio::task::yield_now().await;
+        let mut writer = File::options();
+        // There is no reader, this process not either.
+        let opened = writer
+            .write(true)
+            .custom_flags(nonblocking())
+            .open(fifo.path());
+        assert_eq!(
+            opened.err().and_then(|e| e.raw_os_error()),
+            Some(libc::ENXIO)
+        );
+        Ok(())
+    }
+
     #[tokio::test]
     async fn a_reader_that_reads_after_the_end_sees_the_end_of_file_at_once() -> Tested {
-        let path = std::env::temp_dir().join(format!("slipway-stdio-{}", std::process::id()));
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-            0,
-        )?;
+        let fifo = Fifo::new()?;
         let mut options = File::options();
-        let mut reader = options.read(true).custom_flags(nonblocking()).open(&path)?;
-        let paths = Paths {
-            stdout: path.display().to_string(),
-            ..Paths::default()
-        };
-        let (program, mut shim) = open(&paths, false, 0)?;
-        std::fs::remove_file(&path)?;
+        options.read(true).custom_flags(nonblocking());
+        let mut reader = options.open(fifo.path())?;
+        let (program, mut shim) = open(&fifo.paths(), false, 0)?;
         if let Some([_, stdout, _]) = program {
             File::from(stdout).write_all(b"late")?;
         }
@@ -341,7 +449,7 @@ mod tests {
         }
         assert_eq!(text, b"late");
         // Both look equally often, however slow the machine.
-        assert!(LOOK * looks < LINGER / 5, "{looks}");
+        assert!(LOOK * looks < Duration::from_secs(2), "{looks}");
         Ok(())
     }
 }
