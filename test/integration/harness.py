@@ -392,6 +392,30 @@ class KillTest(PodTest):
     def disappears(self, command):
         self.until(lambda: not self.pids(command), f"{command} is still there")
 
+    @contextlib.contextmanager
+    def hindered(self, *what, of=None):
+        """Calls of the pod's shim, or of this process, that do not do what they should, until the end of the block; what this yields waits for
+        one more of them."""
+        pid = of or self.pids("containerd-shim-slipway-v1")[0]
+        with tempfile.NamedTemporaryFile() as out:
+            strace = subprocess.Popen(
+                [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", "-f", "-o", out.name, *what, "-p", pid], stderr=subprocess.PIPE, text=True)
+            try:
+                self.assertIn("attached", strace.stderr.readline())
+
+                def count():
+                    with open(out.name) as log:
+                        return log.read().count("INJECTED")
+
+                def once_more():
+                    before = count()
+                    self.until(lambda: count() > before, "nothing is hindered")
+
+                yield once_more
+            finally:
+                self.bed.run("pkill", "-INT", "-x", "strace", check=False)
+                strace.communicate(timeout=PATIENCE)
+
     def kill(self, *pids):
         self.bed.run("kill", "-9", *pids)
 

@@ -459,29 +459,6 @@ class Calls(KillTest):
 class Answers(KillTest):
     """The shim answers whatever the kernel and others take their time for: strace takes it in their place."""
 
-    @contextlib.contextmanager
-    def hindered(self, *what):
-        """Calls of the pod's shim that do not do what they should, until the end of the block; what this yields waits for one more of them."""
-        [shim] = self.pids("containerd-shim-slipway-v1")
-        with tempfile.NamedTemporaryFile() as out:
-            strace = subprocess.Popen(
-                [f"{ROOT}/test/bed/bed", "run", self.bed.root, "strace", "-f", "-o", out.name, *what, "-p", shim], stderr=subprocess.PIPE, text=True)
-            try:
-                self.assertIn("attached", strace.stderr.readline())
-
-                def count():
-                    with open(out.name) as log:
-                        return log.read().count("INJECTED")
-
-                def once_more():
-                    before = count()
-                    self.until(lambda: count() > before, "nothing is hindered")
-
-                yield once_more
-            finally:
-                self.bed.run("pkill", "-INT", "-x", "strace", check=False)
-                strace.communicate(timeout=PATIENCE)
-
     def is_answered_before(self, shim, asked, other):
         """State comes back while a call that is hindered goes on."""
         answer = call(shim, "State", asked)
@@ -722,7 +699,7 @@ print(struct.unpack("i", fcntl.ioctl(os.open(path, os.O_RDONLY | os.O_NONBLOCK),
 """
 
 
-class Streams(PodTest):
+class Streams(KillTest):
     def lines(self, container):
         return [int(text) for stream, text in container.log()]
 
@@ -763,6 +740,17 @@ class Streams(PodTest):
             self.assertEqual(container.ended()["exitCode"], 0)
         container.until(f"\n{COUNT:07}")
         self.assertEqual(self.lines(container), list(range(1, COUNT + 1)))
+
+    @unittest.skipIf(USER_MODE_LINUX, "strace's injection is not tried under this kernel")
+    def test_an_exec_that_says_nothing_ends_though_containerd_comes_late_for_its_output(self):
+        """CRI waits for the end of its output, and opens that beside all else that it does."""
+        container = self.pod().start(self.bed.example("envfiles"), ["stdin"], stdin=True)
+        with open(f"{self.bed.root}/containerd.pid") as f:
+            containerd = f.read().strip()
+        # Half a second for each file that it opens: a whole exec takes less.
+        with self.hindered("-e", "trace=openat", "-e", "inject=openat:delay_enter=500000", of=containerd):
+            done = self.bed.crictl("exec", "-s", container.id, "/envfiles.wasm", "write", "/file", "x", check=False, timeout=PATIENCE)
+        self.assertEqual(done.returncode, 0, done.stderr)
 
 
 class Demo(PodTest):
