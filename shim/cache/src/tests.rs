@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,17 +22,41 @@ fn key(number: u8) -> Key {
     Key::new([number; 32], ENGINE, Tier::Full)
 }
 
+/// Held while a child has not executed its program yet: until then it has copies of all descriptors, and an entry of another test's counts
+/// as in use, so that it is not removed.
+static BIRTHS: RwLock<()> = RwLock::new(());
+
+fn no_births() -> RwLockReadGuard<'static, ()> {
+    BIRTHS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A store in a directory of its own, which disappears with it.
 struct Fixture {
     temp: TempDir,
     store: Store,
+    no_births: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Fixture {
     fn new(options: Options) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(temp.path().join("cache"), options).unwrap();
-        Self { temp, store }
+        let no_births = Some(no_births());
+        Self {
+            temp,
+            store,
+            no_births,
+        }
+    }
+
+    /// Starts a child, when no other test is in the middle of something.
+    fn spawn(&mut self, command: &mut Command) -> Child {
+        self.no_births = None;
+        let birth = BIRTHS.write().unwrap_or_else(PoisonError::into_inner);
+        let child = command.spawn().unwrap();
+        drop(birth);
+        self.no_births = Some(no_births());
+        child
     }
 
     fn dir(&self) -> PathBuf {
@@ -340,17 +365,14 @@ fn an_existing_directory_must_be_roots_alone_and_no_symlink() {
 
 #[test]
 fn a_directory_that_cannot_be_read_says_so() {
-    let f = Fixture::new(PLENTY);
+    let mut f = Fixture::new(PLENTY);
     fs::set_permissions(f.temp.path(), Permissions::from_mode(0o755)).unwrap();
     // As a user who is not root; for him the test program must be where he can read it.
     let program = f.temp.path().join("tests");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
-    let mut child = helper(&program, "open", &f.dir())
-        .uid(65534)
-        .gid(65534)
-        .spawn()
-        .unwrap();
+    let mut command = helper(&program, "open", &f.dir());
+    let mut child = f.spawn(command.uid(65534).gid(65534));
     let text = line(&mut child);
     assert!(child.wait().unwrap().success());
     assert!(
@@ -617,7 +639,7 @@ fn a_lock_whose_file_was_removed_while_it_was_waited_for_is_taken_anew() {
 
 #[test]
 fn twenty_getters_in_four_processes_compile_once() {
-    let f = Fixture::new(PLENTY);
+    let mut f = Fixture::new(PLENTY);
     let fifo = f.temp.path().join("arrived");
     rustix::fs::mknodat(
         rustix::fs::CWD,
@@ -635,7 +657,10 @@ fn twenty_getters_in_four_processes_compile_once() {
         .unwrap();
     let program = std::env::current_exe().unwrap();
     let mut children: Vec<Child> = (0..4)
-        .map(|_| helper(&program, "get", &f.dir()).spawn().unwrap())
+        .map(|_| {
+            let mut command = helper(&program, "get", &f.dir());
+            f.spawn(&mut command)
+        })
         .collect();
     for child in &mut children {
         assert_eq!(line(child), "5 hits");
@@ -650,10 +675,9 @@ fn twenty_getters_in_four_processes_compile_once() {
 
 #[test]
 fn what_a_killed_compile_leaves_is_swept_and_what_a_living_one_writes_is_not() {
-    let f = Fixture::new(PLENTY);
-    let mut child = helper(&std::env::current_exe().unwrap(), "compile", &f.dir())
-        .spawn()
-        .unwrap();
+    let mut f = Fixture::new(PLENTY);
+    let mut command = helper(&std::env::current_exe().unwrap(), "compile", &f.dir());
+    let mut child = f.spawn(&mut command);
     assert_eq!(line(&mut child), "compiling");
     let is_left = |f: &Fixture| {
         let temporary = f.files().iter().any(|name| name.starts_with("tmp-"));
