@@ -432,13 +432,13 @@ impl Process {
         });
     }
 
-    /// Waits, for a bounded time, until all output has been read: a client gives up its ends as soon as Delete has
-    /// answered, even those that it has not opened yet.
+    /// Waits, for a bounded time, until all output has been read, and lets go of the rest: a client gives up its ends as soon as Delete
+    /// has answered, even those that it has not opened yet.
     pub async fn handed_over(&self) {
         let remains = self.life().shim_streams.take_remains();
         let all = async {
-            for remain in remains {
-                remain.handed_over().await;
+            for remain in &remains {
+                remain.taken().await;
             }
         };
         let _ = tokio::time::timeout(HANDOVER, all).await;

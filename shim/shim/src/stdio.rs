@@ -2,10 +2,10 @@
 //! which the shim keeps the master, and copies between that and the FIFOs.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -17,8 +17,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 /// How often output that nobody has read yet is looked at: a pipe tells its writers of a read only where it was full before
 /// (`pipe_read`, fs/pipe.c), and of a reader that opens it never (`fifo_open`).
 pub const LOOK: Duration = Duration::from_millis(2);
-/// The same for a reader that lets itself be waited for.
-const LOOK_AT_LAST: Duration = Duration::from_millis(100);
+/// How often, and from when on, if no reader has come by then.
+const SELDOM: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 
 /// Paths as containerd gives them; empty for none.
 #[derive(Debug, Clone, Default)]
@@ -61,23 +61,48 @@ struct Output {
     /// Read and write end: a log reader may come late, or go away and come back.
     both: OwnedFd,
     /// Write end alone: all readers are others.
-    write: OwnedFd,
+    write: Arc<OwnedFd>,
 }
 
-/// What still hands output over after the program's end. It gives up when this is dropped.
+/// What still hands output over after the program's end: a write end, held until a reader has come and taken all. It is let go when this is
+/// dropped.
 #[derive(Debug)]
-pub struct Remains(JoinHandle<()>);
+pub struct Remains {
+    held: JoinHandle<()>,
+    write: Weak<OwnedFd>,
+    /// Copies a terminal's output. It goes on to its end, whatever becomes of this.
+    copy: Option<AbortHandle>,
+}
 
 impl Remains {
-    /// Waits until all is handed over.
-    pub async fn handed_over(mut self) {
-        let _ = (&mut self.0).await;
+    fn of(write: Arc<OwnedFd>, copy: Option<JoinHandle<()>>) -> Self {
+        Self {
+            write: Arc::downgrade(&write),
+            copy: copy.as_ref().map(JoinHandle::abort_handle),
+            held: tokio::spawn(async move {
+                if let Some(copy) = copy {
+                    let _ = copy.await;
+                }
+                hand_over(&write).await;
+            }),
+        }
+    }
+
+    /// Waits until no output is left. Whoever asks needs no end of file any more.
+    pub async fn taken(&self) {
+        let is_left = || {
+            let copies = self.copy.as_ref().is_some_and(|copy| !copy.is_finished());
+            copies || self.write.upgrade().is_some_and(|write| unread(&write) > 0)
+        };
+        while is_left() {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        self.0.abort();
+        self.held.abort();
     }
 }
 
@@ -87,8 +112,8 @@ pub struct Terminal {
     master: Arc<AsyncFd<OwnedFd>>,
     /// Copies from stdin's FIFO.
     input: Option<AbortHandle>,
-    /// Copies to stdout's FIFO.
-    output: Option<JoinHandle<()>>,
+    /// Copies to stdout's FIFO, of which this is a write end.
+    output: Option<(JoinHandle<()>, Arc<OwnedFd>)>,
 }
 
 impl Terminal {
@@ -155,10 +180,11 @@ fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
         input = Some(tokio::spawn(copy).abort_handle());
     }
     if !paths.stdout.is_empty() {
-        let fifo = slipway_sys::watch(open_fifo(&paths.stdout)?, Interest::WRITABLE)?;
-        let write = File::options().write(true).open(&paths.stdout)?.into();
-        let copy = copy_from_terminal(master.clone(), fifo, write);
-        output = Some(tokio::spawn(copy));
+        let fifo = open_fifo(&paths.stdout)?;
+        let write = Arc::new(write_end(&fifo)?);
+        let fifo = slipway_sys::watch(fifo, Interest::WRITABLE)?;
+        let copy = copy_from_terminal(master.clone(), fifo);
+        output = Some((tokio::spawn(copy), write));
     }
     shim.terminal = Some(Terminal {
         master,
@@ -188,19 +214,13 @@ async fn copy_to_terminal(fifo: AsyncFd<OwnedFd>, master: Arc<AsyncFd<OwnedFd>>)
 }
 
 /// Until the last of the program's descriptors is closed (EIO) and all is copied.
-async fn copy_from_terminal(
-    master: Arc<AsyncFd<OwnedFd>>,
-    fifo: AsyncFd<OwnedFd>,
-    write_end: OwnedFd,
-) {
+async fn copy_from_terminal(master: Arc<AsyncFd<OwnedFd>>, fifo: AsyncFd<OwnedFd>) {
     let mut buffer = [0; COPY];
     while let Ok(n @ 1..) = read(&master, &mut buffer).await {
         if write(&fifo, &buffer[..n]).await.is_err() {
             return;
         }
     }
-    drop(fifo);
-    hand_over(&write_end).await;
 }
 
 async fn read(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -274,12 +294,13 @@ fn open_output(path: &str, shim: &mut ShimStreams) -> std::io::Result<OwnedFd> {
     if !both.metadata()?.file_type().is_fifo() {
         return unsupported("anything but a FIFO");
     }
-    let write = File::options().write(true).open(plain)?;
+    let both = both.into();
+    let write = write_end(&both)?;
     shim.output.push(Output {
-        both: both.into(),
-        write: write.try_clone()?.into(),
+        write: Arc::new(write.try_clone()?),
+        both,
     });
-    Ok(write.into())
+    Ok(write)
 }
 
 impl ShimStreams {
@@ -301,7 +322,7 @@ impl ShimStreams {
     /// There is output that no reader has taken yet, of a program that has ended.
     pub fn is_unread(&self) -> bool {
         let copy = self.terminal.as_ref().and_then(|t| t.output.as_ref());
-        copy.is_some_and(|copy| !copy.is_finished())
+        copy.is_some_and(|(copy, write)| !copy.is_finished() || unread(write) > 0)
             || self.output.iter().any(|o| unread(&o.both) > 0)
     }
 
@@ -313,16 +334,23 @@ impl ShimStreams {
         // The copy of its output ends by itself, when the last of the program's descriptors is closed.
         if let Some(terminal) = self.terminal.take() {
             terminal.input.inspect(AbortHandle::abort);
-            self.remains.extend(terminal.output.map(Remains));
+            let rest = terminal.output;
+            self.remains
+                .extend(rest.map(|(copy, write)| Remains::of(write, Some(copy))));
         }
         for Output { both, write } in self.output.drain(..) {
             drop(both);
             if !is_handed_over(&write) {
-                let rest = async move { hand_over(&write).await };
-                self.remains.push(Remains(tokio::spawn(rest)));
+                self.remains.push(Remains::of(write, None));
             }
         }
     }
+}
+
+/// A write end of a FIFO that is open for reading, too, so that this does not wait. By its path it could be another one.
+fn write_end(both: &OwnedFd) -> std::io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", both.as_raw_fd());
+    Ok(File::options().write(true).open(path)?.into())
 }
 
 fn unread(fifo: &OwnedFd) -> u64 {
@@ -336,15 +364,20 @@ fn is_handed_over(write: &OwnedFd) -> bool {
     // A pipe without a reader is in error.
     let asked = poll(&mut end, Some(&Timespec::default()));
     let is_read = asked.is_ok() && !end[0].revents().contains(PollFlags::ERR);
-    is_read && unread(write) == 0
+    // A child that was just born has a read end, too.
+    is_read && unread(write) == 0 && !slipway_sys::births_go_on()
 }
 
 /// Waits until a reader has come and taken all output.
 async fn hand_over(write: &OwnedFd) {
-    let mut pause = LOOK;
+    let since = tokio::time::Instant::now();
+    let (seldom, after) = SELDOM;
     while !is_handed_over(write) {
+        let pause = match since.elapsed() < after {
+            true => LOOK,
+            false => seldom,
+        };
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LOOK_AT_LAST);
     }
 }
 
@@ -412,6 +445,7 @@ mod tests {
         shim.finish();
         let remains = shim.take_remains();
         assert_eq!(remains.len(), 1);
+        tokio::time::timeout(Duration::from_secs(60), remains[0].taken()).await?;
         drop(remains);
         tokio::task::yield_now().await;
         let mut writer = File::options();

@@ -23,7 +23,7 @@ pub use process::{
 };
 pub use seccomp::{TrappedCall, on_trapped_call, set_seccomp_filter};
 pub use shared::{SharedWords, lock_byte, locked_bytes};
-pub use spawn::{CgroupEntry, Child, Exec, Place, fork, go_on_in_child, spawn};
+pub use spawn::{CgroupEntry, Child, Exec, Place, births_go_on, fork, go_on_in_child, spawn};
 pub use user::{FileOwner, become_user, join_new_session_keyring, set_no_new_privs};
 
 use std::ffi::CString;
@@ -103,5 +103,23 @@ mod tests {
         let taken = inherit(left).unwrap();
         assert_eq!(taken.as_raw_fd(), left);
         assert!(bad(left));
+    }
+
+    #[test]
+    fn a_child_is_being_born_until_it_has_closed_what_is_not_its_own() {
+        let exec = Exec {
+            program: c"/bin/true".into(),
+            argv: vec![c"true".into()],
+            envp: Vec::new(),
+            fds: Vec::new(),
+            directory: None,
+            read_only: None,
+            with_parent: false,
+        };
+        let child = spawn(exec, 0, &CgroupEntry::default()).unwrap();
+        let ended = rustix::event::PollFd::new(&child.pidfd, rustix::event::PollFlags::IN);
+        rustix::event::poll(&mut [ended], None).unwrap();
+        reap(child.pid).unwrap();
+        assert!(!births_go_on());
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 use crate::mounts::{MountAttributes, set_mount_attributes};
 use crate::{check, pointers};
@@ -139,6 +140,7 @@ pub(crate) fn reset_signals() {
 /// clone3's. That the cgroup could not be entered is seen as the child's end with status 126, a failed exec with 127.
 pub fn spawn(exec: Exec, namespaces: i32, cgroup: &CgroupEntry) -> io::Result<Child> {
     let tasks = cgroup.tasks();
+    let birth = Birth::begin()?;
     let argv = pointers(&exec.argv);
     let envp = pointers(&exec.envp);
     let mut fds: Vec<RawFd> = exec.fds.iter().map(AsRawFd::as_raw_fd).collect();
@@ -184,9 +186,50 @@ pub fn spawn(exec: Exec, namespaces: i32, cgroup: &CgroupEntry) -> io::Result<Ch
         }
     }
     match cloned? {
-        Cloned::Parent(child) => Ok(child),
+        Cloned::Parent(child) => {
+            birth.note();
+            Ok(child)
+        }
         Cloned::Child => unreachable!("the child has left through exec or _exit"),
     }
+}
+
+/// Ends of pipes of which children that were just born have the other end, as they have all descriptors of this process.
+static BIRTHS: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+/// A child that has copies of this process's descriptors, until it closes them.
+struct Birth {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Birth {
+    fn begin() -> io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok(Self { read, write })
+    }
+
+    /// The child is there, and has the only other write end.
+    fn note(self) {
+        drop(self.write);
+        let mut births = BIRTHS.lock().unwrap_or_else(PoisonError::into_inner);
+        births.retain(is_open_elsewhere);
+        births.push(self.read);
+    }
+}
+
+/// Whether a child that [`spawn`] has made may still have copies of this process's descriptors: what counts who has a file open counts it, too.
+pub fn births_go_on() -> bool {
+    let mut births = BIRTHS.lock().unwrap_or_else(PoisonError::into_inner);
+    births.retain(is_open_elsewhere);
+    !births.is_empty()
+}
+
+fn is_open_elsewhere(read: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut end = [PollFd::new(read, PollFlags::IN)];
+    let asked = poll(&mut end, Some(&Timespec::default()));
+    asked.is_ok() && !end[0].revents().contains(PollFlags::HUP)
 }
 
 /// Puts a read-only mount of a directory over it, in a mount namespace that was just made. Async-signal-safe: neither allocates
