@@ -107,6 +107,11 @@ class Bed:
     def crictl(self, *args, **options):
         return self.run("crictl", "-c", f"{self.root}/crictl.yaml", *args, **options)
 
+    def containerd_pid(self):
+        """In the bed's own pid namespace."""
+        with open(f"{self.root}/containerd.pid") as f:
+            return f.read().strip()
+
     def stop_pod(self, sandbox):
         self.ask_again("stopp", sandbox)
 
@@ -420,8 +425,7 @@ class KillTest(PodTest):
         self.bed.run("kill", "-9", *pids)
 
     def kill_containerd(self):
-        with open(f"{self.bed.root}/containerd.pid") as f:
-            self.kill(f.read().strip())
+        self.kill(self.bed.containerd_pid())
         self.disappears("containerd")
 
     def remove_all_pods(self):

@@ -722,8 +722,7 @@ class Streams(KillTest):
         self.assertEqual("".join(part for _, part in container.log()), text + "end")
 
     def test_nothing_is_lost_while_containerd_stands_still(self):
-        with open(f"{self.bed.root}/containerd.pid") as f:
-            containerd = f.read().strip()
+        containerd = self.bed.containerd_pid()
         with tempfile.TemporaryDirectory() as d, tempfile.TemporaryDirectory() as volume:
             with open(f"{d}/counts.wat", "w") as f:
                 f.write(COUNTS_WHEN_TOLD)
@@ -745,8 +744,7 @@ class Streams(KillTest):
     def test_an_exec_that_says_nothing_ends_though_containerd_comes_late_for_its_output(self):
         """CRI waits for the end of its output, and opens that beside all else that it does."""
         container = self.pod().start(self.bed.example("envfiles"), ["stdin"], stdin=True)
-        with open(f"{self.bed.root}/containerd.pid") as f:
-            containerd = f.read().strip()
+        containerd = self.bed.containerd_pid()
         # Half a second for each file that it opens: a whole exec takes less.
         with self.hindered("-e", "trace=openat", "-e", "inject=openat:delay_enter=500000", of=containerd):
             done = self.bed.crictl("exec", "-s", container.id, "/envfiles.wasm", "write", "/file", "x", check=False, timeout=PATIENCE)

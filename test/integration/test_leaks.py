@@ -35,7 +35,7 @@ class Leaks(PodTest):
             pod.remove()
 
     def numbers(self):
-        containerd = self.bed.run("sh", "-c", f"cat {self.bed.root}/containerd.pid").stdout.strip()
+        containerd = self.bed.containerd_pid()
         fds = lambda pid: len(self.bed.run("ls", f"/proc/{pid}/fd").stdout.split())
         return {
             "containerd's fds": fds(containerd), "a shim's fds": fds(self.shim), "its memory, KiB": self.memory(),

@@ -421,9 +421,9 @@ class Faults(PodTest):
     def test_an_end_while_containerd_is_away_is_reported(self):
         container = self.pod().start(self.bed.example("hello"), ["sleep"])
         container.until("Hello")
-        self.bed.run("sh", "-c", f"kill -STOP $(cat {self.bed.root}/containerd.pid)")
+        self.bed.run("kill", "-STOP", self.bed.containerd_pid())
         self.bed.run("sh", "-c", "kill -9 $(ps -eo pid,comm | awk '$2 == \"slipway-guest\" {print $1}')")
-        self.bed.run("sh", "-c", f"kill -CONT $(cat {self.bed.root}/containerd.pid)")
+        self.bed.run("kill", "-CONT", self.bed.containerd_pid())
         self.assertEqual(container.ended()["exitCode"], 137)
 
     def test_pods_outlive_a_restart_of_containerd(self):

@@ -31,15 +31,14 @@ pub fn run<E: Engine>(engine: &E, control: BorrowedFd<'_>) -> Result<End, Stop> 
     let found = Found::look(control, &launch, given, skeleton, &E::version(), &mut steps)?;
     engine.expect(found.artefact.facts());
     calls::note_names(&found.artefact);
-    let module = found.module.clone();
-    let function = found.function.clone();
     let inside = found.enter(control, &launch, allow_list, &mut steps)?;
+    let module = &inside.module;
     let loaded = engine
         .load(mounts::ARTEFACT)
         .map_err(|e| format!("{module}: {e}{}", launch.program.loading_cause()))?;
     let (env, preopens) = surroundings(&launch);
     let run = Run {
-        function: function.as_deref(),
+        function: inside.function.as_deref(),
         args: &launch.program.args,
         env: &env,
         preopens: &preopens,
@@ -197,6 +196,8 @@ impl<'launch> Found<'launch> {
             .enter(launch.program.seccomp.as_ref())?;
         steps.mark("seccomp");
         Ok(Inside {
+            module: self.module,
+            function: self.function,
             null,
             _in_use: artefact,
         })
@@ -205,6 +206,9 @@ impl<'launch> Found<'launch> {
 
 /// What a process in its container keeps.
 struct Inside {
+    /// As the container names it.
+    module: String,
+    function: Option<String>,
     /// The container's own null device.
     null: Option<OwnedFd>,
     /// While it is open, the cache does not remove it.

@@ -1,6 +1,5 @@
 //! A guest process: spawned, spoken to, waited for.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -59,13 +58,7 @@ const KERNEL_DATA: u64 = 256 << 10;
 pub fn spawn(install: &Install, pid: &Namespace, cgroup: &CgroupEntry) -> io::Result<Guest> {
     let argv = install.command("slipway-guest", &["runtime"], &[])?;
     let (host, guest) = slipway_protocol::pair()?;
-    let null = || {
-        File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map(OwnedFd::from)
-    };
+    let null = slipway_sys::open_null;
     let program = argv.first().cloned().unwrap_or_default();
     // No environment: engines read variables, and a pod must not steer the host's process.
     let exec = Exec {

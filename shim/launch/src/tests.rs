@@ -3,7 +3,6 @@
 //! where that is the matter.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +38,7 @@ fn shell(script: &str) -> Child {
 }
 
 fn null() -> OwnedFd {
-    let null = File::options().read(true).write(true).open("/dev/null");
-    null.unwrap().into()
+    slipway_sys::open_null().unwrap()
 }
 
 /// Waits until there is something to read: of a pidfd, that its process has ended.

@@ -256,13 +256,13 @@ impl Client {
     /// Starts a worker, which owns nothing of this process and ends by itself.
     fn start(&self) -> io::Result<Started> {
         let program = c_path(&self.install.program("slipway-queue"))?;
-        let null = || File::options().read(true).write(true).open("/dev/null");
+        let null = slipway_sys::open_null;
         let memfd = rustix::fs::memfd_create(c"slipway-queue", rustix::fs::MemfdFlags::CLOEXEC)?;
         let exec = Exec {
             program: program.clone(),
             argv: vec![program, c_path(Path::new(&self.cache_dir))?],
             envp: Vec::new(),
-            fds: vec![null()?.into(), null()?.into(), memfd.try_clone()?],
+            fds: vec![null()?, null()?, memfd.try_clone()?],
             directory: Some(c_path(Path::new("/"))?),
             read_only: None,
             with_parent: false,

@@ -10,7 +10,7 @@ use containerd_shim_protos::types::introspection::RuntimeInfo;
 
 use crate::flags::Flags;
 use crate::settings::Settings;
-use crate::{RUNTIME, delegate, features, handler, log, serve, socket};
+use crate::{RUNTIME, delegate, features, handler, log, oom_score, serve, socket};
 
 /// What containerd may write to `start`: bootstrap parameters or runtime options. containerd's own bound.
 const MAX_INPUT: u64 = 10 << 20;
@@ -128,7 +128,7 @@ pub fn start(flags: &Flags) -> Result<(), String> {
     }
     daemonize();
     let logger = log::Log::open(&flags.bundle, flags.debug);
-    let served = serve::serve(Settings {
+    let settings = Settings {
         namespace: flags.namespace.clone(),
         group,
         ttrpc,
@@ -136,8 +136,8 @@ pub fn start(flags: &Flags) -> Result<(), String> {
         cache_bytes,
         bundle: std::env::current_dir().unwrap_or_else(|_| flags.bundle.clone()),
         log: logger.clone(),
-        listener,
-    });
+    };
+    let served = serve::serve(settings, listener);
     if let Err(e) = &served {
         logger.error(&format!("shim ends: {e}"));
     }
@@ -171,27 +171,12 @@ fn read_stdin() -> Result<Vec<u8>, String> {
 /// Leaves containerd's session and pipes: containerd reads `start`'s output to its end.
 fn daemonize() {
     let _ = rustix::process::setsid();
-    if let Ok(null) = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-    {
+    if let Ok(null) = slipway_sys::open_null() {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
     }
-    raise_oom_score();
-}
-
-/// One above containerd's own, so that containerd outlives its shims; the same as containerd's own shim does.
-fn raise_oom_score() {
-    const FILE: &str = "/proc/self/oom_score_adj";
-    let score = std::fs::read_to_string(FILE)
-        .ok()
-        .and_then(|s| s.trim().parse::<i32>().ok());
-    if let Some(score) = score.filter(|s| *s < 1000) {
-        let _ = std::fs::write(FILE, (score + 1).to_string());
-    }
+    oom_score::raise_own();
 }
 
 /// `-info`: what the runtime can do. The kubelet decides by it whether a pod may have a user namespace or recursive

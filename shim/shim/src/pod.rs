@@ -1,7 +1,6 @@
 //! A pod: its members, what they share, and its end.
 
 use std::collections::HashMap;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,11 +94,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pod {
-    /// One without members, and the socket that it is asked on.
-    pub fn new(settings: Settings) -> (Arc<Self>, UnixListener) {
+    /// One without members.
+    pub fn new(settings: Settings) -> Self {
         let env = |name: &str| std::env::var(name).ok();
         let events = Events::new(&settings.ttrpc, &settings.namespace, settings.log.clone());
-        let pod = Arc::new(Self {
+        Self {
             delegate: Delegate::new(&settings, events.clone()),
             events,
             namespace: settings.namespace,
@@ -120,8 +119,7 @@ impl Pod {
             spare: Mutex::default(),
             over: AtomicBool::new(false),
             done: Notify::new(),
-        });
-        (pod, settings.listener)
+        }
     }
 
     /// A member by id.

@@ -1,25 +1,27 @@
 //! The life of a pod's shim.
 
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::pod::Pod;
 use crate::settings::Settings;
 use crate::{sandbox, service};
 
-/// Serves a pod until containerd says that it is over.
-pub fn serve(settings: Settings) -> std::result::Result<(), String> {
+/// Serves a pod on its socket until containerd says that it is over.
+pub fn serve(settings: Settings, socket: UnixListener) -> std::result::Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()
         .map_err(|e| format!("runtime: {e}"))?;
     let served = runtime.block_on(async {
-        let (pod, listener) = Pod::new(settings);
+        let pod = Arc::new(Pod::new(settings));
         sandbox::make_early(&pod);
         // What others have left in it is worked off when pods are started, whatever these wait for.
         let queue = pod.queue();
         tokio::spawn(async move { queue.resume().await });
-        let mut server = service::listen(listener, pod.clone()).await?;
+        let mut server = service::listen(socket, pod.clone()).await?;
         pod.over().await;
         pod.delegate.stop().await;
         pod.events.flush().await;

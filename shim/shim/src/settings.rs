@@ -1,6 +1,5 @@
 //! What a pod's shim knows from its start.
 
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use crate::log::Log;
@@ -21,6 +20,4 @@ pub struct Settings {
     pub bundle: PathBuf,
     /// The shim's log.
     pub log: Log,
-    /// The pod's socket.
-    pub listener: UnixListener,
 }

@@ -17,8 +17,9 @@ use tokio::task::{AbortHandle, JoinHandle};
 /// How often output that nobody has read yet is looked at: a pipe tells its writers of a read only where it was full before
 /// (`pipe_read`, fs/pipe.c), and of a reader that opens it never (`fifo_open`).
 pub const LOOK: Duration = Duration::from_millis(2);
-/// How often, and from when on, if no reader has come by then.
-const SELDOM: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// How often, if no reader has come for [`SELDOM_AFTER`].
+const SELDOM: Duration = Duration::from_secs(1);
+const SELDOM_AFTER: Duration = Duration::from_secs(2);
 
 /// Paths as containerd gives them; empty for none.
 #[derive(Debug, Clone, Default)]
@@ -245,12 +246,7 @@ async fn write(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> std::io::Result<()> {
 }
 
 fn null() -> Result<OwnedFd, String> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .map(OwnedFd::from)
-        .map_err(|e| format!("/dev/null: {e}"))
+    slipway_sys::open_null().map_err(|e| format!("/dev/null: {e}"))
 }
 
 fn open_stdin(path: &str, shim: &mut ShimStreams) -> std::io::Result<OwnedFd> {
@@ -371,11 +367,10 @@ fn is_handed_over(write: &OwnedFd) -> bool {
 /// Waits until a reader has come and taken all output.
 async fn hand_over(write: &OwnedFd) {
     let since = tokio::time::Instant::now();
-    let (seldom, after) = SELDOM;
     while !is_handed_over(write) {
-        let pause = match since.elapsed() < after {
+        let pause = match since.elapsed() < SELDOM_AFTER {
             true => LOOK,
-            false => seldom,
+            false => SELDOM,
         };
         tokio::time::sleep(pause).await;
     }

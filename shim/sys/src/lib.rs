@@ -18,8 +18,8 @@ pub use namespaces::{set_loopback_up, setns, unshare};
 #[cfg(feature = "tokio")]
 pub use process::watch;
 pub use process::{
-    end_at_closed_pipes, exit_now, inherit, kill, peer_user, pidfd_kill, reap, reap_group,
-    set_rlimit,
+    end_at_closed_pipes, exit_now, inherit, kill, open_null, peer_user, pidfd_kill, reap,
+    reap_group, set_rlimit,
 };
 pub use seccomp::{TrappedCall, on_trapped_call, set_seccomp_filter};
 pub use shared::{SharedWords, lock_byte, locked_bytes};

@@ -30,6 +30,18 @@ pub fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The null device, to be read and written: a standard stream of a process that needs none.
+///
+/// # Errors
+/// open's.
+pub fn open_null() -> io::Result<OwnedFd> {
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null");
+    file.map(OwnedFd::from)
+}
+
 /// A descriptor whose events tokio tells. Within a runtime.
 ///
 /// # Errors

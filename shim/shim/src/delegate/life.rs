@@ -1,7 +1,5 @@
 //! The delegate's own life: its start on first need, and its end, whoever brought that about.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use containerd_shim_protos::api;
@@ -72,13 +70,7 @@ impl Delegate {
         }
         let _ = std::fs::remove_file(socket);
         let listener = socket::bind(socket)?;
-        let null = || {
-            File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/null")
-                .map(OwnedFd::from)
-        };
+        let null = slipway_sys::open_null;
         let text = |s: &str| std::ffi::CString::new(s).map_err(std::io::Error::other);
         // Not the sandbox's id: at its end the delegate removes the socket of its id's bundle, which is ours.
         let id = format!("{}-runc", self.shared.group);
