@@ -15,7 +15,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use slipway_cache::{Key, KeyLock, Lookup, Options, Store, Tier};
 use slipway_module::Digest;
@@ -28,6 +27,8 @@ const QUICK_SECONDS: u64 = 600;
 const FULL_SECONDS: u64 = 3600;
 /// The longest compile on the clock. It ends one that stands still; a compile of low priority on a busy node may take hours.
 const CLOCK_LIMIT: Duration = Duration::from_secs(6 * 3600);
+/// How long one that was killed may take to end: the kernel may hold it, on a disk that does not answer.
+const KILL_LIMIT: Duration = Duration::from_secs(60);
 /// Most of the compiler's own output that is read, in bytes.
 const MAX_MESSAGE: u64 = 16 << 10;
 /// The nice value of a compile that nobody waits for.
@@ -392,12 +393,9 @@ fn agree(
     told: &mut impl FnMut(Step<'_>),
 ) -> Result<Facts, CompileError> {
     slipway_protocol::send(control.as_fd(), &job.purpose, &[])?;
-    let mut fds = [
-        PollFd::new(control, PollFlags::IN),
-        PollFd::new(&child.pidfd, PollFlags::IN),
-    ];
-    poll(&mut fds, Some(&left(deadline)?)).map_err(std::io::Error::from)?;
-    if !fds[0].revents().contains(PollFlags::IN) {
+    let waited = [control.as_fd(), child.pidfd.as_fd()];
+    let [said, _ended] = slipway_sys::readable_until(waited, deadline)?;
+    if !said {
         return Err(CompileError::Failed("the compiler said nothing".into()));
     }
     let (facts, _) = slipway_protocol::recv(control.as_fd())?;
@@ -417,12 +415,6 @@ fn agree(
     Ok(facts)
 }
 
-/// Time until then.
-fn left(deadline: Instant) -> std::io::Result<Timespec> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    Timespec::try_from(left).map_err(std::io::Error::other)
-}
-
 /// How a compiler ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
@@ -434,13 +426,11 @@ enum End {
 }
 
 fn wait(child: &Child, deadline: Instant) -> std::io::Result<End> {
-    let ended = poll(
-        &mut [PollFd::new(&child.pidfd, PollFlags::IN)],
-        Some(&left(deadline)?),
-    )? > 0;
+    let [ended] = slipway_sys::readable_until([child.pidfd.as_fd()], deadline)?;
     if !ended {
         slipway_sys::pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL)?;
-        poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], None)?;
+        let killed = Instant::now() + KILL_LIMIT;
+        slipway_sys::readable_until([child.pidfd.as_fd()], killed)?;
     }
     // Before it is reaped: afterwards the number is nobody's.
     let out_of_cpu_time = bounds::has_used_up_its_cpu_time(child.pid);

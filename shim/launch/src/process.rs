@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use slipway_sys::Child;
 use tokio::io::Interest;
@@ -48,12 +49,8 @@ pub struct Dying {
 impl Dying {
     /// Takes it off the kernel's table. It ends at once; one that the kernel holds is waited for a second.
     pub fn reap(&self) {
-        let ends = rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN);
-        let second = rustix::event::Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
-        let _ = rustix::event::poll(&mut [ends], Some(&second));
+        let second = Instant::now() + Duration::from_secs(1);
+        let _ = slipway_sys::readable_until([self.pidfd.as_fd()], second);
         let _ = slipway_sys::reap(self.pid);
     }
 }

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::directory::Directory;
@@ -115,20 +114,14 @@ fn reach(directory: &Directory, deadline: Instant) -> io::Result<Reached> {
 
 /// What the worker says next; `None`: it has hung up.
 fn hear(socket: &OwnedFd, deadline: Instant) -> io::Result<Option<FromWorker>> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return Err(silent()),
-            Ok(_) => {}
-            Err(Errno::INTR) => continue,
-            Err(e) => return Err(e.into()),
-        }
-        return match slipway_protocol::recv(socket.as_fd()) {
-            Ok((message, _)) => Ok(Some(message)),
-            Err(slipway_protocol::Error::Closed) => Ok(None),
-            Err(e) => Err(io::Error::other(e)),
-        };
+    let [said] = slipway_sys::readable_until([socket.as_fd()], deadline)?;
+    if !said {
+        return Err(silent());
+    }
+    match slipway_protocol::recv(socket.as_fd()) {
+        Ok((message, _)) => Ok(Some(message)),
+        Err(slipway_protocol::Error::Closed) => Ok(None),
+        Err(e) => Err(io::Error::other(e)),
     }
 }
 

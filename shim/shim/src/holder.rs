@@ -4,8 +4,8 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slipway_spec::{Namespace, Plan};
 use slipway_sys::{CgroupEntry, Child, Holding};
 
@@ -93,24 +93,18 @@ pub fn hold(plan: &Plan, cgroup: &CgroupEntry) -> Result<Child, String> {
         true => Err(explain(code[0], plan)),
         false => Err(format!(
             "the holder of the pod's namespaces was not ready within {} s",
-            START_PATIENCE.tv_sec
+            START_PATIENCE.as_secs()
         )),
     }
 }
 
 /// How long a holder may take: it writes sysctls and makes a mount, in a few milliseconds.
-const START_PATIENCE: Timespec = Timespec {
-    tv_sec: 10,
-    tv_nsec: 0,
-};
+const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one that was killed may take: the kernel may hold it.
-const END_PATIENCE: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+const END_PATIENCE: Duration = Duration::from_secs(1);
 
-fn becomes_readable(fd: &OwnedFd, within: Timespec) -> bool {
-    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&within)).is_ok_and(|ready| ready > 0)
+fn becomes_readable(fd: &OwnedFd, within: Duration) -> bool {
+    slipway_sys::readable_until([fd.as_fd()], Instant::now() + within).is_ok_and(|[ready]| ready)
 }
 
 /// Whether a namespace's file is that of this process's own namespace of its kind.

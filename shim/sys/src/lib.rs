@@ -11,6 +11,7 @@ mod seccomp;
 mod shared;
 mod spawn;
 mod user;
+mod wait;
 
 pub use holder::{Holding, fork_holder, fork_holder_as_user};
 pub use mounts::{MountAttributes, map_ids, pivot_to_current_dir, set_mount_attributes};
@@ -25,6 +26,7 @@ pub use seccomp::{TrappedCall, on_trapped_call, set_seccomp_filter};
 pub use shared::{SharedWords, lock_byte, locked_bytes};
 pub use spawn::{CgroupEntry, Child, Exec, Place, births_go_on, fork, go_on_in_child, spawn};
 pub use user::{FileOwner, become_user, join_new_session_keyring, set_no_new_privs};
+pub use wait::readable_until;
 
 use std::ffi::CString;
 use std::io;
