@@ -17,12 +17,26 @@ pub fn available_memory() -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// The memory that a compiler has, its files included, in bytes; 0 for one that has ended.
+/// The memory that a compiler has, its files included, in bytes; 0 for one that has ended. Pages of files that it has mapped
+/// count twice.
 pub fn memory_of(pid: i32) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let resident = statm.split_whitespace().nth(1);
     let pages: u64 = resident.and_then(|n| n.parse().ok()).unwrap_or(0);
-    pages * rustix::param::page_size() as u64
+    pages * rustix::param::page_size() as u64 + files_of(pid)
+}
+
+/// The bytes of the files in a process's root, where that is a tmpfs of its own: a compiler's is, from its first moments on.
+fn files_of(pid: i32) -> u64 {
+    // With a slash, the root itself and not the link.
+    let root = format!("/proc/{pid}/root/");
+    let device = |path: &str| rustix::fs::stat(path).map(|stat| stat.st_dev);
+    match (device(&root), device("/"), rustix::fs::statfs(&root)) {
+        (Ok(its), Ok(own), Ok(files)) if its != own && files.f_type == libc::TMPFS_MAGIC => {
+            (files.f_blocks - files.f_bfree) * files.f_bsize as u64
+        }
+        _ => 0,
+    }
 }
 
 /// Whether a process that has ended, and waits to be reaped, had used as much CPU time as its limit allows.
@@ -58,6 +72,46 @@ mod tests {
         assert_eq!(memory_bound(0), 0);
         assert_eq!(memory_bound(2 << 30), 3 << 29);
         assert_eq!(memory_bound(u64::MAX), MAX_MEMORY);
+    }
+
+    #[test]
+    fn the_files_of_a_compiler_are_its_memory_and_those_of_the_node_are_not() {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+        const BYTES: u64 = 64 << 20;
+        let root = tempfile::tempdir().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (measured, go_on) = std::sync::mpsc::channel();
+        let path = root.path();
+        let confined = move || {
+            let rests = || {
+                let thread = rustix::thread::gettid().as_raw_nonzero().get();
+                tell.send(thread).unwrap();
+                go_on.recv().unwrap();
+            };
+            rests();
+            // The thread's own file systems, as a compiler has them.
+            slipway_sys::unshare(libc::CLONE_NEWNS).unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private).unwrap();
+            mount("tmpfs", path, "tmpfs", MountFlags::empty(), None).unwrap();
+            std::env::set_current_dir(path).unwrap();
+            slipway_sys::pivot_to_current_dir().unwrap();
+            rests();
+            let file = std::fs::File::create("/object").unwrap();
+            fallocate(file, FallocateFlags::empty(), 0, BYTES).unwrap();
+            rests();
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(confined);
+            let [before, empty, full] = [(); 3].map(|()| {
+                let memory = memory_of(told.recv().unwrap());
+                measured.send(()).unwrap();
+                memory
+            });
+            assert!(before.abs_diff(empty) < BYTES / 2, "{before} {empty}");
+            assert!(full >= empty + BYTES / 2, "{empty} {full}");
+        });
     }
 
     #[test]
