@@ -13,18 +13,13 @@ use crate::{Cgroup, Error, fail};
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "cpuacct"];
 
 impl Cgroup {
-    /// The cgroup of that name beside this process's own; below it where that is the root. `None` where this process cannot
-    /// see its own. Nothing is made yet.
-    pub fn beside_own(name: &str) -> Option<Self> {
-        Self::beside(
-            Layout::host(),
-            &fs::read_to_string("/proc/self/cgroup").ok()?,
-            name,
-        )
+    /// The cgroup of that name beside the one of a process whose /proc/PID/cgroup has this text; below it where that is the root.
+    /// `None` where the text does not say. Nothing is made yet.
+    pub fn beside(own: &str, name: &str) -> Option<Self> {
+        Self::beside_on(Layout::host(), own, name)
     }
 
-    /// The same where /proc/self/cgroup has this text.
-    fn beside(host: &Layout, own: &str, name: &str) -> Option<Self> {
+    fn beside_on(host: &Layout, own: &str, name: &str) -> Option<Self> {
         let layout = match host {
             Layout::V2(root) => Layout::V2(root.join(parent(own, "")?)),
             Layout::V1(controllers) => {
@@ -123,17 +118,17 @@ mod tests {
         let own = "4:memory:/a/b\n2:cpu,cpuacct:/c\n1:pids:/x\n0::/d/e/f\n";
         let root = |name: &str| PathBuf::from("/r").join(name);
         let v1 = ["memory", "cpu", "cpuacct", "pids"].map(|c| (c, root(c)));
-        let beside = Cgroup::beside(&Layout::V1(v1.to_vec()), own, "n").unwrap();
+        let beside = Cgroup::beside_on(&Layout::V1(v1.to_vec()), own, "n").unwrap();
         let found = beside.directories();
         let wanted = ["memory/a/n", "cpu/n", "cpuacct/n"].map(root);
         assert_eq!(found, wanted);
         let v2 = Layout::V2("/r".into());
-        let found = Cgroup::beside(&v2, own, "n").unwrap().directories();
+        let found = Cgroup::beside_on(&v2, own, "n").unwrap().directories();
         assert_eq!(found, [root("d/e/n")]);
-        let found = Cgroup::beside(&v2, "0::/\n", "n").unwrap().directories();
+        let found = Cgroup::beside_on(&v2, "0::/\n", "n").unwrap().directories();
         assert_eq!(found, [root("n")]);
         for hidden in ["0::/../x\n", "1:pids:/x\n", ""] {
-            assert!(Cgroup::beside(&v2, hidden, "n").is_none(), "{hidden:?}");
+            assert!(Cgroup::beside_on(&v2, hidden, "n").is_none(), "{hidden:?}");
         }
     }
 

@@ -87,7 +87,7 @@ impl FromGuest {
 }
 
 /// A module as the cache knows it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
     /// sha256 of its bytes.
     pub digest: [u8; 32],

@@ -6,6 +6,7 @@
 //! queue-1/tmp-…      being written
 //! queue-1/lock       held by the worker
 //! queue-1/socket     where it listens
+//! queue-1/cgroup     the /proc/self/cgroup of the last worker
 //! ```
 //! KEY is the artefact's name in the cache. The number in the directory's name is the version of records and messages: an
 //! installation with another one has a worker of its own beside this one.
@@ -29,6 +30,8 @@ const NAME: &str = "queue-1";
 const RECORD: &str = ".job";
 const MODULE: &str = ".wasm";
 const TEMPORARY: &str = "tmp-";
+/// Bound of what is read of a /proc/self/cgroup: at most a path for each of some twelve hierarchies.
+const MAX_CGROUP_BYTES: u64 = 64 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -82,6 +85,21 @@ impl Directory {
         }
     }
 
+    /// Where the last worker's cgroup was; empty for none.
+    pub fn last_cgroup(&self) -> String {
+        let read = |file: File| {
+            let mut text = String::new();
+            file.take(MAX_CGROUP_BYTES).read_to_string(&mut text)?;
+            Ok(text)
+        };
+        self.open_file("cgroup").and_then(read).unwrap_or_default()
+    }
+
+    /// Says where this worker's is.
+    pub fn keep_cgroup(&self, own: &str) -> io::Result<()> {
+        self.write("cgroup", 0, |file| file.write_all(own.as_bytes()))
+    }
+
     /// The socket's address. By the descriptor: a path may be longer than an address.
     fn address(&self) -> rustix::io::Result<SocketAddrUnix> {
         SocketAddrUnix::new(format!("/proc/self/fd/{}/socket", self.fd.as_raw_fd()))
@@ -133,7 +151,8 @@ impl Directory {
             .inspect_err(|_| self.remove(new))
     }
 
-    fn keep_record(&self, name: &str, record: &Record) -> io::Result<()> {
+    /// Keeps what a job is, in place of what was kept of it.
+    pub fn keep_record(&self, name: &str, record: &Record) -> io::Result<()> {
         let bytes = record.encode();
         self.write(&format!("{name}{RECORD}"), 0, |file| file.write_all(&bytes))
     }

@@ -11,7 +11,7 @@ pub const MAX_RECORD_BYTES: usize = 64 << 10;
 const SHA_BYTES: usize = 32;
 
 /// A job as it outlives the worker.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The installation whose compiler is meant.
     pub install: String,

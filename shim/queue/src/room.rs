@@ -24,14 +24,21 @@ pub struct Room {
 }
 
 impl Room {
-    /// The cgroup of this name, beside this process's own.
-    pub fn new(name: &str) -> Self {
+    /// The cgroup of this name, beside that of this process, whose /proc/self/cgroup is `own`.
+    pub fn new(name: &str, own: &str) -> Self {
         Self {
-            cgroup: Cgroup::beside_own(name),
+            cgroup: Cgroup::beside(own, name),
             made: false,
             waited: None,
             available: 0,
             bound: 0,
+        }
+    }
+
+    /// Removes what a worker has left that was killed, and had been started from another cgroup: `own` was its /proc/self/cgroup.
+    pub fn remove_left(name: &str, own: &str) {
+        if let Some(left) = Cgroup::beside(own, name) {
+            let _ = left.remove();
         }
     }
 

@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slipway_compile::CompileError;
 use slipway_counters::Counters;
 
-use self::job::{Arrival, Event, Job, Listener, Of, State, Teller};
+use self::job::{Event, Job, Listener, Of, Running, State, Teller};
 use crate::directory::Directory;
 use crate::room::Room;
 use crate::schedule::LONG;
@@ -64,7 +64,10 @@ impl Worker {
             return Ok(None);
         };
         directory.sweep().map_err(named)?;
-        let stat = rustix::fs::fstat(directory.as_fd()).map_err(|e| named(e.into()))?;
+        let cgroup = cgroup_name(&directory).map_err(named)?;
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Room::remove_left(&cgroup, &directory.last_cgroup());
+        directory.keep_cgroup(&own).map_err(named)?;
         let (woken, wake) = rustix::pipe::pipe_with(
             rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
         )
@@ -82,11 +85,7 @@ impl Worker {
             jobs: BTreeMap::new(),
             clients: BTreeMap::new(),
             count: 0,
-            // The name is the queue's own, as its lock is: the next worker finds what a killed one has left, and no other's.
-            room: Room::new(&format!(
-                "slipway-compile-{:x}-{}",
-                stat.st_dev, stat.st_ino
-            )),
+            room: Room::new(&cgroup, &own),
             at_once: std::thread::available_parallelism().map_or(1, usize::from),
             counters: Counters::new(Path::new(slipway_counters::DIR)),
             cache: cache.into(),
@@ -130,12 +129,7 @@ impl Worker {
     /// Gives way to others with what has run for long by now.
     fn lower_long(&mut self) {
         for job in self.jobs.values_mut() {
-            let lowers = job.running().is_some_and(|running| {
-                let newly = running.run().long && !running.lowered;
-                running.lowered |= newly;
-                newly
-            });
-            if lowers {
+            if job.running().is_some_and(Running::is_to_be_lowered) {
                 job.set_priority();
             }
         }
@@ -159,10 +153,10 @@ impl Worker {
     /// taken by compiles that have.
     fn next_look(&self) -> Option<Duration> {
         let left = |since: Instant| LONG.saturating_sub(since.elapsed());
-        let becomes_long = self.jobs.values().filter_map(|job| match &job.state {
-            State::Running(running) => Some(left(running.since)),
-            State::Arriving => Some(left(job.since)),
-            State::Waiting => None,
+        let becomes_long = self.jobs.values().flat_map(|job| match &job.state {
+            State::Running(running) => [Some(left(running.since)), running.urgent_for()],
+            State::Arriving => [Some(left(job.since)), None],
+            State::Waiting => [None, None],
         });
         let waits = self
             .jobs
@@ -170,6 +164,7 @@ impl Worker {
             .any(|job| matches!(job.state, State::Waiting));
         let look = waits.then_some(LOOK);
         becomes_long
+            .flatten()
             .filter(|left| !left.is_zero())
             .chain(look)
             .min()
@@ -220,11 +215,6 @@ impl Worker {
             return;
         }
         match event {
-            Event::Arrived(Arrival::Known(result)) => {
-                // There is no copy. The next start has it compiled in full.
-                job.record.improves = false;
-                self.finish(&name, result);
-            }
             Event::Arrived(arrival) => self.arrived(&name, arrival),
             Event::Started(pid, pidfd) => {
                 if let Some(running) = job.running() {
@@ -248,3 +238,13 @@ impl Worker {
         }
     }
 }
+
+/// The name of the cgroup of a queue's compiles. It is the queue's own, as its lock is: the next worker finds what a killed one has
+/// left, and no other's.
+fn cgroup_name(directory: &Directory) -> io::Result<String> {
+    let stat = rustix::fs::fstat(directory)?;
+    Ok(format!("slipway-compile-{:x}-{}", stat.st_dev, stat.st_ino))
+}
+
+#[cfg(test)]
+mod tests;

@@ -91,7 +91,7 @@ impl Worker {
     }
 
     /// Takes a job out of the queue, unless a start waits for it.
-    fn forget(&mut self, name: &str) -> bool {
+    pub(super) fn forget(&mut self, name: &str) -> bool {
         let Some(job) = self.jobs.get_mut(name) else {
             return true;
         };
@@ -101,6 +101,7 @@ impl Worker {
         job.wanted = false;
         // Its compiler takes a moment to end. A worker that is killed until then leaves the job to nobody.
         self.directory.withdraw(name);
+        job.kept = None;
         self.abandon(name);
         true
     }

@@ -21,6 +21,8 @@ pub(super) struct Listener {
 
 pub(super) struct Job {
     pub(super) record: Record,
+    /// What the directory has of it.
+    pub(super) kept: Option<Record>,
     pub(super) damaged: Option<String>,
     /// The client that has given the module; `None` for one that was left.
     pub(super) giver: Option<u64>,
@@ -45,6 +47,8 @@ pub(super) enum State {
 
 pub(super) struct Running {
     pub(super) since: Instant,
+    /// Since when a start waits for it, or the first time that one did.
+    pub(super) waited_since: Option<Instant>,
     /// Its process, from when it has one.
     pub(super) compiler: Option<(i32, OwnedFd)>,
     /// The client whose purpose it was told.
@@ -53,7 +57,7 @@ pub(super) struct Running {
     pub(super) beside: bool,
     /// Its compiler is killed: others come first, or nobody wants it any more.
     pub(super) stopped: bool,
-    /// It has run for long, and has the lowest priority.
+    /// It has been waited for for long, and has the lowest priority.
     pub(super) lowered: bool,
 }
 
@@ -91,10 +95,12 @@ impl Job {
     /// Gives a running compiler the priority of those who wait for it, or of nobody.
     pub(super) fn set_priority(&mut self) {
         let waited = self.waited();
-        let background = !waited || self.running().is_some_and(|running| running.run().long);
-        let compiler = self.running().and_then(|r| r.compiler.as_ref());
+        let Some(running) = self.running() else {
+            return;
+        };
+        let background = !(waited && running.is_urgent());
         // The number of one that has ended may be another's.
-        if let Some((pid, pidfd)) = compiler
+        if let Some((pid, pidfd)) = &running.compiler
             && slipway_sys::pidfd_kill(pidfd.as_fd(), 0).is_ok()
         {
             slipway_compile::set_background(*pid, background);
@@ -103,9 +109,11 @@ impl Job {
 }
 
 impl Job {
-    /// A job that is wanted though nobody waits.
+    /// A job that is wanted though nobody waits. One that does not arrive yet lies in the directory.
     pub(super) fn new(record: Record, arrival: u64, state: State) -> Self {
+        let is_kept = matches!(state, State::Waiting);
         Self {
+            kept: is_kept.then(|| record.clone()),
             record,
             giver: None,
             damaged: None,
@@ -121,6 +129,38 @@ impl Job {
 }
 
 impl Running {
+    /// One that begins now.
+    pub(super) fn new(asked: Option<u64>, beside: bool, waited: bool) -> Self {
+        let since = Instant::now();
+        Self {
+            since,
+            waited_since: waited.then_some(since),
+            compiler: None,
+            asked,
+            beside,
+            stopped: false,
+            lowered: false,
+        }
+    }
+
+    /// A start that waits for it makes haste: not for ever, and once.
+    fn is_urgent(&self) -> bool {
+        self.urgent_for() > Some(Duration::ZERO)
+    }
+
+    /// How much longer it does; `None`: none has waited.
+    pub(super) fn urgent_for(&self) -> Option<Duration> {
+        let waited_for = self.waited_since?.elapsed();
+        Some(LONG.saturating_sub(waited_for))
+    }
+
+    /// Whether it has just ceased to be urgent.
+    pub(super) fn is_to_be_lowered(&mut self) -> bool {
+        let newly = !self.lowered && self.urgent_for() == Some(Duration::ZERO);
+        self.lowered |= newly;
+        newly
+    }
+
     pub(super) fn run(&self) -> Run {
         let long = self.since.elapsed() >= LONG;
         let compiler = self.compiler.as_ref().filter(|_| long);
@@ -154,7 +194,8 @@ pub(super) enum Event {
 pub(super) enum Arrival {
     /// The cache has it by now.
     Known(Result<(), CompileError>),
-    Kept,
+    /// With this record.
+    Kept(Record),
     /// It could not be kept: the module itself, and why.
     Unkept(OwnedFd, String),
 }

@@ -49,15 +49,33 @@ impl Worker {
             job.damaged = damaged.or(job.damaged.take());
         }
         job.listeners.push(Listener { client, purpose });
+        if let Some(running) = job.running().filter(|_| waits) {
+            running.waited_since.get_or_insert_with(Instant::now);
+        }
         job.set_priority();
         if waits && job.is_stuck() {
             job.giver = Some(client);
             job.unkept = Some(module);
             job.state = State::Waiting;
         }
-        if let State::Waiting = job.state {
+        let waits_now = matches!(job.state, State::Waiting);
+        self.keep_record(name);
+        if waits_now {
             let text = self.queued(name);
             self.send(client, &FromWorker::Said(text));
+        }
+    }
+
+    /// Lets the next worker know what a job has become since it was kept.
+    fn keep_record(&mut self, name: &str) {
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        let has_copy = !matches!(job.state, State::Arriving) && job.unkept.is_none();
+        if has_copy && job.kept.as_ref() != Some(&job.record) {
+            // Not worth failing for: the next worker would do what was asked for first.
+            let kept = self.directory.keep_record(name, &job.record);
+            job.kept = kept.is_ok().then(|| job.record.clone());
         }
     }
 
@@ -94,7 +112,7 @@ impl Worker {
                 Some(result) => Arrival::Known(result),
                 None if !keeps => Arrival::Unkept(module, "the compile queue is full".into()),
                 None => match directory.keep(&name, arrival, &record, module.as_fd()) {
-                    Ok(()) => Arrival::Kept,
+                    Ok(()) => Arrival::Kept(record),
                     Err(e) => {
                         Arrival::Unkept(module, format!("{}: {e}", directory.path().display()))
                     }
@@ -114,17 +132,25 @@ impl Worker {
             return;
         }
         job.state = State::Waiting;
-        if !job.waited() && !job.wanted {
-            self.finish(name, Err(unwanted()));
-            return;
-        }
-        if let Arrival::Unkept(module, why) = arrival {
-            if !job.waited() {
+        match arrival {
+            Arrival::Known(result) => {
+                // There is no copy. The next start has it compiled in full.
+                job.record.improves = false;
+                self.finish(name, result);
+                return;
+            }
+            _ if !job.waited() && !job.wanted => {
+                self.finish(name, Err(unwanted()));
+                return;
+            }
+            Arrival::Unkept(_, why) if !job.waited() => {
                 self.finish(name, Err(CompileError::Failed(why)));
                 return;
             }
-            job.unkept = Some(module);
+            Arrival::Unkept(module, _) => job.unkept = Some(module),
+            Arrival::Kept(record) => job.kept = Some(record),
         }
+        self.keep_record(name);
         self.schedule();
         if let Some(Job {
             state: State::Waiting,
@@ -205,14 +231,8 @@ impl Worker {
             }
         };
         let asked = job.listeners.iter().find(|l| l.purpose.is_some());
-        job.state = State::Running(Running {
-            since: Instant::now(),
-            compiler: None,
-            asked: asked.map(|l| l.client),
-            beside,
-            stopped: false,
-            lowered: false,
-        });
+        let asked = asked.map(|l| l.client);
+        job.state = State::Running(Running::new(asked, beside, job.waited()));
         let limits = Limits {
             memory: bound,
             background: !job.waited(),

@@ -1,0 +1,171 @@
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+use slipway_cache::Tier;
+use slipway_cgroup::Cgroup;
+use slipway_protocol::Purpose;
+use slipway_sys::{CgroupEntry, Child, Exec};
+
+use super::job::{Job, Running, State};
+use super::*;
+use crate::record::{Record, record};
+use crate::wire::Order;
+
+/// A worker of a queue of its own, which nobody works off but the test.
+struct Queue {
+    worker: Worker,
+    directory: tempfile::TempDir,
+}
+
+impl Queue {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Directory::make(directory.path()).unwrap();
+        let worker = Worker::new(directory.path().to_str().unwrap());
+        Self {
+            worker: worker.unwrap().unwrap(),
+            directory,
+        }
+    }
+
+    fn keeps(&self) -> Vec<Record> {
+        let directory = Directory::open(self.directory.path()).unwrap();
+        let jobs = directory.jobs().unwrap();
+        jobs.into_iter().map(|job| job.record).collect()
+    }
+
+    /// Puts a job into the queue.
+    fn has(&mut self, record: &Record, state: State) -> String {
+        let name = record.key().file_name();
+        let directory = &self.worker.directory;
+        directory.keep(&name, 1, record, module().as_fd()).unwrap();
+        let mut job = Job::new(record.clone(), 1, state);
+        job.kept = Some(record.clone());
+        self.worker.jobs.insert(name.clone(), job);
+        name
+    }
+
+    fn asks(&mut self, record: &Record, waits: bool) {
+        let order = Order {
+            record: record.clone(),
+            damaged: None,
+            purpose: waits.then(Purpose::default),
+        };
+        let client = self.worker.number();
+        self.worker.submit(client, order, module());
+    }
+}
+
+fn module() -> OwnedFd {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"a").unwrap();
+    file.into()
+}
+
+/// A process in the place of a compiler that was begun a while ago, when nobody waited for it.
+struct Compiler(Child);
+
+impl Compiler {
+    fn new() -> Self {
+        let exec = Exec {
+            program: c"/bin/sleep".into(),
+            argv: vec![c"sleep".into(), c"600".into()],
+            envp: Vec::new(),
+            fds: Vec::new(),
+            directory: None,
+            read_only: None,
+            with_parent: true,
+        };
+        let compiler = Self(slipway_sys::spawn(exec, 0, &CgroupEntry::default()).unwrap());
+        slipway_compile::set_background(compiler.0.pid, true);
+        compiler
+    }
+
+    fn runs(&self, since: Duration) -> State {
+        let mut running = Running::new(None, false, false);
+        running.since = ago(since);
+        running.compiler = Some((self.0.pid, self.0.pidfd.try_clone().unwrap()));
+        State::Running(running)
+    }
+
+    fn nice(&self) -> i32 {
+        let pid = rustix::process::Pid::from_raw(self.0.pid);
+        rustix::process::getpriority_process(pid).unwrap()
+    }
+}
+
+impl Drop for Compiler {
+    fn drop(&mut self) {
+        let _ = slipway_sys::pidfd_kill(self.0.pidfd.as_fd(), libc::SIGKILL);
+        let minute = Instant::now() + Duration::from_secs(60);
+        let _ = slipway_sys::readable_until([self.0.pidfd.as_fd()], minute);
+        let _ = slipway_sys::reap(self.0.pid);
+    }
+}
+
+fn ago(time: Duration) -> Instant {
+    Instant::now().checked_sub(time).unwrap()
+}
+
+#[test]
+fn what_a_job_becomes_outlives_its_worker() {
+    let mut queue = Queue::new();
+    let first = record("a", 1, Tier::Quick);
+    queue.has(&first, State::Waiting);
+    let improves = Record {
+        improves: true,
+        ..first
+    };
+    queue.asks(&improves, true);
+    assert_eq!(queue.keeps(), [improves]);
+}
+
+#[test]
+fn who_asks_for_what_was_just_taken_out_of_the_queue_puts_it_in_again() {
+    let mut queue = Queue::new();
+    let compiler = Compiler::new();
+    let unwanted = record("a", 1, Tier::Full);
+    let name = queue.has(&unwanted, compiler.runs(Duration::ZERO));
+    assert!(queue.worker.forget(&name));
+    assert_eq!(queue.keeps(), []);
+    queue.asks(&unwanted, true);
+    assert_eq!(queue.keeps(), [unwanted]);
+}
+
+#[test]
+fn a_start_that_comes_to_a_long_compile_makes_haste_for_a_while() {
+    let mut queue = Queue::new();
+    let compiler = Compiler::new();
+    let long = record("a", 1, Tier::Full);
+    let name = queue.has(&long, compiler.runs(2 * LONG));
+    queue.asks(&long, false);
+    assert_eq!(compiler.nice(), 19);
+    queue.asks(&long, true);
+    assert_eq!(compiler.nice(), 0);
+    queue.worker.lower_long();
+    assert_eq!(compiler.nice(), 0);
+    let job = queue.worker.jobs.get_mut(&name).unwrap();
+    job.running().unwrap().waited_since = Some(ago(LONG));
+    queue.worker.lower_long();
+    assert_eq!(compiler.nice(), 19);
+    // Once: else one pod after the other would keep it there.
+    queue.asks(&long, true);
+    assert_eq!(compiler.nice(), 19);
+}
+
+#[test]
+fn the_cgroup_of_a_worker_that_was_killed_elsewhere_is_removed() {
+    let path = tempfile::tempdir().unwrap();
+    let directory = Directory::make(path.path()).unwrap();
+    let name = cgroup_name(&directory).unwrap();
+    // It was started from a cgroup below this process's.
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let elsewhere: String = own.lines().map(|line| format!("{line}/worker\n")).collect();
+    let left = Cgroup::beside(&elsewhere, &name).unwrap();
+    left.make_limited(1 << 30).unwrap();
+    directory.keep_cgroup(&elsewhere).unwrap();
+    let worker = Worker::new(path.path().to_str().unwrap()).unwrap();
+    assert!(worker.is_some());
+    assert!(left.join().is_err(), "{} is left", left.path());
+    assert_eq!(directory.last_cgroup(), own);
+}
