@@ -252,7 +252,7 @@ class Matrix(KillTest):
         container = self.running_container()
         guest = self.main_pid(container)
         with self.background(*self.exec_command(container)):
-            [exec] = self.until(lambda: self.execs(guest))
+            [exec] = self.until(lambda: self.confined(self.execs(guest)))
             with self.execs_end_afterwards(guest):
                 yield container, {"guest": [guest], "exec": [exec]}
 
@@ -262,6 +262,11 @@ class Matrix(KillTest):
     def execs(self, guest):
         """Those of the one container that runs."""
         return [pid for pid in self.pids("slipway-guest") if pid != guest]
+
+    def confined(self, pids):
+        """Of these processes, those that have their filter: from then on each is what it is, and no other goes on in its place."""
+        status = lambda pid: self.bed.run("cat", f"/proc/{pid}/status", check=False).stdout
+        return [pid for pid in pids if "Seccomp:\t2" in status(pid)]
 
     @contextlib.contextmanager
     def execs_end_afterwards(self, guest):
