@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -92,6 +93,26 @@ static void files(void) {
   file(AT_FDCWD, "/", O_TMPFILE | O_RDWR);
 }
 
+/* Memory that it would write, and then execute. */
+static void mapped(const char *what, const char *path, int protection, int flags) {
+  long fd = path ? call(SYS_openat, AT_FDCWD, (long)path, O_RDONLY) : -1;
+  trapped = 0;
+  register long r10 __asm__("r10") = flags, r8 __asm__("r8") = fd, r9 __asm__("r9") = 0;
+  long at;
+  __asm__ volatile("syscall" : "=a"(at) : "a"(SYS_mmap), "D"(0), "S"(4096), "d"(protection), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
+  if (at >= 0) tell("%s is executed; ", what);
+  if (path && fd >= 0) close(fd);
+}
+
+static void code(void) {
+  mapped("new memory", NULL, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
+  mapped("new memory that is written", NULL, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
+  mapped("a copy of the artefact that is written", "/artefact.so", PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE);
+  static char page[8192];
+  long at = ((long)page + 4095) & -4096;
+  if (call(SYS_mprotect, at, 4096, PROT_READ | PROT_EXEC) >= 0) tell("what was written is executed; ");
+}
+
 /* Where a descriptor leads that the guest has. */
 static void descriptors(void) {
   for (int fd = 0; fd < 1024; fd++) {
@@ -103,7 +124,7 @@ static void descriptors(void) {
 }
 
 static void attack(void) {
-  calls(), sockets(), others(), files(), descriptors();
+  calls(), sockets(), others(), files(), code(), descriptors();
   if (!length) tell("nothing");
 }
 

@@ -2,7 +2,7 @@
 
 use libc::{CLONE_THREAD, ENOSYS, ENOTTY};
 
-use crate::{Rule, TERMINAL, allow, has, is, refuse};
+use crate::{Rule, TERMINAL, allow, has, is, no_code, refuse};
 
 /// The rules for a compiler whose process id, as it sees it itself, is `process`.
 pub fn rules(process: u32) -> Vec<Rule> {
@@ -11,7 +11,8 @@ pub fn rules(process: u32) -> Vec<Rule> {
     #[rustfmt::skip]
     let rules = vec![
         // Memory.
-        allow(&["mmap", "munmap", "mremap", "mprotect", "madvise", "brk"], "malloc, stacks of threads, files as memory"),
+        no_code(allow(&["mmap", "mprotect"], "malloc, stacks of threads, files as memory")),
+        allow(&["munmap", "mremap", "madvise", "brk"], "malloc, stacks of threads, files as memory"),
         // Files.
         allow(&["openat", "close"], "the working directory's files"),
         allow(&["pread64"], "the module"),

@@ -3,16 +3,26 @@
 
 use libc::{
     AF_INET, AF_INET6, AF_NETLINK, EAFNOSUPPORT, ENOPROTOOPT, ENOTTY, F_GETFL, F_SETFD, F_SETFL,
-    IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV6_RECVERR, NETLINK_ROUTE,
-    SO_ACCEPTCONN, SO_BINDTODEVICE, SO_BROADCAST, SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE, SO_LINGER,
-    SO_OOBINLINE, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_SNDBUF, SO_SNDTIMEO,
-    SO_TYPE, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
+    IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV6_RECVERR, MAP_ANONYMOUS,
+    NETLINK_ROUTE, PROT_EXEC, PROT_WRITE, SO_ACCEPTCONN, SO_BINDTODEVICE, SO_BROADCAST,
+    SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_RCVBUF, SO_RCVLOWAT,
+    SO_RCVTIMEO, SO_REUSEADDR, SO_SNDBUF, SO_SNDTIMEO, SO_TYPE, SOCK_DGRAM, SOCK_STREAM,
+    SOL_SOCKET, TCP_NODELAY,
 };
 
-use crate::{FIONREAD, Rule, SIOCGIFINDEX, TERMINAL, TIOCSCTTY, allow, has, is};
+use crate::{FIONREAD, Rule, SIOCGIFINDEX, TERMINAL, TIOCSCTTY, allow, has, is, no_code};
 
 /// Bits of a socket's type that are no flags.
 const TYPE: u64 = 0xf;
+
+/// Allows mmap(2) of a file's code that cannot be written: the artefact's.
+fn code_of_files(rule: Rule) -> Rule {
+    let (code, writable) = (PROT_EXEC as u64, PROT_WRITE as u64);
+    rule.only([
+        has(2, code | writable, code),
+        has(3, MAP_ANONYMOUS as u64, 0),
+    ])
+}
 
 /// Allows TCP and UDP of IPv4 and IPv6.
 fn internet(rule: Rule) -> Rule {
@@ -70,7 +80,9 @@ pub fn rules(process: u32) -> Vec<Rule> {
     #[rustfmt::skip]
     let rules = vec![
         // Memory.
-        allow(&["mmap", "munmap", "mremap", "mprotect", "brk"], "load the artefact; the module's memories; malloc"),
+        code_of_files(no_code(allow(&["mmap"], "load the artefact; the module's memories; malloc"))),
+        no_code(allow(&["mprotect"], "what the artefact's loader has written is not written any more; the module's memories grow")),
+        allow(&["munmap", "mremap", "brk"], "the module's memories; malloc"),
         // Files.
         allow(&["openat"], "load the artefact; path_open; the resolver's files in /etc"),
         allow(&["close", "dup", "dup2"], "fd_close, fd_renumber; the standard streams"),

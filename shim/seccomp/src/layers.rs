@@ -1,7 +1,7 @@
 //! What `slipway-layers` calls once it is connected to containerd: to ask on that connection, and to write one module to a descriptor that
 //! it has. It opens nothing, makes no socket and sends no signal.
 
-use crate::{Rule, allow};
+use crate::{Rule, allow, no_code};
 
 /// What a build for the program's own tests calls beside them: glibc's wait, and the standard library's look whether what it closes
 /// is open.
@@ -14,7 +14,8 @@ const IN_TESTS: &[&str] = match cfg!(target_arch = "x86_64") {
 pub fn rules() -> Vec<Rule> {
     #[rustfmt::skip]
     let mut rules = vec![
-        allow(&["mmap", "munmap", "mremap", "mprotect", "madvise", "brk"], "malloc"),
+        no_code(allow(&["mmap", "mprotect"], "malloc")),
+        allow(&["munmap", "mremap", "madvise", "brk"], "malloc"),
         // containerd.
         allow(&["recvfrom", "writev", "sendto"], "the connection"),
         allow(&["epoll_pwait", "epoll_ctl"], "waiting for it"),

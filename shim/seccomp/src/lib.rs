@@ -14,7 +14,7 @@ pub use compiler::rules as compiler;
 pub use guest::rules as guest;
 pub use layers::rules as layers;
 
-use libc::{SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_TRAP};
+use libc::{PROT_EXEC, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_TRAP};
 use slipway_protocol::Instruction;
 use syscalls::Sysno;
 
@@ -60,6 +60,11 @@ fn allow(calls: &'static [&'static str], why: &'static str) -> Rule {
         verdict: SECCOMP_RET_ALLOW.into(),
         why,
     }
+}
+
+/// Of calls whose third argument is what may be done with memory: no memory that can be executed.
+fn no_code(rule: Rule) -> Rule {
+    rule.only([has(2, PROT_EXEC as u64, 0)])
 }
 
 /// A call that fails, because a library has another way then.

@@ -111,6 +111,34 @@ fn a_call_newer_than_a_list_is_missing_and_one_of_another_abi_ends_the_process()
 }
 
 #[test]
+fn no_list_lets_a_process_execute_what_it_has_written() {
+    let (read, write, execute) = (libc::PROT_READ, libc::PROT_WRITE, libc::PROT_EXEC);
+    let (anonymous, file) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::MAP_PRIVATE);
+    for (name, rules) in lists() {
+        let program = allow_list(&rules);
+        let mmap = |protection: c_int, flags: c_int| {
+            let arguments = with(&[0, 4096, protection as u64, flags as u64, 3, 0]);
+            call(&program, "mmap", arguments)
+        };
+        let mprotect = |protection: c_int| {
+            let arguments = with(&[0, 4096, protection as u64]);
+            call(&program, "mprotect", arguments)
+        };
+        assert_eq!(mmap(read | write, anonymous), ALLOW, "{name}");
+        assert_eq!(mmap(read, file), ALLOW, "{name}");
+        assert_eq!(mprotect(read | write), ALLOW, "{name}");
+        for protection in [execute, read | execute, read | write | execute] {
+            assert_eq!(mmap(protection, anonymous), FORBID, "{name}");
+            assert_eq!(mprotect(protection), FORBID, "{name}");
+        }
+        assert_eq!(mmap(read | write | execute, file), FORBID, "{name}");
+        // The guest's loader maps the artefact.
+        let loads = if name == "guest" { ALLOW } else { FORBID };
+        assert_eq!(mmap(read | execute, file), loads, "{name}");
+    }
+}
+
+#[test]
 fn a_guest_gets_sockets_of_the_internet_and_no_others() {
     let program = allow_list(&guest(OWN));
     let socket = |family: c_int, kind: c_int, protocol: c_int| {
