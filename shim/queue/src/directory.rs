@@ -6,7 +6,7 @@
 //! queue-1/tmp-…      being written
 //! queue-1/lock       held by the worker
 //! queue-1/socket     where it listens
-//! queue-1/cgroup     the /proc/self/cgroup of the last worker
+//! queue-1/cgroup     the /proc/self/cgroup of the worker
 //! ```
 //! KEY is the artefact's name in the cache. The number in the directory's name is the version of records and messages: an
 //! installation with another one has a worker of its own beside this one.
@@ -85,7 +85,7 @@ impl Directory {
         }
     }
 
-    /// Where the last worker's cgroup was; empty for none.
+    /// Where the last worker's cgroup was, where that did not end by itself; else empty.
     pub fn last_cgroup(&self) -> String {
         let read = |file: File| {
             let mut text = String::new();
@@ -95,9 +95,14 @@ impl Directory {
         self.open_file("cgroup").and_then(read).unwrap_or_default()
     }
 
-    /// Says where this worker's is.
-    pub fn keep_cgroup(&self, own: &str) -> io::Result<()> {
-        self.write("cgroup", 0, |file| file.write_all(own.as_bytes()))
+    /// Says where this worker's is. On a full disk it works all the same; if it is killed then, the cgroup may stay.
+    pub fn keep_cgroup(&self, own: &str) {
+        let _ = self.write("cgroup", 0, |file| file.write_all(own.as_bytes()));
+    }
+
+    /// Takes that back, for a worker that leaves no cgroup.
+    pub fn forget_cgroup(&self) {
+        self.unlink("cgroup");
     }
 
     /// The socket's address. By the descriptor: a path may be longer than an address.

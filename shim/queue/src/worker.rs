@@ -67,7 +67,7 @@ impl Worker {
         let cgroup = cgroup_name(&directory).map_err(named)?;
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Room::remove_left(&cgroup, &directory.last_cgroup());
-        directory.keep_cgroup(&own).map_err(named)?;
+        directory.keep_cgroup(&own);
         let (woken, wake) = rustix::pipe::pipe_with(
             rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
         )
@@ -116,6 +116,7 @@ impl Worker {
             let left = (idle_since + LINGER).saturating_duration_since(Instant::now());
             if self.is_stopped || self.jobs.is_empty() && left.is_zero() {
                 self.directory.stop_listening();
+                self.directory.forget_cgroup();
                 // Who has connected just now sees its connection closed, and starts another worker.
                 return Ok(());
             }
