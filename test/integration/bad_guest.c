@@ -2,6 +2,9 @@
    has, and tells what was not refused. At once where the container has a file /now, while the guest is loading: by the message with which
    a guest fails. Else at SIGUSR2, when the program runs: on its stdout.
    ALLOWED  the system calls that a guest may make, by number
+   MODULE   the module's file in the container
+   BYTES    what its artefact has of it, in a file of the compiler's
+   VERSION  that of the artefact's form
    MARK     a file of the node's that no container has */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,6 +22,18 @@
 #include <sys/uio.h>
 #include <ucontext.h>
 #include <unistd.h>
+
+/* What the engine's loader looks for in an artefact: the module, its types' and functions' code. `t1` enters the second function, which
+   loops as the module's does; the first one is imported. */
+__asm__(".section .rodata\n.globl wasm.code, wasm.size, version\nwasm.code: .incbin \"" BYTES "\"\n0: .balign 4\n"
+        "wasm.size: .long 0b - wasm.code\nversion: .long " VERSION "\n.previous");
+const void *intrinsics;
+void t0(void) {}
+void f0(void) {}
+void t1(void *context, void (*function)(void *)) { function(context); }
+void f1(void *context) {
+  for (;;) syscall(SYS_sched_yield);
+}
 
 /* The call was answered with SIGSYS. */
 static volatile int trapped;
@@ -96,6 +111,7 @@ static void files(void) {
 /* Memory that it would write, and then execute. */
 static void mapped(const char *what, const char *path, int protection, int flags) {
   long fd = path ? call(SYS_openat, AT_FDCWD, (long)path, O_RDONLY) : -1;
+  if (path && fd < 0) tell("no %s; ", path);
   trapped = 0;
   register long r10 __asm__("r10") = flags, r8 __asm__("r8") = fd, r9 __asm__("r9") = 0;
   long at;
@@ -108,6 +124,7 @@ static void code(void) {
   mapped("new memory", NULL, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
   mapped("new memory that is written", NULL, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
   mapped("a copy of the artefact that is written", "/artefact.so", PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE);
+  mapped("a file of the image", "/rootfs" MODULE, PROT_READ | PROT_EXEC, MAP_PRIVATE);
   static char page[8192];
   long at = ((long)page + 4095) & -4096;
   if (call(SYS_mprotect, at, 4096, PROT_READ | PROT_EXEC) >= 0) tell("what was written is executed; ");

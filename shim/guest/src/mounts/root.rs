@@ -8,7 +8,7 @@ use slipway_protocol::{Launch, Mount};
 use slipway_sys::{MountAttributes, set_mount_attributes};
 
 use super::skeleton::rootfs;
-use super::tree::{FROM_DESCRIPTOR, attributes, clone_tree};
+use super::tree::{DATA_ONLY, FROM_DESCRIPTOR, attributes, clone_tree};
 use crate::paths::c_path;
 use crate::user::User;
 
@@ -32,15 +32,15 @@ pub fn mount(
     Ok(())
 }
 
-/// No device can be opened in it or in what is mounted below, and what the container mounts does not reach the node.
+/// No device can be opened and no file be executed in it or in what is mounted below, and what the container mounts does not reach the node.
 pub fn close(root: &OwnedFd) -> Result<(), String> {
     let attributes = MountAttributes {
-        set: libc::MOUNT_ATTR_NODEV,
+        set: DATA_ONLY,
         propagation: libc::MS_SLAVE,
         ..MountAttributes::default()
     };
     set_mount_attributes(root.as_fd(), attributes, true)
-        .map_err(|e| format!("rootfs: nodev and propagation: {e}"))
+        .map_err(|e| format!("rootfs: nodev, noexec and propagation: {e}"))
 }
 
 /// One of the snapshotter's mounts, as containerd's mount package does it.

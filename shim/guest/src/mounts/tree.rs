@@ -11,6 +11,9 @@ use slipway_sys::{MountAttributes, set_mount_attributes};
 
 /// What the guest's own mounts have: nothing can be written through them, and no device be opened.
 pub const CLOSED: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+/// What all of a container's mounts have: no device can be opened there, and no file be executed or mapped as code. The artefact is the
+/// only code of a guest's.
+pub const DATA_ONLY: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 /// A tree that was cloned or made goes where it is told to.
 pub const FROM_DESCRIPTOR: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
 
@@ -59,7 +62,7 @@ pub fn set_attributes(mounted: &OwnedFd, m: &Mount) -> Result<(), String> {
     let error = |e: std::io::Error| format!("mounts: options of {}: {e}", m.destination);
     let mut own = attributes(m.flags);
     let mut all = MountAttributes {
-        set: libc::MOUNT_ATTR_NODEV,
+        set: DATA_ONLY,
         ..MountAttributes::default()
     };
     if m.recursive_readonly {
