@@ -159,6 +159,22 @@ class Cli(unittest.TestCase):
                 slipway("image", "build", f"{EXAMPLES}/hello.wasm", "-t", "localhost/x:1", "-o", f"{d}/x.tar", *flags)
                 self.assertEqual(slipway("run", f"{d}/x.tar", "exit", "4", check=False).returncode, 4)
 
+    def test_an_image_that_unpacks_to_much_does_not_fill_the_disk(self):
+        with tempfile.TemporaryDirectory() as d, tempfile.TemporaryDirectory() as disk:
+            with open(f"{d}/zeros", "wb") as f:
+                f.truncate(6 << 20)
+            slipway("image", "build", f"{EXAMPLES}/hello.wasm", "-t", "localhost/x:1", "-o", f"{d}/x.tar", "--copy", f"{d}/zeros:/zeros")
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+            try:
+                with mock.patch.dict(os.environ, TMPDIR=disk):
+                    done = slipway("run", f"{d}/x.tar", check=False)
+                self.assertEqual(done.returncode, 125)
+                self.assertRegex(done.stderr, f"take at least [0-9]+ bytes, and there is room for 4[0-9]{{6}}, half of what is free in {disk}: .* set TMPDIR")
+                self.assertEqual(os.listdir(disk), [])
+            finally:
+                subprocess.run(["umount", disk], check=True)
+            self.assertEqual(slipway("run", f"{d}/x.tar", "exit", "4", check=False).returncode, 4)
+
     def test_copied_files_are_in_the_image(self):
         with tempfile.TemporaryDirectory() as d:
             os.makedirs(f"{d}/share/deep")

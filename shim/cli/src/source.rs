@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-use slipway_image::{ImageKind, open_archive};
+use slipway_image::{Archive, ImageError, ImageKind, open_archive};
 use slipway_module::Kind;
 
 /// A module with where it runs.
@@ -68,7 +68,7 @@ pub fn open(path: &Path) -> Result<Source, String> {
             Some(module)
         }
         ImageKind::Image => {
-            archive.unpack(root.path()).map_err(|e| named(&e))?;
+            unpack(&mut archive, root.path()).map_err(|e| named(&e))?;
             None
         }
     };
@@ -109,4 +109,17 @@ impl Source {
         let bytes = std::fs::read(&inside).map_err(|e| format!("{}: {e}", inside.display()))?;
         Ok((entry.path, bytes))
     }
+}
+
+/// Unpacks an image for as long as it runs. Half of what is free there is left to others.
+fn unpack(archive: &mut Archive<File>, root: &Path) -> Result<(), String> {
+    let disk = rustix::fs::statvfs(root).map_err(|e| format!("{}: {e}", root.display()))?;
+    let room = disk.f_bavail.saturating_mul(disk.f_frsize) / 2;
+    archive.unpack(root, room).map(drop).map_err(|e| match e {
+        ImageError::NoRoom { .. } => format!(
+            "{e}, half of what is free in {}: free some, or set TMPDIR to a directory that has more",
+            root.parent().unwrap_or(root).display()
+        ),
+        e => e.to_string(),
+    })
 }

@@ -93,19 +93,20 @@ impl<R: Read + Seek> Archive<R> {
         Ok(module)
     }
 
-    /// Unpacks an ordinary image's layers into `dir`, which must exist, be empty, and be changed by nobody else
+    /// Unpacks an ordinary image's layers into `dir`, where they may take `room` bytes, and
+    /// [`MAX_UNPACKED_BYTES`](crate::MAX_UNPACKED_BYTES) at most. It must exist, be empty, and be changed by nobody else
     /// meanwhile (a private temporary directory). After an error `dir` holds a part of the image.
     ///
     /// No path or link leads out of `dir`. Not kept: set-user-ID and set-group-ID bits (nothing in a Wasm container can
     /// execute a file, but others on the host could), device nodes, FIFOs and extended attributes. Owners are kept where the
     /// caller may give files away (root); otherwise all files belong to the caller.
-    pub fn unpack(&mut self, dir: &Path) -> Result<Unpacked, ImageError> {
+    pub fn unpack(&mut self, dir: &Path, room: u64) -> Result<Unpacked, ImageError> {
         if self.kind() != ImageKind::Image {
             return Err(ImageError::WrongKind(
                 "the image is a Wasm artefact and has no files to unpack".to_owned(),
             ));
         }
-        let mut unpacker = Unpacker::new(dir);
+        let mut unpacker = Unpacker::new(dir, room);
         for layer in &self.manifest.layers {
             self.files.verify(layer)?;
             unpacker.delete(&layer.media_type, self.files.reader(layer)?)?;

@@ -153,7 +153,7 @@ fn unpack(layers: &[&[Entry<'_>]]) -> (tempfile::TempDir, Result<crate::Unpacked
     fs::create_dir(dir.path().join("root")).unwrap();
     let unpacked = open(&image_of(layers))
         .unwrap()
-        .unpack(&dir.path().join("root"));
+        .unpack(&dir.path().join("root"), u64::MAX);
     (dir, unpacked)
 }
 
@@ -203,7 +203,7 @@ fn a_built_image_reads_back_and_unpacks_to_its_module() {
     assert_eq!(archive.config().process.env, ["A=b"]);
     assert_eq!(archive.config().process.working_dir, "/data");
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(archive.unpack(dir.path()).unwrap().files, 3);
+    assert_eq!(archive.unpack(dir.path(), u64::MAX).unwrap().files, 3);
     assert_eq!(
         fs::read(dir.path().join("opt/app/app.wasm")).unwrap(),
         MODULE
@@ -230,7 +230,7 @@ fn a_built_artifact_reads_back_and_has_no_files() {
     assert!(config.rootfs.diff_ids.is_empty());
     assert_eq!(config.process.argv()[0], "/opt/app/app.wasm#run");
     assert!(matches!(
-        archive.unpack(std::path::Path::new("/nonexistent")),
+        archive.unpack(std::path::Path::new("/nonexistent"), u64::MAX),
         Err(ImageError::WrongKind(_))
     ));
 }
@@ -323,7 +323,7 @@ fn copied_files_keep_contents_permissions_and_links() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("root")).unwrap();
     let root = dir.path().join("root");
-    open(&archive).unwrap().unpack(&root).unwrap();
+    open(&archive).unwrap().unpack(&root, u64::MAX).unwrap();
     let expected = [
         ("motd", "text"),
         ("opt", ""),
@@ -358,7 +358,7 @@ fn a_copied_directory_joins_the_root_and_others() {
     fs::create_dir(dir.path().join("root")).unwrap();
     open(&archive)
         .unwrap()
-        .unpack(&dir.path().join("root"))
+        .unpack(&dir.path().join("root"), u64::MAX)
         .unwrap();
     let files = listing(&dir);
     assert!(pairs(&files).contains(&("note", "text")), "{files:?}");
@@ -558,7 +558,7 @@ fn any_flipped_byte_in_a_blob_is_found() {
             damaged[content] ^= 1;
             let result = open(&damaged).and_then(|mut archive| match kind {
                 ImageKind::Image => archive
-                    .unpack(tempfile::tempdir().unwrap().path())
+                    .unpack(tempfile::tempdir().unwrap().path(), u64::MAX)
                     .map(drop),
                 ImageKind::Artifact => archive.artifact_module().map(drop),
             });
@@ -635,6 +635,26 @@ fn other_files_are_no_archives() {
     ] {
         let error = open(bytes).unwrap_err();
         assert!(matches!(error, ImageError::NotAnArchive(_)), "{error}");
+    }
+}
+
+#[test]
+fn an_image_takes_no_more_room_than_there_is() {
+    let file = |name, text| (EntryType::Regular, name, text);
+    let lower = [file("six", "123456"), file("four", "1234")];
+    let image = image_of(&[&lower, &[file("one", "1")]]);
+    let unpack = |room| {
+        let dir = tempfile::tempdir().unwrap();
+        let unpacked = open(&image).unwrap().unpack(dir.path(), room);
+        unpacked
+            .map(|unpacked| unpacked.bytes)
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(unpack(11), Ok(11));
+    for (room, needed) in [(10, 11), (9, 10), (0, 6)] {
+        let said =
+            format!("the image's files take at least {needed} bytes, and there is room for {room}");
+        assert_eq!(unpack(room), Err(said));
     }
 }
 
@@ -862,7 +882,7 @@ fn a_link_already_in_the_directory_is_not_followed_out_of_it() {
     symlink(outside.path(), root.path().join("out")).unwrap();
     open(&image_of(&[&[file("out/x", "x")]]))
         .unwrap()
-        .unpack(root.path())
+        .unpack(root.path(), u64::MAX)
         .unwrap();
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
 }
@@ -937,7 +957,9 @@ fn gzip_layers_unpack_and_other_compressions_are_refused_by_name() {
         let mut hand = Hand::default();
         let manifest = hand.image(&[(media_type, bytes)]);
         let dir = tempfile::tempdir().unwrap();
-        let unpacked = open(&hand.archive(&[manifest])).unwrap().unpack(dir.path());
+        let unpacked = open(&hand.archive(&[manifest]))
+            .unwrap()
+            .unpack(dir.path(), u64::MAX);
         match says {
             None => assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "1"),
             Some(says) => {
@@ -1037,7 +1059,7 @@ fn a_long_name_of_any_size_costs_bounded_memory() {
     let dir = tempfile::tempdir().unwrap();
     let error = open(&hand.archive(&[manifest]))
         .unwrap()
-        .unpack(dir.path())
+        .unpack(dir.path(), u64::MAX)
         .unwrap_err();
     assert!(
         format!("{error:?}").contains("more data than allowed"),

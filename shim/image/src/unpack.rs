@@ -39,14 +39,17 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Unpacks verified layers, lowest first.
 pub(crate) struct Unpacker<'a> {
     root: &'a Path,
+    /// Most bytes of all files.
+    room: u64,
     layer: usize,
     unpacked: Unpacked,
 }
 
 impl<'a> Unpacker<'a> {
-    pub fn new(root: &'a Path) -> Unpacker<'a> {
+    pub fn new(root: &'a Path, room: u64) -> Unpacker<'a> {
         Unpacker {
             root,
+            room: room.min(MAX_UNPACKED_BYTES),
             layer: 0,
             unpacked: Unpacked::default(),
         }
@@ -79,7 +82,7 @@ impl<'a> Unpacker<'a> {
         layer: R,
         mut visit: impl FnMut(&mut Self, &Path, &mut tar::Entry<'_, Metered<R>>) -> Result<(), Fault>,
     ) -> Result<(), ImageError> {
-        let number = self.layer;
+        let (number, room) = (self.layer, self.room);
         let unreadable = |source| ImageError::Io {
             what: format!("layer {number}: reading its tar file"),
             source,
@@ -111,6 +114,7 @@ impl<'a> Unpacker<'a> {
                     what: format!("layer {number}: {}", path.display()),
                     source,
                 },
+                Fault::NoRoom(needed) => ImageError::NoRoom { needed, room },
             })?;
             // To the end, so that nothing of this file is left to be read under the allowance of the next header.
             io::copy(&mut entry, &mut io::sink()).map_err(unreadable)?;
@@ -172,6 +176,10 @@ impl<'a> Unpacker<'a> {
                 fs::set_permissions(&target, mode)?;
             }
             tar::EntryType::Regular | tar::EntryType::Continuous => {
+                let needed = self.unpacked.bytes.saturating_add(entry.size());
+                if needed > self.room {
+                    return Err(Fault::NoRoom(needed));
+                }
                 let mut file = File::create_new(&target)?;
                 self.unpacked.bytes += io::copy(entry, &mut file)?;
                 own(&target, entry)?;
@@ -279,6 +287,8 @@ enum Fault {
     Image(String),
     /// The file system is.
     Io(io::Error),
+    /// There is no room for that many bytes.
+    NoRoom(u64),
 }
 
 impl From<io::Error> for Fault {

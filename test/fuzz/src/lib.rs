@@ -129,6 +129,8 @@ pub fn message(data: &[u8]) {
     }
 }
 
+/// What an image may unpack to in bytes.
+const ROOM: u64 = 1 << 30;
 /// So much of a budget's page is written, in bytes.
 const GUESTS_BYTES: usize = 4096;
 
@@ -184,7 +186,7 @@ pub fn archive(data: &[u8]) {
         archive.config().process.argv(),
     );
     let _ = archive.artifact_module();
-    unpacks_into_its_directory(|root| archive.unpack(root).map(drop));
+    unpacks_into_its_directory(|root| archive.unpack(root, ROOM).map(drop));
 }
 
 /// A layer's tar, in an archive that is right otherwise. The first byte chooses its compression.
@@ -197,7 +199,11 @@ pub fn layer(data: &[u8]) {
         &format!("application/vnd.oci.image.layer.v1.tar{layer}"),
         data,
     );
-    unpacks_into_its_directory(|root| open_archive(Cursor::new(&archive))?.unpack(root).map(drop));
+    unpacks_into_its_directory(|root| {
+        open_archive(Cursor::new(&archive))?
+            .unpack(root, ROOM)
+            .map(drop)
+    });
 }
 
 /// Whatever an image has in it, nothing beside its directory changes: neither near it, nor where the links of the seeds lead.
