@@ -71,6 +71,21 @@ class QueueTest(KillTest):
             yield go_on
 
 
+    def waits(self, pool, pod, megabytes):
+        """A start that waits for its compile's turn: the module's path, and the container."""
+        image, path = self.data_module(megabytes)
+        container = pod.create(image, annotations={"slipway.dev/compile": "quick"})
+        pool.submit(container.start)
+        self.said(f"{path} waits to be compiled for ")
+        return path, container
+
+    def take_one_turn(self, containers):
+        """Ends one of the compilers that stand still; these go through its turn one after the other."""
+        self.kill(self.pids("slipway-aot")[0])
+        for container in containers:
+            self.assertEqual(container.ended()["exitCode"], 0)
+
+
 class Queue(QueueTest):
     def compiles(self):
         values = prometheus.values(self.bed.run("slipway", "metrics").stdout)
@@ -121,10 +136,8 @@ class Queue(QueueTest):
         with self.turns_are_held() as go_on, concurrent.futures.ThreadPoolExecutor(4) as pool:
             paths, containers = {}, []
             for name, megabytes in sizes.items():
-                image, paths[name] = self.data_module(megabytes)
-                containers.append(self.pod().create(image, annotations={"slipway.dev/compile": "quick"}))
-                pool.submit(containers[-1].start)
-                self.said(f"{paths[name]} waits to be compiled for ")
+                paths[name], container = self.waits(pool, self.pod(), megabytes)
+                containers.append(container)
             self.assertEqual({kind for path in paths.values() for kind, _ in self.rows(path)}, {"queued"})
             top = self.bed.run("slipway", "top").stdout
             for path in paths.values():
@@ -132,15 +145,20 @@ class Queue(QueueTest):
             metrics = self.bed.run("slipway", "metrics").stdout
             self.assertIn(f'slipway_compile_queue{{state="waiting"}} {len(paths)}\n', metrics)
             self.assertIn(f'slipway_compile_queue{{state="compiling"}} {os.cpu_count()}\n', metrics)
-            # One turn.
-            first = self.pids("slipway-aot")[0]
-            self.kill(first)
-            for container in containers:
-                self.assertEqual(container.ended()["exitCode"], 0)
+            self.take_one_turn(containers)
             go_on()
         log = self.log()
         order = sorted(sizes, key=lambda name: log.index(f"compiling {paths[name]}"))
         self.assertEqual(order, ["small", "middle", "big"])
+
+    def test_a_namespaces_first_comes_before_anothers_many(self):
+        with self.turns_are_held() as go_on, concurrent.futures.ThreadPoolExecutor(4) as pool:
+            small, first = self.waits(pool, self.pod(), 1)
+            big, other = self.waits(pool, self.pod(metadata={"name": "p", "namespace": "other", "uid": "p"}), 12)
+            self.take_one_turn([first, other])
+            go_on()
+        log = self.log()
+        self.assertLess(log.index(f"compiling {big}"), log.index(f"compiling {small}"))
 
     def test_what_nobody_waits_for_gives_way(self):
         with (self.background_compile() as (_, path, background, _), concurrent.futures.ThreadPoolExecutor(8) as pool,

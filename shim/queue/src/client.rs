@@ -46,6 +46,8 @@ pub struct Client {
     pub cache_dir: String,
     /// Its bound in bytes.
     pub cache_bytes: u64,
+    /// For whom: the namespace of the pod.
+    pub tenant: String,
     /// Told what happens, for the log.
     pub progress: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -146,6 +148,7 @@ impl Client {
                 module: request.module,
                 tier: request.tier,
                 improves: request.improves,
+                tenant: self.tenant.clone(),
             },
             damaged: request.damaged,
             purpose: request.purpose,

@@ -23,6 +23,8 @@ pub struct Record {
     pub tier: Tier,
     /// Compiled without optimisation, it is compiled in full afterwards.
     pub improves: bool,
+    /// Who has asked for it first: tenants share the queue.
+    pub tenant: String,
 }
 
 impl Record {
@@ -59,6 +61,7 @@ pub(crate) fn record(text: &str, size: u64, tier: Tier) -> Record {
         },
         tier,
         improves: false,
+        tenant: "team".into(),
     }
 }
 

@@ -1,7 +1,9 @@
-//! Which job is begun next: what a start waits for before what nobody waits for, then the smallest module, where the one that has
-//! waited longer counts as smaller. A compile that has run for long keeps nobody out any more: a module that takes the compiler an
+//! Which job is begun next: what a start waits for before what nobody waits for; then each tenant's first before anybody's second, for
+//! whoever sends many modules must not be before all others; then the smallest module, where the one that has waited longer counts as
+//! smaller. A compile that has run for long keeps nobody out any more: a module that takes the compiler an
 //! hour must not be what a node's other pods wait for. Pure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Memory that a compile is expected to take: so much, and so many times the module's size. 2.5 GB were seen for 14 MB, 3.3 GB
@@ -16,9 +18,11 @@ pub fn expected(module: u64) -> u64 {
 
 /// A job as far as its turn is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turn {
+pub struct Turn<'a> {
     /// A start waits for it.
     pub waited: bool,
+    /// Whose it is, by numbers: of each tenant that has asked for it.
+    pub tenants: &'a [u64],
     /// It failed for want of memory beside others.
     pub alone: bool,
     /// Size of its module in bytes.
@@ -45,13 +49,53 @@ pub const LONG: Duration = Duration::from_secs(60);
 /// What a second of waiting takes off the size of a module, in bytes: after a minute one of 4 MB has the rank of none.
 const PER_SECOND: u64 = 64 << 10;
 
-impl Turn {
-    /// The smaller, the earlier.
-    pub fn rank(&self) -> impl Ord + use<> {
-        let size = self
-            .size
-            .saturating_sub(self.age.saturating_mul(PER_SECOND));
-        (!self.waited, self.alone, size, self.arrival)
+/// A job's place in the order of all: the smaller, the earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    unwaited: bool,
+    alone: bool,
+    /// How many of its tenant's own jobs run or come before it.
+    behind_own: usize,
+    size: u64,
+    arrival: u64,
+}
+
+/// The ranks of these jobs.
+pub fn ranks<'a>(turns: impl IntoIterator<Item = &'a Turn<'a>>) -> Vec<Rank> {
+    let turns: Vec<&Turn<'_>> = turns.into_iter().collect();
+    let mut ranks: Vec<Rank> = turns.iter().map(|turn| turn.own_rank()).collect();
+    let mut order: Vec<usize> = (0..turns.len()).collect();
+    order.sort_unstable_by_key(|&at| (turns[at].running.is_none(), ranks[at]));
+    let mut counts: BTreeMap<(u64, bool), usize> = BTreeMap::new();
+    for at in order {
+        let Turn {
+            tenants, waited, ..
+        } = turns[at];
+        let of = |tenant: &u64| (*tenant, *waited);
+        let before = tenants
+            .iter()
+            .map(|t| counts.get(&of(t)).copied().unwrap_or(0));
+        // Nobody else's many jobs keep one back that a tenant with few has asked for, too.
+        ranks[at].behind_own = before.min().unwrap_or(0);
+        for tenant in tenants.iter() {
+            *counts.entry(of(tenant)).or_default() += 1;
+        }
+    }
+    ranks
+}
+
+impl Turn<'_> {
+    /// Its rank among its tenant's.
+    fn own_rank(&self) -> Rank {
+        Rank {
+            unwaited: !self.waited,
+            alone: self.alone,
+            behind_own: 0,
+            size: self
+                .size
+                .saturating_sub(self.age.saturating_mul(PER_SECOND)),
+            arrival: self.arrival,
+        }
     }
 
     /// It runs, and others look whether there is a place beside it.
@@ -78,18 +122,18 @@ pub enum Next<T> {
 }
 
 /// What is to be done with jobs of which `at_once` may run, with `bound` bytes of memory together.
-pub fn next<T: Copy>(jobs: &[(T, Turn)], at_once: usize, bound: u64) -> Next<T> {
+pub fn next<T: Copy>(jobs: &[(T, Turn<'_>)], at_once: usize, bound: u64) -> Next<T> {
     let running = || jobs.iter().filter(|(_, turn)| turn.running.is_some());
-    let all: Vec<&Turn> = running().map(|(_, turn)| turn).collect();
-    let long: Vec<&Turn> = running()
+    let all: Vec<&Turn<'_>> = running().map(|(_, turn)| turn).collect();
+    let long: Vec<&Turn<'_>> = running()
         .map(|(_, turn)| turn)
         .filter(|turn| !turn.holds_a_place())
         .collect();
     // What has no room beside the long ones waits for them, and nobody waits for it.
-    let waiting = jobs
-        .iter()
-        .filter(|(_, turn)| turn.running.is_none() && fits(turn, &long, at_once, bound));
-    let Some((head, turn)) = waiting.min_by_key(|(_, turn)| turn.rank()) else {
+    let ranked = jobs.iter().zip(ranks(jobs.iter().map(|(_, turn)| turn)));
+    let waiting =
+        ranked.filter(|((_, turn), _)| turn.running.is_none() && fits(turn, &long, at_once, bound));
+    let Some(((head, turn), _)) = waiting.min_by_key(|(_, rank)| *rank) else {
         return Next::Nothing;
     };
     let background = running().find(|(_, turn)| !turn.waited);
@@ -98,7 +142,7 @@ pub fn next<T: Copy>(jobs: &[(T, Turn)], at_once: usize, bound: u64) -> Next<T> 
         Some(_) if !turn.waited => Next::Nothing,
         _ if fits(turn, &all, at_once, bound) => Next::Begin(*head),
         Some((id, _)) => {
-            let waited: Vec<&Turn> = all.into_iter().filter(|turn| turn.waited).collect();
+            let waited: Vec<&Turn<'_>> = all.into_iter().filter(|turn| turn.waited).collect();
             match fits(turn, &waited, at_once, bound) {
                 true => Next::GiveWay(*id),
                 false => Next::Nothing,
@@ -109,7 +153,7 @@ pub fn next<T: Copy>(jobs: &[(T, Turn)], at_once: usize, bound: u64) -> Next<T> 
 }
 
 /// Whether a job may run beside these. Beside none each may.
-fn fits(turn: &Turn, running: &[&Turn], at_once: usize, bound: u64) -> bool {
+fn fits(turn: &Turn<'_>, running: &[&Turn<'_>], at_once: usize, bound: u64) -> bool {
     let taken = running.iter().map(|turn| turn.takes());
     let taken = taken.fold(expected(turn.size), u64::saturating_add);
     let places = || running.iter().filter(|turn| turn.holds_a_place());
@@ -124,9 +168,10 @@ mod tests {
 
     const MB: u64 = 1 << 20;
 
-    fn turn(waited: bool, size: u64, running: bool) -> Turn {
+    fn turn(waited: bool, size: u64, running: bool) -> Turn<'static> {
         Turn {
             waited,
+            tenants: &[0],
             alone: false,
             size: size * MB,
             age: 0,
@@ -139,7 +184,7 @@ mod tests {
     }
 
     /// Jobs by their place in the list.
-    fn next_of(turns: &[Turn], at_once: usize, bound: u64) -> Next<usize> {
+    fn next_of(turns: &[Turn<'_>], at_once: usize, bound: u64) -> Next<usize> {
         let jobs: Vec<_> = turns.iter().copied().enumerate().collect();
         next(&jobs, at_once, bound)
     }
@@ -256,5 +301,40 @@ mod tests {
             next_of(&[unwanted, turn(true, 9, false)], 2, u64::MAX),
             Next::Begin(1)
         );
+    }
+
+    #[test]
+    fn each_tenants_first_comes_before_anybodys_second() {
+        let of = |tenants, size, running| Turn {
+            tenants,
+            ..turn(true, size, running)
+        };
+        let many = [of(&[1], 1, false), of(&[1], 2, false), of(&[1], 3, false)];
+        let mut turns = [&many[..], &[of(&[2], 9, false)]].concat();
+        assert_eq!(next_of(&turns, 9, u64::MAX), Next::Begin(0));
+        // What runs counts.
+        turns[0] = of(&[1], 1, true);
+        assert_eq!(next_of(&turns, 9, u64::MAX), Next::Begin(3));
+        turns[3] = of(&[2], 9, true);
+        assert_eq!(next_of(&turns, 9, u64::MAX), Next::Begin(1));
+        // What another one has asked for, too, is not behind the others of who has asked for it first.
+        turns[2].tenants = &[1, 3];
+        assert_eq!(next_of(&turns, 9, u64::MAX), Next::Begin(2));
+        // What nobody waits for keeps back none that a start waits for.
+        let own = [
+            turn(false, 1, true),
+            turn(true, 3, false),
+            of(&[2], 4, false),
+        ];
+        assert_eq!(next_of(&own, 9, u64::MAX), Next::Begin(1));
+    }
+
+    #[test]
+    fn the_ranks_of_thousands_are_told_at_once() {
+        let turns: Vec<_> = (0..10_000).map(|n| turn(true, n % 7, false)).collect();
+        let ranks = ranks(&turns);
+        let mut places: Vec<_> = ranks.iter().map(|rank| rank.behind_own).collect();
+        places.sort_unstable();
+        assert!(places.into_iter().eq(0..10_000));
     }
 }

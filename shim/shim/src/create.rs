@@ -178,7 +178,7 @@ async fn lead_guest(
     mut steps: Timeline,
     asked: Instant,
 ) -> std::result::Result<(Process, (Arc<Budget>, StartTimer)), StartError> {
-    let compiler = Compiler::Queue(pod.queue());
+    let compiler = Compiler::Queue(pod.queue(&plan.tenant));
     let guest = match spare(pod, plan) {
         Some(spare) => spare,
         None => pod.new_guest(plan, cgroup)?,

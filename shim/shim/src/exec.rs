@@ -106,7 +106,7 @@ async fn run(
     exec: &Arc<Exec>,
 ) -> std::result::Result<(), StartError> {
     let plan = &exec.plan;
-    let compiler = Compiler::Queue(pod.queue());
+    let compiler = Compiler::Queue(pod.queue(&plan.tenant));
     let mut cgroup = NewCgroup::existing(container.cgroup.clone());
     let guest = pod.new_guest(plan, &mut cgroup)?;
     let process = container.main.directory()?;

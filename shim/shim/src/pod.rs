@@ -184,12 +184,13 @@ impl Pod {
         }
     }
 
-    /// The node's compile queue, as this pod's log hears of it.
-    pub fn queue(&self) -> Client {
+    /// The node's compile queue, for pods of a Kubernetes namespace, as this pod's log hears of it.
+    pub fn queue(&self, tenant: &str) -> Client {
         Client {
             install: self.install.clone(),
             cache_dir: self.cache_dir.clone(),
             cache_bytes: self.cache_bytes,
+            tenant: tenant.into(),
             progress: {
                 let log = self.log.clone();
                 Arc::new(move |text: &str| log.info(text))

@@ -19,7 +19,7 @@ pub fn serve(settings: Settings, socket: UnixListener) -> std::result::Result<()
         let pod = Arc::new(Pod::new(settings));
         sandbox::make_early(&pod);
         // What others have left in it is worked off when pods are started, whatever these wait for.
-        let queue = pod.queue();
+        let queue = pod.queue("");
         tokio::spawn(async move { queue.resume().await });
         let mut server = service::listen(socket, pod.clone()).await?;
         pod.over().await;

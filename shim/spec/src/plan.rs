@@ -36,6 +36,8 @@ pub struct Plan {
     pub role: Role,
     /// The pod's id, for a container of a pod.
     pub sandbox_id: Option<String>,
+    /// Whose pod it is, for what pods of a node share: its Kubernetes namespace; empty without CRI.
+    pub tenant: String,
     /// What the container runs. Bounds of its annotations (`slipway.dev/cpu-time`, `slipway.dev/stop`, `slipway.dev/compile`) and
     /// of linux.seccomp included.
     pub program: Program,
@@ -219,6 +221,7 @@ pub(crate) fn plan(mut spec: oci::Spec) -> Result<Plan, Error> {
     Ok(Plan {
         role,
         sandbox_id: annotation(SANDBOX_ID),
+        tenant: annotation(SANDBOX_NAMESPACE).unwrap_or_default(),
         terminal: process.terminal,
         oom_score_adj: process.oom_score_adj,
         program: Program {

@@ -1,5 +1,6 @@
 //! A job of the queue, and what other threads tell of it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -35,6 +36,8 @@ pub(super) struct Job {
     pub(super) wanted: bool,
     /// It failed for want of memory beside others.
     pub(super) alone: bool,
+    /// Of those who have asked for it.
+    tenants: Vec<u64>,
     pub(super) arrival: u64,
     pub(super) since: Instant,
 }
@@ -62,6 +65,14 @@ pub(super) struct Running {
 }
 
 impl Job {
+    /// One more tenant has asked for it.
+    pub(super) fn is_also_of(&mut self, tenant: &str) {
+        let number = number_of(tenant);
+        if !self.tenants.contains(&number) {
+            self.tenants.push(number);
+        }
+    }
+
     pub(super) fn waited(&self) -> bool {
         self.listeners.iter().any(|l| l.purpose.is_some())
     }
@@ -78,9 +89,10 @@ impl Job {
         }
     }
 
-    pub(super) fn turn(&self) -> Turn {
+    pub(super) fn turn(&self) -> Turn<'_> {
         Turn {
             waited: self.waited(),
+            tenants: &self.tenants,
             alone: self.alone,
             size: self.record.module.size,
             age: self.since.elapsed().as_secs(),
@@ -113,6 +125,7 @@ impl Job {
     pub(super) fn new(record: Record, arrival: u64, state: State) -> Self {
         let is_kept = matches!(state, State::Waiting);
         Self {
+            tenants: vec![number_of(&record.tenant)],
             kept: is_kept.then(|| record.clone()),
             record,
             giver: None,
@@ -126,6 +139,13 @@ impl Job {
             since: Instant::now(),
         }
     }
+}
+
+/// A number for a tenant. Should two have the same, they are one in the order.
+fn number_of(tenant: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    tenant.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Running {

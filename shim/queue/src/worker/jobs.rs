@@ -12,10 +12,10 @@ use super::Worker;
 use super::job::{Arrival, Event, Job, Listener, Running, State};
 use crate::directory::Directory;
 use crate::record::Record;
-use crate::schedule::{Next, Turn, expected, next};
+use crate::schedule::{Next, Rank, Turn, expected, next, ranks};
 use crate::wire::{FromWorker, Order};
 
-/// Most jobs that are kept in files, and most bytes of their modules. Beyond that, what a start waits for is compiled from the
+/// Most jobs that are kept in files, and most bytes of their modules; each tenant as much as is left to others. Beyond that, what a start waits for is compiled from the
 /// shim's own descriptor, and does not outlive the worker; what nobody waits for is not taken.
 const MAX_KEPT: usize = 256;
 const MAX_KEPT_BYTES: u64 = 1 << 30;
@@ -41,6 +41,7 @@ impl Worker {
         } = order;
         let waits = purpose.is_some();
         job.wanted |= !waits;
+        job.is_also_of(&record.tenant);
         job.record.improves |= record.improves;
         job.record.cache_bytes = record.cache_bytes;
         if !matches!(job.state, State::Running(_)) {
@@ -87,12 +88,8 @@ impl Worker {
             purpose,
         } = order;
         let size = record.module.size;
-        let kept = self.jobs.values().filter(|job| job.unkept.is_none());
-        let bytes: u64 = kept.clone().map(|job| job.record.module.size).sum();
         // What is larger is refused by the compiler, which says so.
-        let keeps = kept.count() < MAX_KEPT
-            && size <= MAX_MODULE_BYTES
-            && bytes.saturating_add(size) <= MAX_KEPT_BYTES;
+        let keeps = size <= MAX_MODULE_BYTES && self.has_place(&record);
         let arrival = self.number();
         let mut job = Job::new(record.clone(), arrival, State::Arriving);
         job.giver = Some(client);
@@ -121,6 +118,23 @@ impl Worker {
             teller.tell(&of, Event::Arrived(arrived));
         };
         self.start(&begun, work);
+    }
+
+    /// Whether one more can be kept. Who has much in the queue finds it full before others do: a tenant alone may have half of it, two a third
+    /// each, and so on.
+    pub(super) fn has_place(&self, new: &Record) -> bool {
+        let (mut jobs, mut bytes) = (1, new.module.size);
+        let (mut own_jobs, mut own_bytes) = (jobs, bytes);
+        for Job { record, .. } in self.jobs.values().filter(|job| job.unkept.is_none()) {
+            let size = record.module.size;
+            jobs += 1;
+            bytes = bytes.saturating_add(size);
+            if record.tenant == new.tenant {
+                own_jobs += 1;
+                own_bytes = own_bytes.saturating_add(size);
+            }
+        }
+        jobs + own_jobs <= MAX_KEPT && bytes.saturating_add(own_bytes) <= MAX_KEPT_BYTES
     }
 
     pub(super) fn arrived(&mut self, name: &str, arrival: Arrival) {
@@ -167,9 +181,16 @@ impl Worker {
         let Some(job) = self.jobs.get(name) else {
             return String::new();
         };
-        let turn = job.turn();
-        let before = |other: &Turn| other.running.is_some() || other.rank() < turn.rank();
-        let others = self.jobs.values().map(Job::turn).filter(before).count();
+        let turns: Vec<Turn<'_>> = self.jobs.values().map(Job::turn).collect();
+        let ranks = ranks(&turns);
+        let own = turns
+            .iter()
+            .zip(&ranks)
+            .find(|(turn, _)| turn.arrival == job.arrival);
+        let is_before = |(turn, rank): &(&Turn<'_>, &Rank)| {
+            turn.running.is_some() || own.is_some_and(|(_, own)| *rank < own)
+        };
+        let others = turns.iter().zip(&ranks).filter(is_before).count();
         format!(
             "{} waits to be compiled for {others} other{}",
             job.record.module.path,
@@ -193,15 +214,16 @@ impl Worker {
             let (names, turns): (Vec<_>, Vec<_>) =
                 jobs.map(|(name, job)| (name.clone(), job.turn())).unzip();
             let turns: Vec<_> = turns.into_iter().enumerate().collect();
-            let Some((head, _)) = turns.iter().min_by_key(|(_, turn)| turn.rank()) else {
-                return;
+            let none_runs = turns.iter().all(|(_, turn)| turn.running.is_none());
+            let measured = match names.is_empty() || !none_runs {
+                true => Ok(()),
+                false => self.room.measure(),
             };
-            if turns.iter().all(|(_, turn)| turn.running.is_none())
-                && let Err(why) = self.room.measure()
-            {
-                self.say(&names[*head], why);
+            let next = next(&turns, self.at_once, self.room.bound);
+            if let Err(why) = measured {
+                self.say(&names[0], why);
             }
-            match next(&turns, self.at_once, self.room.bound) {
+            match next {
                 Next::Begin(at) => self.begin(&names[at]),
                 Next::GiveWay(at) => {
                     let job = self.jobs.get_mut(&names[at]);

@@ -169,3 +169,36 @@ fn the_cgroup_of_a_worker_that_was_killed_elsewhere_is_removed() {
     assert!(left.join().is_err(), "{} is left", left.path());
     assert_eq!(directory.last_cgroup(), own);
 }
+
+#[test]
+fn who_has_much_in_the_queue_finds_it_full_before_others_do() {
+    let mut queue = Queue::new();
+    let of = |tenant: &str, number: usize| Record {
+        tenant: tenant.into(),
+        ..record(&format!("{tenant}-{number}"), 1, Tier::Full)
+    };
+    let mut kept = 0;
+    while queue.worker.has_place(&of("many", kept)) {
+        let new = of("many", kept);
+        let job = Job::new(new.clone(), 1, State::Waiting);
+        queue.worker.jobs.insert(new.key().file_name(), job);
+        kept += 1;
+        assert!(queue.worker.has_place(&of("few", 0)), "{kept}");
+    }
+    assert_eq!(kept, 128);
+}
+
+#[test]
+fn what_two_tenants_have_asked_for_is_of_both() {
+    let mut queue = Queue::new();
+    let first = record("a", 1, Tier::Full);
+    let name = queue.has(&first, State::Waiting);
+    for tenant in ["other", "team", "other"] {
+        let asked = Record {
+            tenant: tenant.into(),
+            ..first.clone()
+        };
+        queue.asks(&asked, true);
+    }
+    assert_eq!(queue.worker.jobs[&name].turn().tenants.len(), 2);
+}

@@ -57,6 +57,23 @@ fn a_container_of_cri_becomes_a_plan() {
 }
 
 #[test]
+fn a_container_is_of_its_pods_kubernetes_namespace_and_so_are_its_execs() {
+    let mut spec = container();
+    assert_eq!(parse(spec.to_string().as_bytes()).unwrap().tenant, "");
+    spec["annotations"]["io.kubernetes.cri.sandbox-namespace"] = json!("team");
+    let plan = parse(spec.to_string().as_bytes()).unwrap();
+    let exec = plan.exec(
+        json!({"args": ["/x.wasm"], "cwd": "/"})
+            .to_string()
+            .as_bytes(),
+    );
+    assert_eq!(
+        (plan.tenant.as_str(), exec.unwrap().tenant),
+        ("team", "team".into())
+    );
+}
+
+#[test]
 fn profile_and_labels_are_the_programs_and_its_execs() {
     let spec = |profile: &str| {
         let mut spec = container();
