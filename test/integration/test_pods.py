@@ -334,6 +334,16 @@ class Sidecars(PodTest):
         self.assertIn("inside", done.stdout)
         self.assertIn("exit code 4", done.stderr)
 
+    def test_a_linux_container_that_cannot_be_made_leaves_no_shim_of_its_own(self):
+        pod = self.pod()
+        wasm = pod.start(self.bed.example("hello"), ["sleep"])
+        for _ in range(2):
+            refused = pod.create("localhost/busybox:1", command=["/missing"])
+            self.assertIn("/missing", refused.start(check=False).stderr)
+            self.until(lambda: not self.bed.run("pgrep", "-f", "^containerd-shim-runc-v2 ", check=False).stdout, "its shim stays")
+        self.assertEqual(pod.start("localhost/busybox:1", ["-c", "exit 5"]).ended()["exitCode"], 5)
+        self.assertEqual(wasm.status()["state"], "CONTAINER_RUNNING")
+
     def test_a_killed_delegate_ends_its_containers_and_the_next_one_starts(self):
         pod = self.pod()
         wasm = pod.start(self.bed.example("hello"), ["sleep"])

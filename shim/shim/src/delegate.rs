@@ -1,7 +1,7 @@
 //! Linux containers of the pod: every request goes, as it came, to a `containerd-shim-runc-v2` of the node.
 //!
 //! It is started on first need, with a socket of ours as descriptor 3 and without the verb `start` (which would find
-//! our own socket and answer with it), and told to go when its last container is deleted. Its containers join the
+//! our own socket and answer with it), and told to go when its last container is deleted, or could not be made. Its containers join the
 //! holder's namespaces through the paths in their specs; it publishes their events itself.
 
 mod cleanup;
@@ -127,9 +127,13 @@ impl Delegate {
             let creating = delegate.shared.creating.read().await;
             let created = delegate.create_now(&request, &context).await;
             drop(creating);
+            let failed = created.is_err();
             if let Err(Ok(_)) = answer.send(created) {
                 delegate.give_up(&request.id).await;
                 gone();
+            }
+            if failed {
+                delegate.stop_unneeded().await;
             }
         });
         answered.await.map_err(error::internal)?
@@ -302,13 +306,18 @@ impl Delegate {
             }
         };
         self.containers().remove(&request.id);
-        // Where another is being created, that one's end stops the delegate.
+        self.stop_unneeded().await;
+        Ok(response)
+    }
+
+    /// Ends the delegate where it has no container.
+    async fn stop_unneeded(&self) {
+        // Where one is being created, that one's end stops the delegate, or its failure does.
         if let Ok(_alone) = self.shared.creating.try_write()
             && self.containers().is_empty()
         {
             self.stop().await;
         }
-        Ok(response)
     }
 
     /// Ends the delegate; it obeys only without containers.
