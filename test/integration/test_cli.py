@@ -169,7 +169,7 @@ class Cli(unittest.TestCase):
                 with mock.patch.dict(os.environ, TMPDIR=disk):
                     done = slipway("run", f"{d}/x.tar", check=False)
                 self.assertEqual(done.returncode, 125)
-                self.assertRegex(done.stderr, f"take at least [0-9]+ bytes, and there is room for 4[0-9]{{6}}, half of what is free in {disk}: .* set TMPDIR")
+                self.assertRegex(done.stderr, f"more than there is room for, 4[0-9]{{6}} bytes, half of what is free in {disk}: .* set TMPDIR")
                 self.assertEqual(os.listdir(disk), [])
             finally:
                 subprocess.run(["umount", disk], check=True)

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-use slipway_image::{Archive, ImageError, ImageKind, open_archive};
+use slipway_image::{Archive, ImageError, ImageKind, MAX_UNPACKED_BYTES, open_archive};
 use slipway_module::Kind;
 
 /// A module with where it runs.
@@ -116,10 +116,11 @@ fn unpack(archive: &mut Archive<File>, root: &Path) -> Result<(), String> {
     let disk = rustix::fs::statvfs(root).map_err(|e| format!("{}: {e}", root.display()))?;
     let room = disk.f_bavail.saturating_mul(disk.f_frsize) / 2;
     archive.unpack(root, room).map(drop).map_err(|e| match e {
-        ImageError::NoRoom { .. } => format!(
-            "{e}, half of what is free in {}: free some, or set TMPDIR to a directory that has more",
+        ImageError::NoRoom if room < MAX_UNPACKED_BYTES => format!(
+            "{e}, {room} bytes, half of what is free in {}: free some, or set TMPDIR to a directory that has more",
             root.parent().unwrap_or(root).display()
         ),
+        ImageError::NoRoom => format!("{e}, {MAX_UNPACKED_BYTES} bytes: make it smaller"),
         e => e.to_string(),
     })
 }

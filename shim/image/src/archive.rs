@@ -93,7 +93,7 @@ impl<R: Read + Seek> Archive<R> {
         Ok(module)
     }
 
-    /// Unpacks an ordinary image's layers into `dir`, where they may take `room` bytes, and
+    /// Unpacks an ordinary image's layers into `dir`, where they may take `room` bytes of the disk, and
     /// [`MAX_UNPACKED_BYTES`](crate::MAX_UNPACKED_BYTES) at most. It must exist, be empty, and be changed by nobody else
     /// meanwhile (a private temporary directory). After an error `dir` holds a part of the image.
     ///

@@ -30,13 +30,8 @@ pub enum ImageError {
         limit: u64,
     },
     /// Its files are more than whoever unpacks it has room for.
-    #[error("the image's files take at least {needed} bytes, and there is room for {room}")]
-    NoRoom {
-        /// What those take that came so far, with the one that has no room, in bytes.
-        needed: u64,
-        /// What they may take, in bytes.
-        room: u64,
-    },
+    #[error("unpacking the image takes more than there is room for")]
+    NoRoom,
     /// A document is not the JSON that the OCI image specification describes.
     #[error("{what} is not as the OCI image specification says: {source}")]
     Json {

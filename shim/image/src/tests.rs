@@ -641,21 +641,26 @@ fn other_files_are_no_archives() {
 #[test]
 fn an_image_takes_no_more_room_than_there_is() {
     let file = |name, text| (EntryType::Regular, name, text);
-    let lower = [file("six", "123456"), file("four", "1234")];
-    let image = image_of(&[&lower, &[file("one", "1")]]);
-    let unpack = |room| {
+    let unpacks = |layers: &[&[Entry<'_>]], room| {
         let dir = tempfile::tempdir().unwrap();
-        let unpacked = open(&image).unwrap().unpack(dir.path(), room);
-        unpacked
-            .map(|unpacked| unpacked.bytes)
-            .map_err(|e| e.to_string())
+        let unpacked = open(&image_of(layers)).unwrap().unpack(dir.path(), room);
+        unpacked.map(drop).map_err(|e| e.to_string())
     };
-    assert_eq!(unpack(11), Ok(11));
-    for (room, needed) in [(10, 11), (9, 10), (0, 6)] {
-        let said =
-            format!("the image's files take at least {needed} bytes, and there is room for {room}");
-        assert_eq!(unpack(room), Err(said));
-    }
+    let none = Err("unpacking the image takes more than there is room for".to_string());
+    const FILE: u64 = 16 << 10;
+    let bytes: &[&[Entry<'_>]] = &[
+        &[file("six", "123456"), file("four", "1234")],
+        &[file("one", "1")],
+    ];
+    assert_eq!(unpacks(bytes, 3 * FILE + 11), Ok(()));
+    assert_eq!(unpacks(bytes, 3 * FILE + 10), none);
+    // What is empty takes room, too, and so does what an entry's path implies.
+    let empty: &[&[Entry<'_>]] = &[&[dir("a"), (EntryType::Symlink, "b", "a"), file("c/d/e", "")]];
+    assert_eq!(unpacks(empty, 5 * FILE), Ok(()));
+    assert_eq!(unpacks(empty, 5 * FILE - 1), none);
+    // What an upper layer deletes was there before.
+    let replaced: &[&[Entry<'_>]] = &[&[file("a", "1")], &[file("a", "2")]];
+    assert_eq!(unpacks(replaced, 2 * FILE + 1), none);
 }
 
 #[test]

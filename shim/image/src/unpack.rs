@@ -27,6 +27,9 @@ pub struct Unpacked {
     pub skipped: u64,
 }
 
+/// What a file takes of a disk beside its size, in bytes: blocks, and its place among the files that the disk can have. ext4 has one for so
+/// many bytes.
+const FILE_BYTES: u64 = 16 << 10;
 /// The permissions kept: not set-user-ID and set-group-ID.
 pub(crate) const MODE_MASK: u32 = 0o1777;
 /// As many symbolic links on one path as the kernel follows (path_resolution(7)).
@@ -39,7 +42,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Unpacks verified layers, lowest first.
 pub(crate) struct Unpacker<'a> {
     root: &'a Path,
-    /// Most bytes of all files.
+    /// What may still be taken of the disk, in bytes.
     room: u64,
     layer: usize,
     unpacked: Unpacked,
@@ -82,7 +85,7 @@ impl<'a> Unpacker<'a> {
         layer: R,
         mut visit: impl FnMut(&mut Self, &Path, &mut tar::Entry<'_, Metered<R>>) -> Result<(), Fault>,
     ) -> Result<(), ImageError> {
-        let (number, room) = (self.layer, self.room);
+        let number = self.layer;
         let unreadable = |source| ImageError::Io {
             what: format!("layer {number}: reading its tar file"),
             source,
@@ -93,7 +96,8 @@ impl<'a> Unpacker<'a> {
             allowance: allowance.clone(),
         });
         let mut entries = tar.entries().map_err(unreadable)?;
-        let (mut count, mut remaining) = (0, MAX_UNPACKED_BYTES - self.unpacked.bytes);
+        let mut count = self.unpacked.files + self.unpacked.skipped;
+        let mut remaining = MAX_UNPACKED_BYTES - self.unpacked.bytes;
         loop {
             allowance.set(MAX_HEADER_BYTES);
             let Some(entry) = entries.next() else {
@@ -101,7 +105,7 @@ impl<'a> Unpacker<'a> {
             };
             let mut entry = entry.map_err(unreadable)?;
             count += 1;
-            ImageError::bound("the number of files in a layer", count, MAX_FILES)?;
+            ImageError::bound("the number of files in the layers", count, MAX_FILES)?;
             let path = entry.path().map_err(unreadable)?.into_owned();
             allowance.set(remaining);
             visit(self, &path, &mut entry).map_err(|fault| match fault {
@@ -114,7 +118,7 @@ impl<'a> Unpacker<'a> {
                     what: format!("layer {number}: {}", path.display()),
                     source,
                 },
-                Fault::NoRoom(needed) => ImageError::NoRoom { needed, room },
+                Fault::NoRoom => ImageError::NoRoom,
             })?;
             // To the end, so that nothing of this file is left to be read under the allowance of the next header.
             io::copy(&mut entry, &mut io::sink()).map_err(unreadable)?;
@@ -123,6 +127,13 @@ impl<'a> Unpacker<'a> {
         // To the end here, too: a compressed layer that was cut off says so at its end.
         allowance.set(remaining);
         io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(unreadable)?;
+        Ok(())
+    }
+
+    /// Takes what a file of this size takes of the disk, whatever it is and whatever is deleted again.
+    fn take(&mut self, size: u64) -> Result<(), Fault> {
+        let taken = size.saturating_add(FILE_BYTES);
+        self.room = self.room.checked_sub(taken).ok_or(Fault::NoRoom)?;
         Ok(())
     }
 
@@ -166,6 +177,7 @@ impl<'a> Unpacker<'a> {
         if !(kind.is_dir() && is_directory(&target)) {
             remove(&target)?;
         }
+        self.take(entry.size())?;
         let mode = Permissions::from_mode(entry.header().mode()? & MODE_MASK);
         match kind {
             tar::EntryType::Directory => {
@@ -176,10 +188,6 @@ impl<'a> Unpacker<'a> {
                 fs::set_permissions(&target, mode)?;
             }
             tar::EntryType::Regular | tar::EntryType::Continuous => {
-                let needed = self.unpacked.bytes.saturating_add(entry.size());
-                if needed > self.room {
-                    return Err(Fault::NoRoom(needed));
-                }
                 let mut file = File::create_new(&target)?;
                 self.unpacked.bytes += io::copy(entry, &mut file)?;
                 own(&target, entry)?;
@@ -218,7 +226,7 @@ impl<'a> Unpacker<'a> {
 
     /// Where an entry goes: a path below the root whose parent exists and holds no symbolic link. `None` for whiteouts and
     /// for the root itself.
-    fn place(&self, path: &Path) -> Result<Option<PathBuf>, Fault> {
+    fn place(&mut self, path: &Path) -> Result<Option<PathBuf>, Fault> {
         if path
             .components()
             .any(|component| component == Component::ParentDir)
@@ -236,7 +244,7 @@ impl<'a> Unpacker<'a> {
     }
 
     /// The directory that `path` is when the root is this one, as chroot(2) would resolve it. Those missing are made.
-    fn resolve(&self, path: &Path) -> Result<PathBuf, Fault> {
+    fn resolve(&mut self, path: &Path) -> Result<PathBuf, Fault> {
         let mut resolved = PathBuf::new();
         let mut pending: VecDeque<OsString> = names(path).collect();
         let mut symlinks = 0;
@@ -270,6 +278,7 @@ impl<'a> Unpacker<'a> {
                     )));
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.take(0)?;
                     fs::create_dir(&candidate)?;
                     fs::set_permissions(&candidate, Permissions::from_mode(0o755))?;
                     resolved.push(name);
@@ -287,8 +296,8 @@ enum Fault {
     Image(String),
     /// The file system is.
     Io(io::Error),
-    /// There is no room for that many bytes.
-    NoRoom(u64),
+    /// There is no room for it.
+    NoRoom,
 }
 
 impl From<io::Error> for Fault {
