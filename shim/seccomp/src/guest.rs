@@ -15,7 +15,8 @@ use crate::{FIONREAD, Rule, SIOCGIFINDEX, TERMINAL, TIOCSCTTY, allow, has, is, n
 /// Bits of a socket's type that are no flags.
 const TYPE: u64 = 0xf;
 
-/// Allows mmap(2) of a file's code that cannot be written: the artefact's.
+/// Allows mmap(2) of a file's code that cannot be written: the artefact's, for of all that a guest can open, that alone lies on a mount without
+/// `noexec`.
 fn code_of_files(rule: Rule) -> Rule {
     let (code, writable) = (PROT_EXEC as u64, PROT_WRITE as u64);
     rule.only([

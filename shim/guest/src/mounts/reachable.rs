@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
+use super::ARTEFACT;
+
 /// The node's procfs, which the guest loses with its old root.
 pub struct Processes(OwnedFd);
 
@@ -30,7 +32,7 @@ impl Processes {
 }
 
 /// What holds for all that a program can reach, whatever the pod asked for and whatever lies below a volume on the node: no
-/// device but those of [`DEV`], and no procfs. Through `/proc/self/mem` a module would write to its own engine.
+/// device but those of [`DEV`], no code but the artefact, and no procfs. Through `/proc/self/mem` a module would write to its own engine.
 pub fn check(mountinfo: &str) -> Result<(), String> {
     for line in mountinfo.lines() {
         // id, parent, device, root, mount point, options, optional fields, -, type, source, options
@@ -48,9 +50,15 @@ pub fn check(mountinfo: &str) -> Result<(), String> {
         if kind == "proc" {
             return Err(no_procfs(inside));
         }
-        if at != DEV && !options.split(',').any(|option| option == "nodev") {
+        let has = |option| options.split(',').any(|o| o == option);
+        if at != DEV && !has("nodev") {
             return Err(format!(
                 "mounts: {inside}: devices could be opened there (nodev is missing)"
+            ));
+        }
+        if at.as_bytes() != ARTEFACT.to_bytes() && !has("noexec") {
+            return Err(format!(
+                "mounts: {inside}: files could be mapped as code there (noexec is missing)"
             ));
         }
     }
@@ -85,15 +93,16 @@ mod tests {
     use super::*;
 
     const ROOT: &str = "30 1 0:26 / / ro,nosuid,nodev,noexec - tmpfs tmpfs rw\n\
-                        31 30 8:1 / /rootfs ro,nodev master:1 - ext4 /dev/sda1 rw\n\
-                        32 31 0:27 / /rootfs/dev rw,nosuid,noexec - tmpfs tmpfs rw\n";
+                        31 30 8:1 / /rootfs ro,nodev,noexec master:1 - ext4 /dev/sda1 rw\n\
+                        32 31 0:27 / /rootfs/dev rw,nosuid,noexec - tmpfs tmpfs rw\n\
+                        34 30 8:1 /a /artefact.so ro,nosuid,nodev - ext4 /dev/sda1 rw\n";
 
     #[test]
     fn devices_can_be_opened_in_dev_alone() {
         assert_eq!(check(ROOT), Ok(()));
         for at in ["/rootfs/data", "/rootfs/dev/shm", "/rootfs/device", "/"] {
             let refused = check(&format!(
-                "{ROOT}33 31 8:2 / {at} rw,nosuid - ext4 /dev/sdb1 rw\n"
+                "{ROOT}33 31 8:2 / {at} rw,nosuid,noexec - ext4 /dev/sdb1 rw\n"
             ));
             let inside = at.strip_prefix("/rootfs").unwrap_or(at);
             let said = refused.unwrap_err();
@@ -101,6 +110,20 @@ mod tests {
                 said.starts_with(&format!("mounts: {inside}: devices")),
                 "{said}"
             );
+        }
+    }
+
+    #[test]
+    fn the_artefact_alone_can_be_mapped_as_code() {
+        for at in [
+            "/rootfs/data",
+            "/rootfs/artefact.so",
+            "/etc/hosts",
+            "/rootfs/dev",
+        ] {
+            let line = format!("{ROOT}33 31 8:2 / {at} rw,nosuid,nodev - ext4 /dev/sdb1 rw\n");
+            let said = check(&line).unwrap_err();
+            assert!(said.contains("mapped as code"), "{said}");
         }
     }
 

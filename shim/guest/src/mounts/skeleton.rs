@@ -47,8 +47,10 @@ impl Skeleton {
     /// reaches the node's (`slipway_sys::Exec::read_only`).
     pub fn make(label: &str) -> Result<Self, String> {
         let error = |e: &dyn std::fmt::Display| format!("skeleton: {e}");
-        let nodev = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        let tree = new_tmpfs(&OPTIONS, label, nodev).map_err(|e| error(&e))?;
+        let closed = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let tree = new_tmpfs(&OPTIONS, label, closed).map_err(|e| error(&e))?;
         for name in ["rootfs", "etc"] {
             rustix::fs::mkdirat(&tree, name, Mode::from_raw_mode(0o755)).map_err(|e| error(&e))?;
         }
@@ -166,8 +168,7 @@ impl Skeleton {
         if !launch.program.apparmor_profile.is_empty() {
             lay_over(&root).map_err(error("the container's root"))?;
         }
-        add_attributes(&self.tree, CLOSED | libc::MOUNT_ATTR_NOEXEC)
-            .map_err(|e| format!("skeleton: read-only: {e}"))
+        add_attributes(&self.tree, CLOSED).map_err(|e| format!("skeleton: read-only: {e}"))
     }
 }
 

@@ -11,8 +11,8 @@ use slipway_sys::{MountAttributes, set_mount_attributes};
 
 /// What the guest's own mounts have: nothing can be written through them, and no device be opened.
 pub const CLOSED: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-/// What all of a container's mounts have: no device can be opened there, and no file be executed or mapped as code. The artefact is the
-/// only code of a guest's.
+/// What all of a container's mounts have: no device can be opened there, and no file be executed or mapped as code. The
+/// artefact alone can be, all of it: the module's own bytes, which the engine reads, are a part of it.
 pub const DATA_ONLY: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 /// A tree that was cloned or made goes where it is told to.
 pub const FROM_DESCRIPTOR: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
