@@ -255,16 +255,18 @@ class Queue(QueueTest):
             refused = self.pod().create(image, annotations={"slipway.dev/compile": "quick"})
             self.assertIn("No space left", refused.start(check=False).stderr)
 
-    def test_a_file_of_a_pods_is_not_held_on_to_when_the_pod_goes(self):
-        with self.full_disk(), concurrent.futures.ThreadPoolExecutor(1) as pool:
-            pod = self.pod()
-            container = pod.create(self.module()[0], annotations={"slipway.dev/compile": "full"})
+    def test_a_file_of_a_pods_is_held_by_nobody_who_compiles_it(self):
+        image, path = self.module()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            container = self.pod().create(image, annotations={"slipway.dev/compile": "full"})
             pool.submit(container.start, check=False)
             self.appears("slipway-aot")
             with self.standing_still("slipway-aot"):
-                self.pods.remove(pod)
-                pod.remove()
-                self.disappears("slipway-aot")
+                # The guest that waits has it open.
+                for program, holds in (("slipway-guest", True), ("slipway-queue", False), ("slipway-aot", False)):
+                    files = [self.bed.run("ls", "-l", f"/proc/{pid}/fd").stdout for pid in self.pids(program)]
+                    self.assertEqual(any(f"{path}\n" in file for file in files), holds, (program, files))
+        self.assertEqual(container.ended()["exitCode"], 0)
 
     def removed_from_queue(self, path):
         [module] = {row["module"] for row in self.cache() if row["origin"] == path}

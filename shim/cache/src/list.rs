@@ -161,8 +161,10 @@ impl Store {
         if total < self.options.max_bytes {
             return Ok(false);
         }
-        // A look at an entry locks it: nobody removes it meanwhile.
-        let _lock = self.dir.lock()?;
+        // A look at an entry locks it: nobody removes it meanwhile. Who removes makes room.
+        let Some(_lock) = self.dir.try_lock() else {
+            return Ok(false);
+        };
         let used = found.iter().filter(|entry| {
             let file = self.dir.open_entry(&entry.file_name);
             file.as_ref().is_ok_and(is_in_use)

@@ -7,14 +7,16 @@ use std::sync::OnceLock;
 use rustix::process::{Resource, Rlimit};
 use slipway_cgroup::Cgroup;
 use slipway_compile::c_path;
-use slipway_protocol::{Cause, End, Error, FromGuest, KILLED_CALL, Timeline, ToGuest};
+use slipway_protocol::{
+    Cause, End, Error, FromGuest, KILLED_CALL, Timeline, ToGuest, beside, discard,
+};
 use slipway_spec::Namespace;
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::process::{Dying, Process, anonymous, beside, data, discard};
+use crate::process::{Dying, Process, anonymous, data};
 use crate::{Install, StartError, died};
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-//! The operating system's process behind a guest: ended, reaped, measured, and what must not hold up the one thread that does so.
+//! The operating system's process behind a guest: ended, reaped, measured.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use slipway_sys::Child;
@@ -72,25 +71,4 @@ pub fn anonymous(pid: i32) -> u64 {
     };
     let fields = ["RssAnon:", "RssShmem:", "VmPTE:"];
     fields.iter().map(|key| kilobytes(key) << 10).sum()
-}
-
-/// Closes descriptors that hostile code has sent, on a thread of its own: it can take as long as the sender likes (`SO_LINGER`).
-pub fn discard(fds: Vec<OwnedFd>) {
-    if !fds.is_empty() {
-        beside(move || drop(fds));
-    }
-}
-
-/// Does what can take long on a thread of its own, or here where there can be none: a limit of threads must not end the shim.
-pub fn beside(work: impl FnOnce() + Send + 'static) {
-    // A thread that cannot be started takes what it was given with it.
-    let work = Arc::new(Mutex::new(Some(work)));
-    let given = Arc::clone(&work);
-    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let thread = std::thread::Builder::new().spawn(move || take(&given).map(|work| work()));
-    if thread.is_err()
-        && let Some(work) = take(&work)
-    {
-        work();
-    }
 }

@@ -28,6 +28,7 @@
 //! so that an error of loading is Start's answer and not an exit of a container that never ran. An end without a message
 //! means that it was killed: by SIGKILL, by the kernel's OOM killer, or by a fault that no handler could report.
 
+mod beside;
 mod budget;
 mod facts;
 mod launch;
@@ -38,6 +39,7 @@ mod seccomp;
 mod socket;
 mod timeline;
 
+pub use beside::{beside, discard};
 pub use budget::{
     Budget, BudgetPage, GuestShare, HostShare, MAX_SHARES, PAGE_BYTES, Refusal, Usage,
 };

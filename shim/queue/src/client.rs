@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use slipway_cache::{Options, Store, Tier};
 use slipway_compile::{CompileError, Install, c_path};
-use slipway_protocol::{Module, Purpose};
+use slipway_protocol::{Module, Purpose, discard};
 use slipway_sys::{CgroupEntry, Child, Exec};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -26,6 +26,8 @@ use crate::wire::{FromWorker, Order, ToWorker};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two attempts to reach one that is being started.
 const ATTEMPT: Duration = Duration::from_millis(10);
+/// Before who found the queue full asks again.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// After which a start that waits says so in the log: the worker may stand still.
 const LONG_WAIT: Duration = Duration::from_secs(60);
 /// How often the worker may be killed in the middle of a compile that a start waits for.
@@ -127,7 +129,7 @@ impl Client {
             match hear(socket).await {
                 Ok(FromWorker::Said(text)) => (self.progress)(&text),
                 // To who administers the node.
-                Ok(FromWorker::Forgotten(_) | FromWorker::Again) => {}
+                Ok(FromWorker::Forgotten(_) | FromWorker::Again | FromWorker::Full) => {}
                 Ok(FromWorker::Ended(Ok(()))) => return,
                 Ok(FromWorker::Ended(Err(e))) => return self.say_unimproved(path, &e),
                 Err(_) => return self.resume().await,
@@ -140,8 +142,7 @@ impl Client {
         request: Request,
         left: impl Future<Output = ()>,
     ) -> Result<Heard, CompileError> {
-        let file = request.file;
-        let mut order = Box::new(Order {
+        let order = Box::new(Order {
             record: Record {
                 install: self.install.root().display().to_string(),
                 cache_bytes: self.cache_bytes,
@@ -153,17 +154,35 @@ impl Client {
             damaged: request.damaged,
             purpose: request.purpose,
         });
+        let heard = self.submit(order, request.file.as_fd(), left).await;
+        discard(vec![request.file]);
+        heard
+    }
+
+    async fn submit(
+        &self,
+        mut order: Box<Order>,
+        file: BorrowedFd<'_>,
+        left: impl Future<Output = ()>,
+    ) -> Result<Heard, CompileError> {
         let mut left = pin!(left);
         let path = order.record.module.path.clone();
         let mut long = pin!(tokio::time::sleep(LONG_WAIT));
         let mut told = false;
-        let (mut killed, mut again) = (0, 0);
+        let (mut killed, mut again, mut full) = (0, 0, false);
         while killed < MAX_WORKERS && again < MAX_AGAIN {
             // Who was turned away because something was short comes back later.
-            tokio::time::sleep(ATTEMPT * (killed + again.min(MAX_WORKERS)) * 10).await;
+            let pause = match full {
+                true => FULL_PAUSE,
+                false => ATTEMPT * (killed + again.min(MAX_WORKERS)) * 10,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = &mut left, if order.purpose.is_some() => order.purpose = None,
+            }
             let socket = self.connect().await?;
             let submitted = ToWorker::Submit(order);
-            let sent = slipway_protocol::send(socket.as_fd(), &submitted, &[file.as_fd()]);
+            let sent = slipway_protocol::send(socket.as_fd(), &submitted, &[file]);
             let ToWorker::Submit(given) = submitted else {
                 break;
             };
@@ -199,6 +218,15 @@ impl Client {
                     Ok(FromWorker::Ended(result)) => return Ok(Heard { socket, result }),
                     Ok(FromWorker::Again) => {
                         again += 1;
+                        break;
+                    }
+                    Ok(FromWorker::Full) => {
+                        if !full {
+                            (self.progress)(&format!(
+                                "{path} waits for a place in the compile queue: too many modules of its namespace are in it"
+                            ));
+                        }
+                        full = true;
                         break;
                     }
                     // It was killed, or has just ended: another one goes on.

@@ -97,7 +97,7 @@ impl Directory {
 
     /// Says where this worker's is. On a full disk it works all the same; if it is killed then, the cgroup may stay.
     pub fn keep_cgroup(&self, own: &str) {
-        let _ = self.write("cgroup", 0, |file| file.write_all(own.as_bytes()));
+        let _ = self.write("cgroup", own.as_bytes());
     }
 
     /// Takes that back, for a worker that leaves no cgroup.
@@ -131,18 +131,31 @@ impl Directory {
         Ok(socket)
     }
 
-    /// Keeps a job: a copy of its module, and its record. The arrival tells it from another of its name, whose copy is not done.
-    pub fn keep(
+    /// Copies a module. The number tells the copy from another of its name; it is none of the queue's yet.
+    pub fn copy(
         &self,
         name: &str,
-        arrival: u64,
+        number: u64,
         record: &Record,
         module: BorrowedFd<'_>,
     ) -> io::Result<()> {
         let size = record.module.size;
-        self.write(&format!("{name}{MODULE}"), arrival, |file| {
-            copy(module, file, size)
-        })?;
+        let copied = self.create_new(&copy_name(name, number));
+        copied
+            .and_then(|mut file| copy(module, &mut file, size))
+            .inspect_err(|_| self.drop_copy(name, number))
+    }
+
+    /// Removes a copy that does not serve.
+    pub fn drop_copy(&self, name: &str, number: u64) {
+        self.unlink(&copy_name(name, number));
+    }
+
+    /// Keeps a job: its copy, and its record.
+    pub fn keep(&self, name: &str, number: u64, record: &Record) -> io::Result<()> {
+        let from = copy_name(name, number);
+        rustix::fs::renameat(&self.fd, &from, &self.fd, format!("{name}{MODULE}"))
+            .inspect_err(|_| self.unlink(&from))?;
         self.keep_record(name, record)
             .inspect_err(|_| self.remove(name))
     }
@@ -159,7 +172,7 @@ impl Directory {
     /// Keeps what a job is, in place of what was kept of it.
     pub fn keep_record(&self, name: &str, record: &Record) -> io::Result<()> {
         let bytes = record.encode();
-        self.write(&format!("{name}{RECORD}"), 0, |file| file.write_all(&bytes))
+        self.write(&format!("{name}{RECORD}"), &bytes)
     }
 
     /// The copy of a job's module.
@@ -236,19 +249,17 @@ impl Directory {
     }
 
     /// Writes a file that appears when it is whole.
-    fn write(
-        &self,
-        name: &str,
-        arrival: u64,
-        content: impl FnOnce(&mut File) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let temporary = format!("{TEMPORARY}{arrival}-{name}");
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
+    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let temporary = format!("{TEMPORARY}{name}");
         let written = self
-            .create(&temporary, flags)
-            .and_then(|mut file| content(&mut file))
+            .create_new(&temporary)
+            .and_then(|mut file| file.write_all(content))
             .and_then(|()| Ok(rustix::fs::renameat(&self.fd, &temporary, &self.fd, name)?));
         written.inspect_err(|_| self.unlink(&temporary))
+    }
+
+    fn create_new(&self, name: &str) -> io::Result<File> {
+        self.create(name, OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY)
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
@@ -275,6 +286,10 @@ impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn copy_name(name: &str, number: u64) -> String {
+    format!("{TEMPORARY}{number}-{name}{MODULE}")
 }
 
 fn socket() -> rustix::io::Result<OwnedFd> {
@@ -335,7 +350,9 @@ mod tests {
         module.write_all(text.as_bytes()).unwrap();
         let record = record(text, text.len() as u64, tier);
         let name = record.key().file_name();
-        directory.keep(&name, 1, &record, module.as_fd()).unwrap();
+        let copied = directory.copy(&name, 1, &record, module.as_fd());
+        copied.unwrap();
+        directory.keep(&name, 1, &record).unwrap();
         name
     }
 

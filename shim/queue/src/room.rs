@@ -83,6 +83,14 @@ impl Room {
         }
     }
 
+    /// Ends what is in its cgroup, and removes that; whether it is gone.
+    pub fn close(&mut self) -> bool {
+        let made = self.cgroup.as_ref().filter(|_| self.made);
+        let is_gone = made.is_none_or(|cgroup| cgroup.remove().is_ok());
+        self.made = !is_gone;
+        is_gone
+    }
+
     /// How a compiler is born there.
     pub fn entry(&self) -> CgroupEntry {
         let cgroup = self.cgroup.as_ref().filter(|_| self.made);
@@ -93,8 +101,6 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| self.made) {
-            let _ = cgroup.remove();
-        }
+        self.close();
     }
 }

@@ -21,7 +21,7 @@ pub fn expected(module: u64) -> u64 {
 pub struct Turn<'a> {
     /// A start waits for it.
     pub waited: bool,
-    /// Whose it is, by numbers: of each tenant that has asked for it.
+    /// Whose it is, by numbers: of each tenant that waits for it; where none does, of who has asked for it first.
     pub tenants: &'a [u64],
     /// It failed for want of memory beside others.
     pub alone: bool,
@@ -53,9 +53,9 @@ const PER_SECOND: u64 = 64 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     unwaited: bool,
-    alone: bool,
     /// How many of its tenant's own jobs run or come before it.
     behind_own: usize,
+    alone: bool,
     size: u64,
     arrival: u64,
 }
@@ -89,8 +89,8 @@ impl Turn<'_> {
     fn own_rank(&self) -> Rank {
         Rank {
             unwaited: !self.waited,
-            alone: self.alone,
             behind_own: 0,
+            alone: self.alone,
             size: self
                 .size
                 .saturating_sub(self.age.saturating_mul(PER_SECOND)),
@@ -127,9 +127,9 @@ pub fn next<T: Copy>(jobs: &[(T, Turn<'_>)], at_once: usize, bound: u64) -> Next
     let all: Vec<&Turn<'_>> = running().map(|(_, turn)| turn).collect();
     let long: Vec<&Turn<'_>> = running()
         .map(|(_, turn)| turn)
-        .filter(|turn| !turn.holds_a_place())
+        .filter(|turn| turn.waited && !turn.holds_a_place())
         .collect();
-    // What has no room beside the long ones waits for them, and nobody waits for it.
+    // What has no room beside long ones that starts wait for waits for them, and nobody waits for it. One that nobody waits for gives way.
     let ranked = jobs.iter().zip(ranks(jobs.iter().map(|(_, turn)| turn)));
     let waiting =
         ranked.filter(|((_, turn), _)| turn.running.is_none() && fits(turn, &long, at_once, bound));
@@ -330,11 +330,40 @@ mod tests {
     }
 
     #[test]
-    fn the_ranks_of_thousands_are_told_at_once() {
-        let turns: Vec<_> = (0..10_000).map(|n| turn(true, n % 7, false)).collect();
+    fn a_tenants_jobs_stand_one_behind_the_other() {
+        let turns: Vec<_> = (0..100).map(|n| turn(true, n % 7, false)).collect();
         let ranks = ranks(&turns);
         let mut places: Vec<_> = ranks.iter().map(|rank| rank.behind_own).collect();
         places.sort_unstable();
-        assert!(places.into_iter().eq(0..10_000));
+        assert!(places.into_iter().eq(0..100));
+    }
+
+    #[test]
+    fn one_that_nobody_waits_for_gives_way_however_long_it_has_run() {
+        let long = Turn {
+            running: Some(Run {
+                long: true,
+                memory: 1000 * MB,
+            }),
+            ..turn(false, 2, true)
+        };
+        let turns = [long, turn(true, 1, false)];
+        assert_eq!(next_of(&turns, 2, 1000 * MB), Next::GiveWay(0));
+        assert_eq!(next_of(&turns, 2, 2000 * MB), Next::Begin(1));
+    }
+
+    #[test]
+    fn one_that_must_be_alone_has_its_turn_though_another_tenant_has_many() {
+        let alone = Turn {
+            alone: true,
+            tenants: &[1],
+            ..turn(true, 9, false)
+        };
+        let many = [turn(true, 1, true), turn(true, 1, false), alone];
+        // Nothing else is begun until it can be.
+        assert_eq!(next_of(&many, 2, u64::MAX), Next::Nothing);
+        assert_eq!(next_of(&many[1..], 2, u64::MAX), Next::Begin(0));
+        let own_first = [turn(true, 1, true), turn(true, 1, false)];
+        assert_eq!(next_of(&own_first, 2, u64::MAX), Next::Begin(1));
     }
 }

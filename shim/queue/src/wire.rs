@@ -57,6 +57,8 @@ pub enum FromWorker {
     Ended(Result<(), CompileError>),
     /// Ask again, on a connection of its own: the module of another who had asked before did not serve.
     Again,
+    /// Ask again later: there is no place for a module yet.
+    Full,
     /// The job is none any more, or stays because a start waits for it.
     Forgotten(bool),
 }

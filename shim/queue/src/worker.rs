@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use slipway_compile::CompileError;
 use slipway_counters::Counters;
 
-use self::job::{Event, Job, Listener, Of, Running, State, Teller};
+use self::job::{Arrival, Event, Job, Listener, Of, Running, State, Teller};
 use crate::directory::Directory;
 use crate::room::Room;
 use crate::schedule::LONG;
@@ -109,14 +109,18 @@ impl Worker {
     pub fn run(mut self) -> io::Result<()> {
         let mut idle_since = Instant::now();
         loop {
-            self.schedule();
+            if !self.is_stopped {
+                self.schedule();
+            }
             if !self.jobs.is_empty() {
                 idle_since = Instant::now();
             }
             let left = (idle_since + LINGER).saturating_duration_since(Instant::now());
             if self.is_stopped || self.jobs.is_empty() && left.is_zero() {
                 self.directory.stop_listening();
-                self.directory.forget_cgroup();
+                if self.room.close() {
+                    self.directory.forget_cgroup();
+                }
                 // Who has connected just now sees its connection closed, and starts another worker.
                 return Ok(());
             }
@@ -156,7 +160,7 @@ impl Worker {
         let left = |since: Instant| LONG.saturating_sub(since.elapsed());
         let becomes_long = self.jobs.values().flat_map(|job| match &job.state {
             State::Running(running) => [Some(left(running.since)), running.urgent_for()],
-            State::Arriving => [Some(left(job.since)), None],
+            State::Arriving(since) => [Some(left(*since)), None],
             State::Waiting => [None, None],
         });
         let waits = self
@@ -204,17 +208,15 @@ impl Worker {
         self.count
     }
 
-    fn take(&mut self, (name, arrival): Of, event: Event) {
-        let Some(job) = self.jobs.get_mut(&name) else {
-            // A copy took so long that others gave theirs, and are done.
-            if let Event::Arrived(_) = event {
-                self.directory.remove(&name);
+    fn take(&mut self, (name, thread): Of, event: Event) {
+        let job = self.jobs.get_mut(&name);
+        let Some(job) = job.filter(|job| job.thread == thread) else {
+            // A copy took so long that others gave theirs.
+            if let Event::Arrived(Arrival::Copied) = event {
+                self.directory.drop_copy(&name, thread);
             }
             return;
         };
-        if job.arrival != arrival {
-            return;
-        }
         match event {
             Event::Arrived(arrival) => self.arrived(&name, arrival),
             Event::Started(pid, pidfd) => {

@@ -32,6 +32,7 @@ pub fn readable_until<const N: usize>(
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     #[test]
@@ -46,9 +47,12 @@ mod tests {
 
     #[test]
     fn a_signal_does_not_end_the_wait() {
-        extern "C" fn nothing(_: libc::c_int) {}
-        let handler = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        // SAFETY: no other test of this crate has to do with this signal, and its handler does nothing.
+        static CAME: AtomicBool = AtomicBool::new(false);
+        extern "C" fn came(_: libc::c_int) {
+            CAME.store(true, Ordering::SeqCst);
+        }
+        let handler = came as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        // SAFETY: no other test of this crate has to do with this signal, and its handler sets a flag.
         unsafe { libc::signal(libc::SIGURG, handler) };
         let (read, write) = rustix::pipe::pipe().unwrap();
         let (tell, told) = std::sync::mpsc::channel();
@@ -58,13 +62,19 @@ mod tests {
         });
         let thread = told.recv().unwrap().as_raw_nonzero().get();
         // From here on it sleeps nowhere else.
-        let stat = format!("/proc/self/task/{thread}/stat");
-        while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+        let sleeps = || {
+            let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
+            stat.unwrap().contains(") S ")
+        };
+        while !sleeps() {
             std::thread::yield_now();
         }
         let own = rustix::process::getpid().as_raw_nonzero().get();
         // SAFETY: integers only; the thread has not ended, for nothing can be read yet.
         unsafe { libc::syscall(libc::SYS_tgkill, own, thread, libc::SIGURG) };
+        while !(CAME.load(Ordering::SeqCst) && sleeps()) {
+            std::thread::yield_now();
+        }
         rustix::io::write(&write, b"x").unwrap();
         assert_eq!(waits.join().unwrap().unwrap(), [true]);
     }

@@ -67,8 +67,7 @@ impl Worker {
 
     /// A client does not wait any longer; it may go on listening.
     fn leave(&mut self, client: u64, listens: bool) {
-        let mut abandoned = Vec::new();
-        for (name, job) in &mut self.jobs {
+        for job in self.jobs.values_mut() {
             let Some(at) = job.listeners.iter().position(|l| l.client == client) else {
                 continue;
             };
@@ -77,16 +76,10 @@ impl Worker {
                 job.listeners.remove(at);
             }
             if waited {
-                // The next start finds it done. But a file of a pod's that goes is not held on to.
-                job.wanted = job.unkept.is_none();
+                // The next start finds it done.
+                job.wanted = true;
                 job.set_priority();
-                if !job.wanted && !job.waited() {
-                    abandoned.push(name.clone());
-                }
             }
-        }
-        for name in abandoned {
-            self.abandon(&name);
         }
     }
 
@@ -111,7 +104,16 @@ impl Worker {
         match self.jobs.get_mut(name).map(|job| &mut job.state) {
             Some(State::Running(running)) => running.stop(),
             Some(State::Waiting) => self.finish(name, Err(unwanted())),
-            Some(State::Arriving) | None => {}
+            Some(State::Arriving(_)) | None => {}
+        }
+    }
+
+    /// Tells whoever listens to any job: something of the node's.
+    pub(super) fn say_to_somebody(&mut self, text: String) {
+        let jobs = self.jobs.iter();
+        let listened = jobs.filter(|(_, job)| !job.listeners.is_empty());
+        if let Some(name) = listened.map(|(name, _)| name.clone()).next() {
+            self.say(&name, text);
         }
     }
 

@@ -18,6 +18,17 @@ pub(super) struct Listener {
     pub(super) client: u64,
     /// What it waits for; `None`: it only listens.
     pub(super) purpose: Option<Purpose>,
+    tenant: u64,
+}
+
+impl Listener {
+    pub(super) fn new(client: u64, purpose: Option<Purpose>, tenant: &str) -> Self {
+        Self {
+            client,
+            purpose,
+            tenant: number_of(tenant),
+        }
+    }
 }
 
 pub(super) struct Job {
@@ -27,8 +38,8 @@ pub(super) struct Job {
     pub(super) damaged: Option<String>,
     /// The client that has given the module; `None` for one that was left.
     pub(super) giver: Option<u64>,
-    /// The module, where it has no copy.
-    pub(super) unkept: Option<OwnedFd>,
+    /// The number of the thread that is at work for it: what others tell is of the past.
+    pub(super) thread: u64,
     pub(super) state: State,
     /// In the order in which they have come. The first is told what happens.
     pub(super) listeners: Vec<Listener>,
@@ -36,14 +47,13 @@ pub(super) struct Job {
     pub(super) wanted: bool,
     /// It failed for want of memory beside others.
     pub(super) alone: bool,
-    /// Of those who have asked for it.
-    tenants: Vec<u64>,
     pub(super) arrival: u64,
     pub(super) since: Instant,
 }
 
 pub(super) enum State {
-    Arriving,
+    /// Its module is being copied, since then.
+    Arriving(Instant),
     Waiting,
     Running(Running),
 }
@@ -65,12 +75,16 @@ pub(super) struct Running {
 }
 
 impl Job {
-    /// One more tenant has asked for it.
-    pub(super) fn is_also_of(&mut self, tenant: &str) {
-        let number = number_of(tenant);
-        if !self.tenants.contains(&number) {
-            self.tenants.push(number);
+    /// Whose it is in the order, see [`Turn::tenants`].
+    pub(super) fn tenants(&self) -> Vec<u64> {
+        let waiting = self.listeners.iter().filter(|l| l.purpose.is_some());
+        let mut tenants: Vec<u64> = waiting.map(|l| l.tenant).collect();
+        if tenants.is_empty() {
+            tenants.push(number_of(&self.record.tenant));
         }
+        tenants.sort_unstable();
+        tenants.dedup();
+        tenants
     }
 
     pub(super) fn waited(&self) -> bool {
@@ -79,7 +93,7 @@ impl Job {
 
     /// Its module is being copied, and that takes long.
     pub(super) fn is_stuck(&self) -> bool {
-        matches!(self.state, State::Arriving) && self.since.elapsed() >= LONG
+        matches!(self.state, State::Arriving(since) if since.elapsed() >= LONG)
     }
 
     pub(super) fn running(&mut self) -> Option<&mut Running> {
@@ -89,10 +103,11 @@ impl Job {
         }
     }
 
-    pub(super) fn turn(&self) -> Turn<'_> {
+    /// Its turn, with what [`Job::tenants`] says.
+    pub(super) fn turn<'a>(&self, tenants: &'a [u64]) -> Turn<'a> {
         Turn {
             waited: self.waited(),
-            tenants: &self.tenants,
+            tenants,
             alone: self.alone,
             size: self.record.module.size,
             age: self.since.elapsed().as_secs(),
@@ -125,12 +140,11 @@ impl Job {
     pub(super) fn new(record: Record, arrival: u64, state: State) -> Self {
         let is_kept = matches!(state, State::Waiting);
         Self {
-            tenants: vec![number_of(&record.tenant)],
             kept: is_kept.then(|| record.clone()),
             record,
             giver: None,
+            thread: 0,
             damaged: None,
-            unkept: None,
             state,
             listeners: Vec::new(),
             wanted: true,
@@ -183,7 +197,12 @@ impl Running {
 
     pub(super) fn run(&self) -> Run {
         let long = self.since.elapsed() >= LONG;
-        let compiler = self.compiler.as_ref().filter(|_| long);
+        // The number of one that has ended may be another's.
+        let lives = |pidfd: &OwnedFd| slipway_sys::pidfd_kill(pidfd.as_fd(), 0).is_ok();
+        let compiler = self
+            .compiler
+            .as_ref()
+            .filter(|(_, pidfd)| long && lives(pidfd));
         Run {
             long,
             memory: compiler.map_or(0, |(pid, _)| slipway_compile::memory_of(*pid)),
@@ -201,7 +220,7 @@ impl Running {
 
 /// What the other threads tell.
 pub(super) enum Event {
-    /// Its module is in the queue, or its artefact in the cache.
+    /// Its module is copied, or its artefact in the cache, or why not.
     Arrived(Arrival),
     /// Its compiler runs: its pid, and a pidfd.
     Started(i32, OwnedFd),
@@ -214,13 +233,15 @@ pub(super) enum Event {
 pub(super) enum Arrival {
     /// The cache has it by now.
     Known(Result<(), CompileError>),
-    /// With this record.
-    Kept(Record),
-    /// It could not be kept: the module itself, and why.
-    Unkept(OwnedFd, String),
+    /// There is a copy, to be kept.
+    Copied,
+    /// It could not be copied, and why.
+    Failed(String),
+    /// There is no place for it.
+    Full,
 }
 
-/// Of which job an event is: its name, and its arrival, for another of the name may have come after it.
+/// Of which job an event is: its name, and the number of the thread that tells it.
 pub(super) type Of = (String, u64);
 
 /// The other threads' end.

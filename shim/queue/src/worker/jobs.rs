@@ -7,6 +7,7 @@ use slipway_cache::{Lookup, Options, Store, Tier};
 use slipway_compile::{CompileError, Install, Job as Compile, Limits, Step};
 use slipway_counters::{Counter, Histogram};
 use slipway_module::MAX_MODULE_BYTES;
+use slipway_protocol::discard;
 
 use super::Worker;
 use super::job::{Arrival, Event, Job, Listener, Running, State};
@@ -15,8 +16,8 @@ use crate::record::Record;
 use crate::schedule::{Next, Rank, Turn, expected, next, ranks};
 use crate::wire::{FromWorker, Order};
 
-/// Most jobs that are kept in files, and most bytes of their modules; each tenant as much as is left to others. Beyond that, what a start waits for is compiled from the
-/// shim's own descriptor, and does not outlive the worker; what nobody waits for is not taken.
+/// Most jobs, and most bytes of their modules; each tenant as much as is left to others. Beyond that starts ask again, and what nobody waits
+/// for is not taken.
 const MAX_KEPT: usize = 256;
 const MAX_KEPT_BYTES: u64 = 1 << 30;
 
@@ -41,7 +42,6 @@ impl Worker {
         } = order;
         let waits = purpose.is_some();
         job.wanted |= !waits;
-        job.is_also_of(&record.tenant);
         job.record.improves |= record.improves;
         job.record.cache_bytes = record.cache_bytes;
         if !matches!(job.state, State::Running(_)) {
@@ -49,19 +49,20 @@ impl Worker {
             job.record.install = record.install;
             job.damaged = damaged.or(job.damaged.take());
         }
-        job.listeners.push(Listener { client, purpose });
+        let listener = Listener::new(client, purpose, &record.tenant);
+        job.listeners.push(listener);
         if let Some(running) = job.running().filter(|_| waits) {
             running.waited_since.get_or_insert_with(Instant::now);
         }
         job.set_priority();
         if waits && job.is_stuck() {
-            job.giver = Some(client);
-            job.unkept = Some(module);
-            job.state = State::Waiting;
+            self.copy(name, client, module);
+            return;
         }
-        let waits_now = matches!(job.state, State::Waiting);
+        discard(vec![module]);
+        let is_waiting = matches!(job.state, State::Waiting);
         self.keep_record(name);
-        if waits_now {
+        if is_waiting {
             let text = self.queued(name);
             self.send(client, &FromWorker::Said(text));
         }
@@ -72,7 +73,7 @@ impl Worker {
         let Some(job) = self.jobs.get_mut(name) else {
             return;
         };
-        let has_copy = !matches!(job.state, State::Arriving) && job.unkept.is_none();
+        let has_copy = !matches!(job.state, State::Arriving(_));
         if has_copy && job.kept.as_ref() != Some(&job.record) {
             // Not worth failing for: the next worker would do what was asked for first.
             let kept = self.directory.keep_record(name, &job.record);
@@ -80,52 +81,70 @@ impl Worker {
         }
     }
 
-    /// A new job, for whose module a thread looks.
+    /// A new job.
     fn add(&mut self, name: String, client: u64, order: Order, module: OwnedFd) {
         let Order {
             record,
             damaged,
             purpose,
         } = order;
-        let size = record.module.size;
-        // What is larger is refused by the compiler, which says so.
-        let keeps = size <= MAX_MODULE_BYTES && self.has_place(&record);
         let arrival = self.number();
-        let mut job = Job::new(record.clone(), arrival, State::Arriving);
-        job.giver = Some(client);
+        let listener = Listener::new(client, purpose, &record.tenant);
+        let mut job = Job::new(record, arrival, State::Arriving(Instant::now()));
         job.damaged = damaged;
-        job.wanted = purpose.is_none();
-        job.listeners.push(Listener { client, purpose });
+        job.wanted = listener.purpose.is_none();
+        job.listeners.push(listener);
         self.jobs.insert(name.clone(), job);
+        self.copy(&name, client, module);
+    }
+
+    /// Has a thread copy the module that a client gives, unless the cache has its artefact by now. The volume where it lies may never answer:
+    /// nothing but that thread touches it, and it holds nothing that others wait for.
+    fn copy(&mut self, name: &str, giver: u64, module: OwnedFd) {
+        let thread = self.number();
+        let Some(job) = self.jobs.get_mut(name) else {
+            return;
+        };
+        job.giver = Some(giver);
+        job.thread = thread;
+        job.state = State::Arriving(Instant::now());
+        let record = job.record.clone();
+        let has_place = self.has_place(name, &record);
         let (directory, teller, cache) = (
             self.directory.clone(),
             self.teller.clone(),
             self.cache.clone(),
         );
-        let of = (name.clone(), arrival);
-        let begun = name.clone();
+        let of = (name.to_string(), thread);
         let work = move || {
-            let arrived = match known(&cache, &record) {
+            let arrival = match known(&cache, &record) {
                 Some(result) => Arrival::Known(result),
-                None if !keeps => Arrival::Unkept(module, "the compile queue is full".into()),
-                None => match directory.keep(&name, arrival, &record, module.as_fd()) {
-                    Ok(()) => Arrival::Kept(record),
-                    Err(e) => {
-                        Arrival::Unkept(module, format!("{}: {e}", directory.path().display()))
-                    }
+                None if record.module.size > MAX_MODULE_BYTES => Arrival::Failed(format!(
+                    "the module has {} bytes, more than the {MAX_MODULE_BYTES} allowed",
+                    record.module.size
+                )),
+                None if !has_place => Arrival::Full,
+                None => match directory.copy(&of.0, thread, &record, module.as_fd()) {
+                    Ok(()) => Arrival::Copied,
+                    Err(e) => Arrival::Failed(format!(
+                        "copy the module to {}: {e}",
+                        directory.path().display()
+                    )),
                 },
             };
-            teller.tell(&of, Event::Arrived(arrived));
+            // Before the module is closed, which can take as long as the copy.
+            teller.tell(&of, Event::Arrived(arrival));
         };
-        self.start(&begun, work);
+        self.start(name, work);
     }
 
-    /// Whether one more can be kept. Who has much in the queue finds it full before others do: a tenant alone may have half of it, two a third
-    /// each, and so on.
-    pub(super) fn has_place(&self, new: &Record) -> bool {
+    /// Whether there is a place for this job beside all others. Who has much in the queue finds it full before others do: a tenant alone may
+    /// have half of it, two a third each, and so on.
+    pub(super) fn has_place(&self, name: &str, new: &Record) -> bool {
         let (mut jobs, mut bytes) = (1, new.module.size);
         let (mut own_jobs, mut own_bytes) = (jobs, bytes);
-        for Job { record, .. } in self.jobs.values().filter(|job| job.unkept.is_none()) {
+        let others = self.jobs.iter().filter(|(other, _)| *other != name);
+        for (_, Job { record, .. }) in others {
             let size = record.module.size;
             jobs += 1;
             bytes = bytes.saturating_add(size);
@@ -141,11 +160,8 @@ impl Worker {
         let Some(job) = self.jobs.get_mut(name) else {
             return;
         };
-        if !matches!(job.state, State::Arriving) {
-            // Another one's module was taken instead.
-            return;
-        }
         job.state = State::Waiting;
+        let (thread, record) = (job.thread, job.record.clone());
         match arrival {
             Arrival::Known(result) => {
                 // There is no copy. The next start has it compiled in full.
@@ -153,18 +169,28 @@ impl Worker {
                 self.finish(name, result);
                 return;
             }
-            _ if !job.waited() && !job.wanted => {
+            Arrival::Copied if !job.waited() && !job.wanted => {
+                self.directory.drop_copy(name, thread);
                 self.finish(name, Err(unwanted()));
                 return;
             }
-            Arrival::Unkept(_, why) if !job.waited() => {
-                self.finish(name, Err(CompileError::Failed(why)));
+            Arrival::Copied => match self.directory.keep(name, thread, &record) {
+                Ok(()) => job.kept = Some(record),
+                Err(e) => {
+                    let path = self.directory.path().display();
+                    self.give_back(name, &CompileError::Failed(format!("{path}: {e}")));
+                    return;
+                }
+            },
+            Arrival::Failed(why) => {
+                self.give_back(name, &CompileError::Failed(why));
                 return;
             }
-            Arrival::Unkept(module, _) => job.unkept = Some(module),
-            Arrival::Kept(record) => job.kept = Some(record),
+            Arrival::Full => {
+                self.turn_away(name);
+                return;
+            }
         }
-        self.keep_record(name);
         self.schedule();
         if let Some(Job {
             state: State::Waiting,
@@ -176,12 +202,31 @@ impl Worker {
         }
     }
 
+    /// Forgets a job for which there is no place: starts ask again, and what nobody waits for is not taken.
+    fn turn_away(&mut self, name: &str) {
+        let Some(job) = self.jobs.remove(name) else {
+            return;
+        };
+        for listener in &job.listeners {
+            let message = match listener.purpose {
+                Some(_) => FromWorker::Full,
+                None => {
+                    let text = "too many modules of its namespace are in the compile queue";
+                    FromWorker::Ended(Err(CompileError::Failed(text.into())))
+                }
+            };
+            self.send(listener.client, &message);
+            self.clients.remove(&listener.client);
+        }
+    }
+
     /// How many are before a job that waits, for the log.
     fn queued(&self, name: &str) -> String {
         let Some(job) = self.jobs.get(name) else {
             return String::new();
         };
-        let turns: Vec<Turn<'_>> = self.jobs.values().map(Job::turn).collect();
+        let jobs: Vec<_> = self.jobs.values().map(|job| (job, job.tenants())).collect();
+        let turns: Vec<Turn<'_>> = jobs.iter().map(|(job, of)| job.turn(of)).collect();
         let ranks = ranks(&turns);
         let own = turns
             .iter()
@@ -202,18 +247,18 @@ impl Worker {
     pub(super) fn schedule(&mut self) {
         self.begin_what_fits();
         // What has run for long gives way to other compiles only: on a busy node it would never be done.
-        let turns = self.jobs.values().map(Job::turn);
-        let waited = turns.filter(|turn| turn.waited && turn.running.is_some());
-        self.room.weigh(waited.count() > 0);
+        let is_waited_for = |job: &Job| job.waited() && matches!(job.state, State::Running(_));
+        self.room.weigh(self.jobs.values().any(is_waited_for));
     }
 
     fn begin_what_fits(&mut self) {
         loop {
             let jobs = self.jobs.iter();
-            let jobs = jobs.filter(|(_, job)| !matches!(job.state, State::Arriving));
-            let (names, turns): (Vec<_>, Vec<_>) =
-                jobs.map(|(name, job)| (name.clone(), job.turn())).unzip();
-            let turns: Vec<_> = turns.into_iter().enumerate().collect();
+            let jobs = jobs.filter(|(_, job)| !matches!(job.state, State::Arriving(_)));
+            let jobs: Vec<_> = jobs.map(|(name, job)| (name, job, job.tenants())).collect();
+            let turns = jobs.iter().map(|(_, job, of)| job.turn(of));
+            let turns: Vec<_> = turns.enumerate().collect();
+            let names: Vec<String> = jobs.iter().map(|(name, ..)| (*name).clone()).collect();
             let none_runs = turns.iter().all(|(_, turn)| turn.running.is_none());
             let measured = match names.is_empty() || !none_runs {
                 true => Ok(()),
@@ -221,7 +266,7 @@ impl Worker {
             };
             let next = next(&turns, self.at_once, self.room.bound);
             if let Err(why) = measured {
-                self.say(&names[0], why);
+                self.say_to_somebody(why);
             }
             match next {
                 Next::Begin(at) => self.begin(&names[at]),
@@ -239,6 +284,7 @@ impl Worker {
 
     fn begin(&mut self, name: &str) {
         let beside = self.mark_beside();
+        let thread = self.number();
         let bound = self.room.bound;
         let available = self.room.available;
         let Some(job) = self.jobs.get_mut(name) else {
@@ -255,6 +301,7 @@ impl Worker {
         let asked = job.listeners.iter().find(|l| l.purpose.is_some());
         let asked = asked.map(|l| l.client);
         job.state = State::Running(Running::new(asked, beside, job.waited()));
+        job.thread = thread;
         let limits = Limits {
             memory: bound,
             background: !job.waited(),
@@ -262,7 +309,7 @@ impl Worker {
         };
         let install = Install::at(&job.record.install);
         let teller = self.teller.clone();
-        let of = (name.to_string(), job.arrival);
+        let of = (name.to_string(), thread);
         let work = move || {
             let told = |step: Step<'_>| match step {
                 Step::Said(text) => teller.tell(&of, Event::Said(text)),
@@ -320,7 +367,7 @@ impl Worker {
                 return;
             }
             Err(CompileError::Changed) => {
-                self.changed(name);
+                self.give_back(name, &CompileError::Changed);
                 return;
             }
             Err(CompileError::OutOfMemory(why)) if running.beside && !job.alone => {
@@ -343,18 +390,19 @@ impl Worker {
         self.finish(name, result.map(drop));
     }
 
-    /// What was copied is not the module: its giver hears so. The others have looked at files of their own, which they give when
-    /// they ask again.
-    fn changed(&mut self, name: &str) {
+    /// What was given is not the module, or cannot be copied: its giver hears so. The others have looked at files of their own, which they
+    /// give when they ask again.
+    fn give_back(&mut self, name: &str, why: &CompileError) {
         let Some(job) = self.jobs.remove(name) else {
             return;
         };
         self.directory.remove(name);
-        if let Some(giver) = job.giver {
-            self.send(giver, &FromWorker::Ended(Err(CompileError::Changed)));
-        }
         for listener in &job.listeners {
-            self.send(listener.client, &FromWorker::Again);
+            let message = match job.giver == Some(listener.client) {
+                true => FromWorker::Ended(Err(why.clone())),
+                false => FromWorker::Again,
+            };
+            self.send(listener.client, &message);
             self.clients.remove(&listener.client);
         }
     }
@@ -367,7 +415,7 @@ impl Worker {
         for listener in &job.listeners {
             self.send(listener.client, &FromWorker::Ended(result.clone()));
         }
-        let quick = job.record.tier == Tier::Quick && job.unkept.is_none();
+        let quick = job.record.tier == Tier::Quick;
         if result.is_ok() && quick && job.record.improves && self.improve(name, &mut job) {
             return;
         }
@@ -453,10 +501,7 @@ fn prepare(
             ));
         }
     }
-    let file = match &job.unkept {
-        Some(module) => module.try_clone()?,
-        None => directory.module(name)?,
-    };
+    let file = directory.module(name)?;
     let mut compile = Compile::new(file, job.record.module.clone(), job.record.tier);
     compile.damaged.clone_from(&job.damaged);
     let waits = job.listeners.iter().find_map(|l| l.purpose.clone());

@@ -1,12 +1,13 @@
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use slipway_cache::Tier;
 use slipway_cgroup::Cgroup;
 use slipway_protocol::Purpose;
 use slipway_sys::{CgroupEntry, Child, Exec};
 
-use super::job::{Job, Running, State};
+use super::job::{Arrival, Job, Running, State};
 use super::*;
 use crate::record::{Record, record};
 use crate::wire::Order;
@@ -38,21 +39,33 @@ impl Queue {
     fn has(&mut self, record: &Record, state: State) -> String {
         let name = record.key().file_name();
         let directory = &self.worker.directory;
-        directory.keep(&name, 1, record, module().as_fd()).unwrap();
+        let copied = directory.copy(&name, 1, record, module().as_fd());
+        copied.unwrap();
+        directory.keep(&name, 1, record).unwrap();
         let mut job = Job::new(record.clone(), 1, state);
         job.kept = Some(record.clone());
         self.worker.jobs.insert(name.clone(), job);
         name
     }
 
-    fn asks(&mut self, record: &Record, waits: bool) {
+    /// A shim asks; where it hears the worker.
+    fn asks(&mut self, record: &Record, waits: bool) -> OwnedFd {
         let order = Order {
             record: record.clone(),
             damaged: None,
             purpose: waits.then(Purpose::default),
         };
         let client = self.worker.number();
+        let (own, shims) = slipway_protocol::pair().unwrap();
+        self.worker.clients.insert(client, own);
         self.worker.submit(client, order, module());
+        shims
+    }
+
+    /// Takes what the next thread tells.
+    fn is_told(&mut self) {
+        let (of, event) = self.worker.events.recv().unwrap();
+        self.worker.take(of, event);
     }
 }
 
@@ -158,16 +171,39 @@ fn the_cgroup_of_a_worker_that_was_killed_elsewhere_is_removed() {
     let path = tempfile::tempdir().unwrap();
     let directory = Directory::make(path.path()).unwrap();
     let name = cgroup_name(&directory).unwrap();
-    // It was started from a cgroup below this process's.
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-    let elsewhere: String = own.lines().map(|line| format!("{line}/worker\n")).collect();
+    // It was started from a cgroup in one beside this process's.
+    let around = format!("slipway-test-{}", std::process::id());
+    let parent = Cgroup::beside(&own, &around).unwrap();
+    parent.make_limited(1 << 30).unwrap();
+    let elsewhere: String = own
+        .lines()
+        .map(|line| {
+            let above = line.rsplit_once('/').unwrap().0;
+            format!("{above}/{around}/worker\n")
+        })
+        .collect();
     let left = Cgroup::beside(&elsewhere, &name).unwrap();
     left.make_limited(1 << 30).unwrap();
     directory.keep_cgroup(&elsewhere);
+    assert_eq!(directory.last_cgroup(), elsewhere);
     let worker = Worker::new(path.path().to_str().unwrap()).unwrap();
     assert!(worker.is_some());
-    assert!(left.join().is_err(), "{} is left", left.path());
     assert_eq!(directory.last_cgroup(), own);
+    let left = named("/sys/fs/cgroup".as_ref(), &name);
+    parent.remove().unwrap();
+    assert_eq!(left, Vec::<PathBuf>::new());
+}
+
+/// The directories of that name below this one.
+fn named(directory: &Path, name: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let directories = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+    let found = directories.flat_map(|entry| match entry.file_name() == name {
+        true => vec![entry.path()],
+        false => named(&entry.path(), name),
+    });
+    found.collect()
 }
 
 #[test]
@@ -178,27 +214,95 @@ fn who_has_much_in_the_queue_finds_it_full_before_others_do() {
         ..record(&format!("{tenant}-{number}"), 1, Tier::Full)
     };
     let mut kept = 0;
-    while queue.worker.has_place(&of("many", kept)) {
+    while queue.worker.has_place("new", &of("many", kept)) {
         let new = of("many", kept);
         let job = Job::new(new.clone(), 1, State::Waiting);
         queue.worker.jobs.insert(new.key().file_name(), job);
         kept += 1;
-        assert!(queue.worker.has_place(&of("few", 0)), "{kept}");
+        assert!(queue.worker.has_place("new", &of("few", 0)), "{kept}");
     }
     assert_eq!(kept, 128);
+    let large = |tenant| Record {
+        module: slipway_protocol::Module {
+            size: 512 << 20,
+            ..of(tenant, 0).module
+        },
+        ..of(tenant, 0)
+    };
+    assert!(!queue.worker.has_place("new", &large("few")));
 }
 
 #[test]
-fn what_two_tenants_have_asked_for_is_of_both() {
+fn a_start_for_whose_module_there_is_no_place_asks_again_and_what_nobody_waits_for_is_not_taken() {
+    let mut queue = Queue::new();
+    let mut kept = 0;
+    let new = |number| record(&format!("new {number}"), 1, Tier::Full);
+    while queue.worker.has_place("new", &new(kept)) {
+        let job = Job::new(new(kept), 1, State::Waiting);
+        queue.worker.jobs.insert(new(kept).key().file_name(), job);
+        kept += 1;
+    }
+    let hears = |queue: &mut Queue, waits| {
+        let shim = queue.asks(&new(1000), waits);
+        queue.is_told();
+        slipway_protocol::recv::<FromWorker>(shim.as_fd())
+            .unwrap()
+            .0
+    };
+    assert!(matches!(hears(&mut queue, true), FromWorker::Full));
+    let refused = hears(&mut queue, false);
+    assert!(matches!(
+        refused,
+        FromWorker::Ended(Err(CompileError::Failed(_)))
+    ));
+    assert_eq!(queue.worker.jobs.len(), kept);
+}
+
+#[test]
+fn a_copy_that_comes_late_does_not_take_the_place_of_the_one_that_was_given_since() {
+    let mut queue = Queue::new();
+    let asked = record("a", 1, Tier::Full);
+    let name = queue.has(&asked, State::Arriving(ago(LONG)));
+    let directory = Arc::clone(&queue.worker.directory);
+    let copies = || {
+        let entries = std::fs::read_dir(directory.path()).unwrap();
+        let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("tmp-")).count()
+    };
+    // That of a volume which did not answer until now.
+    let late = queue.worker.jobs[&name].thread;
+    let copied = directory.copy(&name, late, &asked, module().as_fd());
+    copied.unwrap();
+    let _shim = queue.asks(&asked, true);
+    let (of, event) = queue.worker.events.recv().unwrap();
+    assert!(matches!(event, Event::Arrived(Arrival::Copied)));
+    assert_eq!(copies(), 2);
+    let late = (name.clone(), late);
+    queue.worker.take(late, Event::Arrived(Arrival::Copied));
+    assert_eq!(copies(), 1);
+    let job = &queue.worker.jobs[&name];
+    assert!(matches!(job.state, State::Arriving(_)));
+    assert_eq!(of, (name, job.thread));
+}
+
+#[test]
+fn a_job_is_of_the_tenants_that_wait_for_it() {
     let mut queue = Queue::new();
     let first = record("a", 1, Tier::Full);
     let name = queue.has(&first, State::Waiting);
+    let own = queue.worker.jobs[&name].tenants();
+    let of = |tenant: &str| Record {
+        tenant: tenant.into(),
+        ..first.clone()
+    };
+    // Who only listens, and who waits no longer, does not count.
+    queue.asks(&of("listens"), false);
+    assert_eq!(queue.worker.jobs[&name].tenants(), own);
     for tenant in ["other", "team", "other"] {
-        let asked = Record {
-            tenant: tenant.into(),
-            ..first.clone()
-        };
-        queue.asks(&asked, true);
+        queue.asks(&of(tenant), true);
     }
-    assert_eq!(queue.worker.jobs[&name].turn().tenants.len(), 2);
+    let tenants = queue.worker.jobs[&name].tenants();
+    assert_eq!((tenants.len(), tenants.contains(&own[0])), (2, true));
+    queue.worker.jobs.get_mut(&name).unwrap().listeners.clear();
+    assert_eq!(queue.worker.jobs[&name].tenants(), own);
 }
