@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
+#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -91,6 +92,14 @@ static void others(void) {
     if (process != getpid() && (call(SYS_tgkill, process, process, 0), !trapped)) tell("signal to %d; ", process);
 }
 
+/* A filter of its own, and one whose calls it would be asked about. */
+static void filters(int loading) {
+  call(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, 0);
+  if (!trapped) tell("a filter that asks; ");
+  call(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, 0);
+  if (!trapped && !loading) tell("a filter; ");
+}
+
 /* Whether there is such a file that can be opened. */
 static void file(int directory, const char *path, int flags) {
   long fd = call(SYS_openat, directory, (long)path, flags);
@@ -108,7 +117,7 @@ static void files(void) {
   file(AT_FDCWD, "/", O_TMPFILE | O_RDWR);
 }
 
-/* Memory that it would write, and then execute. */
+/* Memory that it would execute. */
 static void mapped(const char *what, const char *path, int protection, int flags) {
   long fd = path ? call(SYS_openat, AT_FDCWD, (long)path, O_RDONLY) : -1;
   if (path && fd < 0) tell("no %s; ", path);
@@ -120,11 +129,12 @@ static void mapped(const char *what, const char *path, int protection, int flags
   if (path && fd >= 0) close(fd);
 }
 
-static void code(void) {
+static void code(int loading) {
   mapped("new memory", NULL, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
   mapped("new memory that is written", NULL, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
   mapped("a copy of the artefact that is written", "/artefact.so", PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE);
   mapped("a file of the image", "/rootfs" MODULE, PROT_READ | PROT_EXEC, MAP_PRIVATE);
+  if (!loading) mapped("the artefact once more", "/artefact.so", PROT_READ | PROT_EXEC, MAP_PRIVATE);
   static char page[8192];
   long at = ((long)page + 4095) & -4096;
   if (call(SYS_mprotect, at, 4096, PROT_READ | PROT_EXEC) >= 0) tell("what was written is executed; ");
@@ -140,13 +150,13 @@ static void descriptors(void) {
   }
 }
 
-static void attack(void) {
-  calls(), sockets(), others(), files(), code(), descriptors();
+static void attack(int loading) {
+  calls(), sockets(), others(), filters(loading), files(), code(loading), descriptors();
   if (!length) tell("nothing");
 }
 
 static void on_sigusr2(int signal) {
-  attack();
+  attack(0);
   tell("\n");
   _exit(write(1, told, length) < 0);
 }
@@ -157,7 +167,7 @@ __attribute__((constructor)) static void begin(void) {
   struct sigaction armed = {.sa_handler = on_sigusr2};
   sigaction(SIGUSR2, &armed, NULL);
   if (call(SYS_openat, AT_FDCWD, (long)"/rootfs/now", O_PATH) < 0) return;
-  attack();
+  attack(1);
   /* Failed, and its text: length in groups of seven bits. */
   char message[sizeof told + 3] = {8, length & 127 | 128, length >> 7};
   memcpy(message + 3, told, length);

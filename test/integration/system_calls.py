@@ -52,7 +52,7 @@ def called(log):
         process, _, rest = line.partition(" ")
         if begun := re.match(r" *(\w+)\((.*)", rest):
             call, arguments = begun.groups()
-            if call == "seccomp" and arguments.startswith("SECCOMP_SET_MODE_FILTER"):
+            if call == "seccomp" and process not in filtered and arguments.startswith("SECCOMP_SET_MODE_FILTER"):
                 filtered.add(process)
             else:
                 seen = calls.setdefault(process, (set(), set()))

@@ -7,7 +7,7 @@ import time
 import unittest
 from unittest import mock
 
-from harness import EXAMPLES, GUESTS, PATIENCE, TREE, run, slipway, slow_module
+from harness import EXAMPLES, GUESTS, PATIENCE, ROOT, TREE, run, slipway, slow_module
 from system_calls import LOGGED, SELDOM, called, listed, missing_walls, walls
 
 # A program that ends with a status of its own.
@@ -75,6 +75,9 @@ class Compile(unittest.TestCase):
         """What the cache holds: artefacts, refusals, and what is being written."""
         names = os.listdir(f"{self.directory}/cache")
         return [name for name in names if name.endswith((".so", ".refused")) or name.startswith("tmp-")]
+
+    def test_the_module_that_warms_the_loader_up_is_one_that_the_engine_takes(self):
+        slipway("compile", "--tier", "quick", f"{ROOT}/shim/engine/src/small.wasm")
 
     def test_a_file_that_changes_while_it_is_compiled_is_stored_under_no_digest(self):
         file, other = f"{self.directory}/app.wat", f"{self.directory}/other"

@@ -89,7 +89,21 @@ pub fn calls(
 ) -> io::Result<()> {
     slipway_sys::on_trapped_call(tell)?;
     let program = slipway_seccomp::chain(list, profile.map_or(&[][..], |p| &p.program));
-    let flags = profile.map_or(libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, |p| p.flags);
+    filter(
+        &program,
+        profile.map_or(libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, |p| p.flags),
+    )
+}
+
+/// Fewer of those calls from now on, by the program of further rules.
+///
+/// # Errors
+/// The kernel does not take the filter.
+pub fn fewer_calls(further: &[Instruction]) -> io::Result<()> {
+    filter(further, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW)
+}
+
+fn filter(program: &[Instruction], flags: u64) -> io::Result<()> {
     let sock_filter = |i: &Instruction| libc::sock_filter {
         code: i.code,
         jt: i.jt,

@@ -113,17 +113,7 @@ pub fn compile(module: &[u8], out: &CStr, optimisation: Optimisation) -> Result<
 ///     (drop (call $fd_write (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0))))
 ///   (elem (i32.const 0) $start) (data (i32.const 0) "h"))
 /// ```
-const SMALL_MODULE: &[u8] = b"\0asm\x01\0\0\0\
-    \x01\x0c\x02\x60\x04\x7f\x7f\x7f\x7f\x01\x7f\x60\0\0\
-    \x02\x23\x01\x16wasi_snapshot_preview1\x08fd_write\0\0\
-    \x03\x02\x01\x01\
-    \x04\x04\x01\x70\0\x01\
-    \x05\x03\x01\0\x01\
-    \x06\x06\x01\x7f\x01\x41\0\x0b\
-    \x07\x13\x02\x06memory\x02\0\x06_start\0\x01\
-    \x09\x07\x01\0\x41\0\x0b\x01\x01\
-    \x0a\x16\x01\x14\0\x02\x40\x41\x01\x0d\0\x0b\x41\0\x41\0\x41\x01\x41\0\x10\0\x1a\x0b\
-    \x0b\x07\x01\0\x41\0\x0b\x01h";
+const SMALL_MODULE: &[u8] = include_bytes!("small.wasm");
 
 /// The engine, ready to load one artefact. Nothing of anybody's module has been seen yet.
 pub struct Engine {

@@ -12,7 +12,7 @@ use slipway_protocol::{Cause, End, FromGuest, Launch, Timeline, ToGuest};
 use crate::engine::{Engine, Loaded, Outcome, Preopen, Run, Trap};
 use crate::launch::Given;
 use crate::lsm::Confinement;
-use crate::seccomp::AllowList;
+use crate::seccomp::{self, AllowList};
 use crate::sys::{self, budget, drain};
 use crate::user::User;
 use crate::{
@@ -36,6 +36,7 @@ pub fn run<E: Engine>(engine: &E, control: BorrowedFd<'_>) -> Result<End, Stop> 
     let loaded = engine
         .load(mounts::ARTEFACT)
         .map_err(|e| format!("{module}: {e}{}", launch.program.loading_cause()))?;
+    seccomp::end_of_loading()?;
     let (env, preopens) = surroundings(&launch);
     let run = Run {
         function: inside.function.as_deref(),

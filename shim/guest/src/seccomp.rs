@@ -2,7 +2,7 @@
 //! profile of the pod lets through.
 //!
 //! The filter is entered when all is done that a program under runc would not do itself (mounts, namespaces, users), and before
-//! the first byte of the artefact is loaded.
+//! the first byte of the artefact is loaded. A second one follows when that is done.
 
 use slipway_protocol::{Cause, End, FORBIDDEN_CALL, Instruction, Seccomp};
 use slipway_sys::TrappedCall;
@@ -34,6 +34,13 @@ impl AllowList {
     pub fn is_own(&self) -> bool {
         self.process == std::process::id()
     }
+}
+
+/// From here on nothing is loaded: no file's bytes become code any more, the artefact's own included.
+pub fn end_of_loading() -> Result<(), String> {
+    let further = slipway_seccomp::further(&slipway_seccomp::guest_once_loaded());
+    slipway_confine::fewer_calls(&further)
+        .map_err(|e| format!("the kernel does not take the second filter: {e}"))
 }
 
 /// Ends the process at a system call that its filter has trapped, with a reason.

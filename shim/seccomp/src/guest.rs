@@ -4,13 +4,16 @@
 use libc::{
     AF_INET, AF_INET6, AF_NETLINK, EAFNOSUPPORT, ENOPROTOOPT, ENOTTY, F_GETFL, F_SETFD, F_SETFL,
     IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV6_RECVERR, MAP_ANONYMOUS,
-    NETLINK_ROUTE, PROT_EXEC, PROT_WRITE, SO_ACCEPTCONN, SO_BINDTODEVICE, SO_BROADCAST,
-    SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_RCVBUF, SO_RCVLOWAT,
-    SO_RCVTIMEO, SO_REUSEADDR, SO_SNDBUF, SO_SNDTIMEO, SO_TYPE, SOCK_DGRAM, SOCK_STREAM,
-    SOL_SOCKET, TCP_NODELAY,
+    NETLINK_ROUTE, PROT_EXEC, PROT_WRITE, SECCOMP_FILTER_FLAG_SPEC_ALLOW, SECCOMP_SET_MODE_FILTER,
+    SO_ACCEPTCONN, SO_BINDTODEVICE, SO_BROADCAST, SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE, SO_LINGER,
+    SO_OOBINLINE, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_SNDBUF, SO_SNDTIMEO,
+    SO_TYPE, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
 };
 
-use crate::{FIONREAD, Rule, SIOCGIFINDEX, TERMINAL, TIOCSCTTY, allow, has, is, no_code};
+use crate::{
+    ALLOW_WHATEVER_THE_PROFILE, FIONREAD, FORBID, Rule, SIOCGIFINDEX, TERMINAL, TIOCSCTTY, allow,
+    has, is, no_code,
+};
 
 /// Bits of a socket's type that are no flags.
 const TYPE: u64 = 0xf;
@@ -136,6 +139,30 @@ pub fn rules(process: u32) -> Vec<Rule> {
         allow(&["tgkill"], "proc_raise, abort(3): to itself").only([is(0, own)]),
         allow(&["restart_syscall"], "a wait goes on after SIGSTOP and SIGCONT"),
         allow(&["exit_group"], "the end"),
+        once_loaded(allow(&["seccomp"], "the second filter, once the artefact is loaded")),
+    ];
+    rules
+}
+
+/// Allows seccomp(2) to take a further filter, of which nobody is told.
+fn once_loaded(mut rule: Rule) -> Rule {
+    rule = rule.only([
+        is(0, u64::from(SECCOMP_SET_MODE_FILTER)),
+        has(1, u64::MAX, SECCOMP_FILTER_FLAG_SPEC_ALLOW),
+    ]);
+    for (_, action) in &mut rule.verdict.rules {
+        *action = ALLOW_WHATEVER_THE_PROFILE;
+    }
+    rule
+}
+
+/// The rules for a guest that has loaded its artefact, beside those that it has: nothing is loaded any more, and no filter follows.
+pub fn rules_once_loaded() -> Vec<Rule> {
+    let none = FORBID.into();
+    #[rustfmt::skip]
+    let rules = vec![
+        no_code(allow(&["mmap"], "the module's memories; malloc")),
+        Rule { verdict: none, ..allow(&["seccomp"], "this is the last filter") },
     ];
     rules
 }

@@ -11,7 +11,7 @@ pub mod simulate;
 
 pub use bpf::{Action, Condition, Operator, Verdict, program};
 pub use compiler::rules as compiler;
-pub use guest::rules as guest;
+pub use guest::{rules as guest, rules_once_loaded as guest_once_loaded};
 pub use layers::rules as layers;
 
 use libc::{PROT_EXEC, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_TRAP};
@@ -31,6 +31,10 @@ pub const UNLISTED: i32 = 1;
 const FORBID: Action = SECCOMP_RET_TRAP | UNLISTED.unsigned_abs();
 /// For a call that is newer than the list: a library has another way then.
 const MISSING: Action = SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+
+/// For a call that this process makes for itself, and never its program: a pod's profile has no word in it. The kernel takes no data of
+/// an action that allows.
+const ALLOW_WHATEVER_THE_PROFILE: Action = SECCOMP_RET_ALLOW | 1;
 
 /// Requests of ioctl(2), by the kernel's numbers: C libraries disagree about their type. What isatty(3) asks for, in two
 /// generations of a library: TCGETS and TCGETS2.
@@ -117,17 +121,27 @@ fn has(argument: u32, mask: u64, value: u64) -> Condition {
 
 /// The program of an allow-list.
 pub fn allow_list(rules: &[Rule]) -> Vec<Instruction> {
+    program(table(rules, FORBID), MISSING)
+}
+
+/// The program of rules that follow an allow-list: calls that they do not name stay as they are.
+pub fn further(rules: &[Rule]) -> Vec<Instruction> {
+    program(table(rules, SECCOMP_RET_ALLOW), SECCOMP_RET_ALLOW)
+}
+
+/// Verdicts by the numbers of the calls.
+fn table(rules: &[Rule], unnamed: Action) -> Vec<Verdict> {
     let mut table: Vec<Verdict> = Vec::new();
     for rule in rules {
         let numbers = rule.calls.iter().filter_map(|name| number(name));
         for number in numbers {
             if table.len() <= number {
-                table.resize(number + 1, FORBID.into());
+                table.resize(number + 1, unnamed.into());
             }
             table[number] = rule.verdict.clone();
         }
     }
-    program(table, MISSING)
+    table
 }
 
 fn number(call: &str) -> Option<usize> {

@@ -85,7 +85,6 @@ fn what_a_list_does_not_name_is_trapped() {
         "fchown",
         "inotify_init1",
         "fanotify_init",
-        "seccomp",
         "open_tree",
         "fsopen",
     ];
@@ -136,6 +135,37 @@ fn no_list_lets_a_process_execute_what_it_has_written() {
         let loads = if name == "guest" { ALLOW } else { FORBID };
         assert_eq!(mmap(read | execute, file), loads, "{name}");
     }
+}
+
+#[test]
+fn a_guest_that_has_loaded_its_artefact_loads_nothing_and_takes_no_further_filter() {
+    let filter = with(&[1, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW]);
+    let asks = with(&[1, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER]);
+    let strict = with(&[0, 0]);
+    let code = with(&[0, 4096, (libc::PROT_READ | libc::PROT_EXEC) as u64, 2, 3, 0]);
+    let memory = with(&[0, 4096, (libc::PROT_READ | libc::PROT_WRITE) as u64, 0x22]);
+    let refuses = vec![Verdict::from(SECCOMP_RET_KILL_PROCESS); 1000];
+    let profile = program(refuses, SECCOMP_RET_KILL_PROCESS);
+    let loading = chain(allow_list(&guest(OWN)), &profile);
+    // The pod's profile does not keep the guest from what it does for itself.
+    assert_eq!(
+        call(&loading, "seccomp", filter) & libc::SECCOMP_RET_ACTION_FULL,
+        ALLOW
+    );
+    assert_eq!(call(&loading, "read", [0; 6]), SECCOMP_RET_KILL_PROCESS);
+    for arguments in [asks, strict] {
+        assert_eq!(call(&loading, "seccomp", arguments), FORBID);
+    }
+    let loaded = further(&guest_once_loaded());
+    for (name, arguments, verdict) in [
+        ("mmap", code, FORBID),
+        ("mmap", memory, ALLOW),
+        ("seccomp", filter, FORBID),
+        ("read", [0; 6], ALLOW),
+    ] {
+        assert_eq!(call(&loaded, name, arguments), verdict, "{name}");
+    }
+    assert_eq!(simulate::number(&loaded, 2000, [0; 6]), ALLOW);
 }
 
 #[test]
