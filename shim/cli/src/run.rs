@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use slipway_cgroup::{Cgroup, OomWatch};
 use slipway_counters::Counters;
-use slipway_launch::{Compiler, Direct, Helpers, Install, Surroundings};
+use slipway_launch::{Compiler, Direct, Helpers, Install, LaunchOptions};
 use slipway_protocol::{Budget, End, Program, RESOLVER_FILES};
 use slipway_spec::{CgroupPath, Namespace, Plan, Resources};
 use slipway_sys::CgroupEntry;
@@ -238,7 +238,7 @@ async fn run_plan(
     let launch = slipway_launch::launch(
         &install,
         plan,
-        Surroundings {
+        LaunchOptions {
             bundle: Path::new("/"),
             root_mounts: Vec::new(),
             cache_dir: &args.store.cache_dir,
@@ -277,7 +277,7 @@ async fn run_plan(
     let start = async {
         guest.loaded().await.map_err(|e| e.to_string())?;
         budget
-            .hold(guest.held(cgroup.0.as_ref()))
+            .set_held(guest.held(cgroup.0.as_ref()))
             .map_err(|e| format!("memory budget: {e}"))?;
         guest
             .start(&streams()?, false, args.memory)

@@ -104,7 +104,7 @@ impl Changes {
             })?;
         let mut changes = Self {
             dir: dir.to_path_buf(),
-            inotify: slipway_sys::watch(inotify, Interest::READABLE)
+            inotify: slipway_sys::async_fd(inotify, Interest::READABLE)
                 .map_err(|e| format!("inotify: {e}"))?,
             top: 0,
             pending: false,

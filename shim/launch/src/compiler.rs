@@ -60,7 +60,7 @@ impl Compiler {
                     damaged: wanted.damaged,
                     purpose: Some(wanted.purpose),
                     // Nobody has asked for it to stay unoptimised.
-                    improves: wanted.mode == CompileMode::Auto,
+                    full_afterwards: wanted.mode == CompileMode::Auto,
                 };
                 let gone = gone(control.try_clone()?);
                 client.compile(request, gone).await
@@ -69,7 +69,7 @@ impl Compiler {
     }
 
     /// Has a module that runs unoptimised compiled in full, for its next start.
-    pub(crate) fn improve(&self, file: OwnedFd, module: Module) {
+    pub(crate) fn compile_for_the_next_start(&self, file: OwnedFd, module: Module) {
         // A command ends with its program.
         let Self::Queue(client) = self.clone() else {
             return;
@@ -80,15 +80,15 @@ impl Compiler {
             tier: slipway_cache::Tier::Full,
             damaged: None,
             purpose: None,
-            improves: false,
+            full_afterwards: false,
         };
-        tokio::spawn(async move { client.improve(request).await });
+        tokio::spawn(async move { client.compile_for_the_next_start(request).await });
     }
 }
 
 /// Ends when the guest at the other end has gone. It says nothing while it waits.
 async fn gone(control: OwnedFd) {
-    let Ok(control) = slipway_sys::watch(control, Interest::READABLE) else {
+    let Ok(control) = slipway_sys::async_fd(control, Interest::READABLE) else {
         return std::future::pending().await;
     };
     loop {

@@ -87,7 +87,7 @@ impl Guest {
             spawned: Process::new(child)?,
             successor: OnceLock::new(),
             joins_pids,
-            control: slipway_sys::watch(control, Interest::READABLE)?,
+            control: slipway_sys::async_fd(control, Interest::READABLE)?,
             loaded: watch::Sender::new(None),
             own_data: OnceLock::new(),
             loading_cause: OnceLock::new(),

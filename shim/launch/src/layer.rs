@@ -86,7 +86,7 @@ impl LayerSource<'_> {
             with_parent: true,
         };
         let child = slipway_sys::spawn(exec, 0, &CgroupEntry::default())?;
-        let pidfd = slipway_sys::watch(child.pidfd, Interest::READABLE)?;
+        let pidfd = slipway_sys::async_fd(child.pidfd, Interest::READABLE)?;
         let _ = pidfd.readable().await?;
         match slipway_sys::reap(child.pid)? {
             Some(0) => Ok(module),

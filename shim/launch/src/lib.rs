@@ -72,7 +72,7 @@ impl StartError {
 
 /// What a launch needs besides the plan.
 #[derive(Debug, Clone)]
-pub struct Surroundings<'a> {
+pub struct LaunchOptions<'a> {
     /// The bundle, for a relative root.path.
     pub bundle: &'a Path,
     /// The snapshotter's mounts of the root; empty: root.path is used as it is.
@@ -95,7 +95,7 @@ pub struct Resolved {
 }
 
 /// The guest's part of a plan.
-pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launch {
+pub fn launch(install: &Install, plan: &Plan, options: LaunchOptions<'_>) -> Launch {
     let kinds = [
         (&plan.network, libc::CLONE_NEWNET),
         (&plan.ipc, libc::CLONE_NEWIPC),
@@ -116,8 +116,8 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
     Launch {
         program: plan.program.clone(),
         mount_points: mount_points(install, plan),
-        root_mounts: around.root_mounts,
-        root_path: around.bundle.join(&plan.root_path).display().to_string(),
+        root_mounts: options.root_mounts,
+        root_path: options.bundle.join(&plan.root_path).display().to_string(),
         root_readonly: plan.root_readonly,
         mounts: plan.mounts.clone(),
         mount_label: plan.mount_label.clone(),
@@ -127,9 +127,9 @@ pub fn launch(install: &Install, plan: &Plan, around: Surroundings<'_>) -> Launc
         user_namespace: plan.user.as_ref().map(UserNamespace::joined),
         ca_certificates: plan.ca_certificates,
         skeleton: install.skeleton().display().to_string(),
-        cache_dir: around.cache_dir.into(),
-        cache_bytes: around.cache_bytes,
-        is_exec: around.is_exec,
+        cache_dir: options.cache_dir.into(),
+        cache_bytes: options.cache_bytes,
+        is_exec: options.is_exec,
     }
 }
 
@@ -221,7 +221,7 @@ where
             Ok((FromGuest::Waiting, _)) => {}
             Ok((FromGuest::Unoptimised(module), fds)) => {
                 if let Some(file) = fds.into_iter().next() {
-                    host.compiler.improve(file, module);
+                    host.compiler.compile_for_the_next_start(file, module);
                 }
             }
             Ok((FromGuest::NotWasm(what), _)) => return Err(StartError::NotWasm(what)),

@@ -18,7 +18,7 @@ impl Process {
     pub fn new(child: Child) -> io::Result<Self> {
         Ok(Self {
             pid: child.pid,
-            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
+            pidfd: slipway_sys::async_fd(child.pidfd, Interest::READABLE)?,
         })
     }
 

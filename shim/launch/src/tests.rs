@@ -43,7 +43,7 @@ fn null() -> OwnedFd {
 
 /// Waits until there is something to read: of a pidfd, that its process has ended.
 async fn readable(fd: OwnedFd) {
-    let watched = slipway_sys::watch(fd, Interest::READABLE).unwrap();
+    let watched = slipway_sys::async_fd(fd, Interest::READABLE).unwrap();
     let _ = watched.readable().await.unwrap();
 }
 

@@ -153,7 +153,7 @@ impl GuestShare<'_> {
     }
 
     /// Writes down what is held for this guest beside its memories, in bytes.
-    pub fn hold(&self, bytes: u64) {
+    pub fn set_held(&self, bytes: u64) {
         self.own.held.store(bytes, Ordering::SeqCst);
     }
 
@@ -345,7 +345,7 @@ impl HostShare {
     ///
     /// # Errors
     /// write's.
-    pub fn hold(&self, bytes: u64) -> io::Result<()> {
+    pub fn set_held(&self, bytes: u64) -> io::Result<()> {
         rustix::io::pwrite(&self.budget.fd, &bytes.to_ne_bytes(), self.offset() + 8)?;
         Ok(())
     }

@@ -68,7 +68,7 @@ pub struct Request {
     /// What a start waits for; `None`: nobody waits.
     pub purpose: Option<Purpose>,
     /// Compiled without optimisation, it is compiled in full afterwards.
-    pub improves: bool,
+    pub full_afterwards: bool,
 }
 
 /// A connection, and what it was told last.
@@ -100,11 +100,11 @@ impl Client {
     }
 
     /// Has a module compiled for its next start; nobody waits for it. What becomes of it is for the log alone.
-    pub async fn improve(&self, request: Request) {
+    pub async fn compile_for_the_next_start(&self, request: Request) {
         let path = request.module.path.clone();
         let heard = self.ask(request, std::future::pending()).await;
         if let Err(e) = heard.and_then(|heard| heard.result) {
-            self.say_unimproved(&path, &e);
+            self.say_not_optimised(&path, &e);
         }
     }
 
@@ -119,7 +119,7 @@ impl Client {
         }
     }
 
-    fn say_unimproved(&self, path: &str, e: &CompileError) {
+    fn say_not_optimised(&self, path: &str, e: &CompileError) {
         (self.progress)(&format!("{path}: not optimised: {e}"));
     }
 
@@ -131,7 +131,7 @@ impl Client {
                 // To who administers the node.
                 Ok(FromWorker::Forgotten(_) | FromWorker::Again | FromWorker::Full) => {}
                 Ok(FromWorker::Ended(Ok(()))) => return,
-                Ok(FromWorker::Ended(Err(e))) => return self.say_unimproved(path, &e),
+                Ok(FromWorker::Ended(Err(e))) => return self.say_not_optimised(path, &e),
                 Err(_) => return self.resume().await,
             }
         }
@@ -148,7 +148,7 @@ impl Client {
                 cache_bytes: self.cache_bytes,
                 module: request.module,
                 tier: request.tier,
-                improves: request.improves,
+                full_afterwards: request.full_afterwards,
                 tenant: self.tenant.clone(),
             },
             damaged: request.damaged,
@@ -262,7 +262,7 @@ impl Client {
                     if let Some(started) = started {
                         tokio::spawn(started.ends());
                     }
-                    return Ok(slipway_sys::watch(socket, Interest::READABLE)?);
+                    return Ok(slipway_sys::async_fd(socket, Interest::READABLE)?);
                 }
                 Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN) => {}
                 Err(e) => return Err(io::Error::from(e).into()),
@@ -301,7 +301,7 @@ impl Client {
         let Child { pid, pidfd } = slipway_sys::spawn(exec, 0, &CgroupEntry::default())?;
         Ok(Started {
             pid,
-            pidfd: slipway_sys::watch(pidfd, Interest::READABLE)?,
+            pidfd: slipway_sys::async_fd(pidfd, Interest::READABLE)?,
             said: memfd.into(),
         })
     }

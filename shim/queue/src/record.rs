@@ -22,7 +22,7 @@ pub struct Record {
     /// How thoroughly.
     pub tier: Tier,
     /// Compiled without optimisation, it is compiled in full afterwards.
-    pub improves: bool,
+    pub full_afterwards: bool,
     /// Who has asked for it first: tenants share the queue.
     pub tenant: String,
 }
@@ -60,7 +60,7 @@ pub(crate) fn record(text: &str, size: u64, tier: Tier) -> Record {
             engine: "engine-1".into(),
         },
         tier,
-        improves: false,
+        full_afterwards: false,
         tenant: "team".into(),
     }
 }

@@ -8,7 +8,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use slipway_counters::Counter;
-use slipway_launch::{Compiler, Guest, Helpers, StartError, Surroundings};
+use slipway_launch::{Compiler, Guest, Helpers, LaunchOptions, StartError};
 use slipway_protocol::{Budget, Mount, Timeline};
 use slipway_spec::{Namespace, Plan, Role};
 
@@ -186,7 +186,7 @@ async fn lead_guest(
     steps.mark("guest");
     let budget = Budget::new(plan.resources.memory_budget())?;
     let share = budget.share()?;
-    let around = Surroundings {
+    let options = LaunchOptions {
         bundle: Path::new(&request.bundle),
         root_mounts: root_mounts(request, plan)?,
         cache_dir: &pod.cache_dir,
@@ -203,7 +203,7 @@ async fn lead_guest(
         counters: &pod.counters,
         patience: Some(COMPILE_PATIENCE),
     };
-    let launch = slipway_launch::launch(&pod.install, plan, around);
+    let launch = slipway_launch::launch(&pod.install, plan, options);
     let resolved = slipway_launch::resolve(&guest, &launch, helpers)
         .await
         .map_err(|e| e.explained(|| cgroup.oom.as_mut()?.next_kill()))?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::TaskExecAdded;
-use slipway_launch::{Compiler, Helpers, StartError, Surroundings};
+use slipway_launch::{Compiler, Helpers, LaunchOptions, StartError};
 use slipway_spec::Role;
 
 use crate::container::{self, Container};
@@ -112,7 +112,7 @@ async fn run(
     let process = container.main.directory()?;
     oom_score::raise_exec(guest.pid(), container.main.pid());
     let budget = container.new_share()?;
-    let around = Surroundings {
+    let options = LaunchOptions {
         bundle: Path::new(&container.bundle),
         root_mounts: Vec::new(),
         cache_dir: &pod.cache_dir,
@@ -129,7 +129,7 @@ async fn run(
         counters: &pod.counters,
         patience: None,
     };
-    let launch = slipway_launch::launch(&pod.install, plan, around);
+    let launch = slipway_launch::launch(&pod.install, plan, options);
     let resolved = slipway_launch::resolve(&guest, &launch, helpers).await;
     resolved.map_err(|e| match e.explained(|| container.next_oom_kill()) {
         StartError::NoEntrypoint(what) => StartError::NoEntrypoint(format!(

@@ -46,7 +46,7 @@ impl OsProcess {
     pub fn holder(child: Child) -> std::io::Result<Self> {
         Ok(Self::Holder {
             pid: child.pid,
-            pidfd: slipway_sys::watch(child.pidfd, Interest::READABLE)?,
+            pidfd: slipway_sys::async_fd(child.pidfd, Interest::READABLE)?,
         })
     }
 
@@ -287,7 +287,7 @@ impl Process {
                 let share = self.budget.get();
                 let budget = share.and_then(|share| share.budget().limit());
                 share
-                    .map_or(Ok(()), |share| share.hold(guest.held(cgroup)))
+                    .map_or(Ok(()), |share| share.set_held(guest.held(cgroup)))
                     .map_err(|e| error::internal(format!("memory budget of {}: {e}", self.id)))?;
                 guest.start(&streams, self.terminal, budget).map_err(|e| {
                     error::precondition(format!("process {}: the guest is gone: {e}", self.id))

@@ -170,20 +170,20 @@ fn open_terminal(paths: &Paths, uid: u32) -> std::io::Result<Streams> {
     rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(uid)), None)?;
     rustix::io::ioctl_fionbio(&master, true)?;
     let both = Interest::READABLE | Interest::WRITABLE;
-    let master = Arc::new(slipway_sys::watch(master, both)?);
+    let master = Arc::new(slipway_sys::async_fd(master, both)?);
     let mut shim = ShimStreams::default();
     let (mut input, mut output) = (None, None);
     if !paths.stdin.is_empty() {
         // Both ends: a client that detaches must not end the program's input.
         let fifo = open_fifo(&paths.stdin)?;
-        let fifo = slipway_sys::watch(fifo, Interest::READABLE)?;
+        let fifo = slipway_sys::async_fd(fifo, Interest::READABLE)?;
         let copy = copy_to_terminal(fifo, master.clone());
         input = Some(tokio::spawn(copy).abort_handle());
     }
     if !paths.stdout.is_empty() {
         let fifo = open_fifo(&paths.stdout)?;
         let write = Arc::new(write_end(&fifo)?);
-        let fifo = slipway_sys::watch(fifo, Interest::WRITABLE)?;
+        let fifo = slipway_sys::async_fd(fifo, Interest::WRITABLE)?;
         let copy = copy_from_terminal(master.clone(), fifo);
         output = Some((tokio::spawn(copy), write));
     }

@@ -24,7 +24,7 @@ pub fn fork_holder(cgroup: &CgroupEntry, holding: &Holding) -> io::Result<Child>
         Cloned::Parent(child) => Ok(child),
         Cloned::Child => {
             reset_signals();
-            let status = hold(enter_tasks(&tasks), holding);
+            let status = run_holder(enter_tasks(&tasks), holding);
             // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(status) }
         }
@@ -65,7 +65,7 @@ pub fn fork_holder_as_user(
                     Err(_) => -1,
                 };
                 if pid == 0 {
-                    libc::_exit(hold(in_cgroup, holding));
+                    libc::_exit(run_holder(in_cgroup, holding));
                 }
                 let told = match pid {
                     -1 => -io::Error::last_os_error()
@@ -188,7 +188,7 @@ pub struct Holding {
 /// is killed.
 ///
 /// It is pid 1 of a shared pid namespace, so it must reap; SIGTERM ends it as it ends a pause container.
-fn hold(in_cgroup: bool, holding: &Holding) -> i32 {
+fn run_holder(in_cgroup: bool, holding: &Holding) -> i32 {
     let ready = holding.ready.as_raw_fd();
     // SAFETY: system calls on memory that was allocated before the clone; runs in its own process.
     unsafe {

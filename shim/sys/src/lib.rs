@@ -17,7 +17,7 @@ pub use holder::{Holding, fork_holder, fork_holder_as_user};
 pub use mounts::{MountAttributes, map_ids, pivot_to_current_dir, set_mount_attributes};
 pub use namespaces::{set_loopback_up, setns, unshare};
 #[cfg(feature = "tokio")]
-pub use process::watch;
+pub use process::async_fd;
 pub use process::{
     end_at_closed_pipes, exit_now, inherit, kill, open_null, peer_user, pidfd_kill, reap,
     reap_group, set_rlimit,

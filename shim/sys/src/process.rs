@@ -47,7 +47,7 @@ pub fn open_null() -> io::Result<OwnedFd> {
 /// # Errors
 /// epoll's, for example for a regular file.
 #[cfg(feature = "tokio")]
-pub fn watch(
+pub fn async_fd(
     fd: OwnedFd,
     interest: tokio::io::Interest,
 ) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {

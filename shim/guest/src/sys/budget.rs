@@ -59,7 +59,7 @@ pub fn shrink(bytes: u64) {
 fn hold_heap(budget: &GuestShare<'_>) {
     let held = BESIDE_HEAP.load(Ordering::Relaxed).wrapping_add(heap());
     // The heap may have become smaller than what of it is charged to others.
-    budget.hold(u64::try_from(held.cast_signed()).unwrap_or(0));
+    budget.set_held(u64::try_from(held.cast_signed()).unwrap_or(0));
 }
 
 /// What the heap has of the system, in bytes: the engine's objects, the program's tables, the bytes of its data segments.

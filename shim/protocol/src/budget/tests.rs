@@ -40,11 +40,11 @@ fn growth_is_refused_past_the_limit_and_counted_once() {
 fn what_the_engine_holds_comes_off_the_limit() {
     let page = page(pages(3), 1);
     let guest = page.share(0).unwrap();
-    guest.hold(PAGE_BYTES);
+    guest.set_held(PAGE_BYTES);
     assert!(!guest.grow(3 * PAGE_BYTES));
     assert!(guest.grow(2 * PAGE_BYTES));
     // More is held than there was room for: nothing more is granted, and nothing wraps.
-    guest.hold(u64::MAX);
+    guest.set_held(u64::MAX);
     assert!(!guest.grow(1));
 }
 
@@ -53,9 +53,9 @@ fn a_guest_has_what_the_others_have_left() {
     let page = page(pages(4), 2);
     let [main, exec] = [0, 1].map(|index| page.share(index).unwrap());
     assert!(main.grow(3 * PAGE_BYTES));
-    exec.hold(PAGE_BYTES / 2);
+    exec.set_held(PAGE_BYTES / 2);
     assert!(!exec.grow(PAGE_BYTES));
-    exec.hold(0);
+    exec.set_held(0);
     assert!(exec.grow(PAGE_BYTES));
     assert!(!main.grow(PAGE_BYTES));
     exec.shrink(PAGE_BYTES);
@@ -105,7 +105,7 @@ fn the_hosts_handle_reads_what_it_wrote() {
     assert_eq!(budget.limit(), None);
     let shares = [5, 6].map(|held| {
         let share = budget.share().unwrap();
-        share.hold(held).unwrap();
+        share.set_held(held).unwrap();
         share
     });
     assert_eq!([shares[0].index(), shares[1].index()], [0, 1]);
@@ -145,7 +145,7 @@ fn a_share_is_given_again_when_its_guest_is_gone() {
     let mut shares: Vec<_> = (0..MAX_SHARES).map(|_| budget.share().unwrap()).collect();
     let error = budget.share().unwrap_err().to_string();
     assert!(error.contains("1023 processes"), "{error}");
-    shares[3].hold(9).unwrap();
+    shares[3].set_held(9).unwrap();
     drop(shares.swap_remove(3));
     let again = budget.share().unwrap();
     assert_eq!((again.index(), again.read().unwrap().held), (3, 0));

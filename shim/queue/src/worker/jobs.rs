@@ -42,7 +42,7 @@ impl Worker {
         } = order;
         let waits = purpose.is_some();
         job.wanted |= !waits;
-        job.record.improves |= record.improves;
+        job.record.full_afterwards |= record.full_afterwards;
         job.record.cache_bytes = record.cache_bytes;
         if !matches!(job.state, State::Running(_)) {
             // That of a job that was left may be gone.
@@ -165,7 +165,7 @@ impl Worker {
         match arrival {
             Arrival::Known(result) => {
                 // There is no copy. The next start has it compiled in full.
-                job.record.improves = false;
+                job.record.full_afterwards = false;
                 self.finish(name, result);
                 return;
             }
@@ -416,7 +416,11 @@ impl Worker {
             self.send(listener.client, &FromWorker::Ended(result.clone()));
         }
         let quick = job.record.tier == Tier::Quick;
-        if result.is_ok() && quick && job.record.improves && self.improve(name, &mut job) {
+        if result.is_ok()
+            && quick
+            && job.record.full_afterwards
+            && self.go_on_in_full(name, &mut job)
+        {
             return;
         }
         self.directory.remove(name);
@@ -426,10 +430,10 @@ impl Worker {
     }
 
     /// Puts the module of a job that has ended into the queue once more, to be compiled in full; nobody waits for it.
-    fn improve(&mut self, name: &str, job: &mut Job) -> bool {
+    fn go_on_in_full(&mut self, name: &str, job: &mut Job) -> bool {
         let record = Record {
             tier: Tier::Full,
-            improves: false,
+            full_afterwards: false,
             ..job.record.clone()
         };
         let new = record.key().file_name();

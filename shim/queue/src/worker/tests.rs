@@ -125,12 +125,12 @@ fn what_a_job_becomes_outlives_its_worker() {
     let mut queue = Queue::new();
     let first = record("a", 1, Tier::Quick);
     queue.has(&first, State::Waiting);
-    let improves = Record {
-        improves: true,
+    let full_afterwards = Record {
+        full_afterwards: true,
         ..first
     };
-    queue.asks(&improves, true);
-    assert_eq!(queue.keeps(), [improves]);
+    queue.asks(&full_afterwards, true);
+    assert_eq!(queue.keeps(), [full_afterwards]);
 }
 
 #[test]

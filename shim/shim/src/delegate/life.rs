@@ -107,7 +107,7 @@ impl Delegate {
         let child = slipway_sys::spawn(exec, 0, &slipway_sys::CgroupEntry::default())?;
         std::fs::write(directory.join(PID_FILE), cleanup::record(child.pid, socket))?;
         let (tell, gone) = tokio::sync::watch::channel(false);
-        let pidfd = slipway_sys::watch(child.pidfd, Interest::READABLE)?;
+        let pidfd = slipway_sys::async_fd(child.pidfd, Interest::READABLE)?;
         let delegate = self.clone();
         tokio::spawn(async move {
             let _ = pidfd.readable().await;
