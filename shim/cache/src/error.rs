@@ -3,6 +3,17 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
+const FREE_SPACE: &str =
+    "; free space on that file system (`slipway cache rm` removes artefacts that are not in use)";
+
+/// The end of an error about a file beside the store's entries: what to do, where that is known.
+pub fn remedy(e: &io::Error) -> &'static str {
+    match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FREE_SPACE,
+        _ => "",
+    }
+}
+
 /// Why the store cannot do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -19,7 +30,7 @@ pub enum Error {
     },
     /// An entry could not be written. The store is as it was before.
     #[error(
-        "artefact cache {dir}: cannot store an entry of {needed} bytes or more: {source}; free space on that file system (`slipway cache rm` removes artefacts that are not in use)"
+        "artefact cache {dir}: cannot store an entry of {needed} bytes or more: {source}{FREE_SPACE}"
     )]
     Write {
         /// The store's directory.

@@ -45,7 +45,7 @@ mod write;
 mod tests;
 
 pub use entry::Meta;
-pub use error::Error;
+pub use error::{Error, remedy};
 pub use key::{Key, Tier, cpu_features};
 pub use list::{Entry, Kind, Removed};
 pub use lock::KeyLock;

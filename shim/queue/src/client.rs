@@ -252,7 +252,8 @@ impl Client {
         let max_bytes = self.cache_bytes;
         let store = Store::open(&self.cache_dir, Options { max_bytes })?;
         let directory = Directory::make(store.path()).map_err(|e| {
-            CompileError::Store(format!("compile queue of {}: {e}", self.cache_dir))
+            let remedy = slipway_cache::remedy(&e);
+            CompileError::Store(format!("compile queue of {}: {e}{remedy}", self.cache_dir))
         })?;
         let deadline = Instant::now() + PATIENCE;
         let mut started: Option<Started> = None;

@@ -26,7 +26,7 @@ use rustix::net::{
 use crate::record::{MAX_RECORD_BYTES, Record};
 
 /// Its name, with the version.
-const NAME: &str = "queue-1";
+pub(crate) const NAME: &str = "queue-1";
 const RECORD: &str = ".job";
 const MODULE: &str = ".wasm";
 const TEMPORARY: &str = "tmp-";
@@ -175,6 +175,11 @@ impl Directory {
         self.write(&format!("{name}{RECORD}"), &bytes)
     }
 
+    /// For people: what has failed here, and what to do about it.
+    pub fn explain(&self, e: &io::Error) -> String {
+        format!("{}: {e}{}", self.path.display(), slipway_cache::remedy(e))
+    }
+
     /// The copy of a job's module.
     pub fn module(&self, name: &str) -> io::Result<OwnedFd> {
         Ok(self.open_file(&format!("{name}{MODULE}"))?.into())
@@ -275,11 +280,6 @@ impl Directory {
     fn unlink(&self, name: &str) {
         let _ = unlinkat(&self.fd, name, AtFlags::empty());
     }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 impl AsFd for Directory {
@@ -375,13 +375,13 @@ mod tests {
         directory.keep_again(&name, &new, &full).unwrap();
         assert_eq!(names(&directory), [new.as_str()]);
         directory.remove(&new);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&directory.path).unwrap().count(), 0);
     }
 
     #[test]
     fn what_is_not_whole_or_not_roots_is_swept_away() {
         let (_cache, directory) = queue();
-        let path = |name: &str, suffix: &str| directory.path().join(format!("{name}{suffix}"));
+        let path = |name: &str, suffix: &str| directory.path.join(format!("{name}{suffix}"));
         let good = keep(&directory, "good", Tier::Full);
         let [torn, foreign, short, renamed, lost, replaced] =
             ["torn", "foreign", "short", "renamed", "lost", "replaced"]
@@ -397,10 +397,10 @@ mod tests {
         fs::remove_file(path(&replaced, MODULE)).unwrap();
         std::os::unix::fs::symlink("/dev/zero", path(&replaced, MODULE)).unwrap();
         fs::write(path("x", RECORD), vec![0xff; 1 << 20]).unwrap();
-        fs::write(directory.path().join("tmp-left"), "").unwrap();
+        fs::write(directory.path.join("tmp-left"), "").unwrap();
         assert_eq!(names(&directory), [good.as_str()]);
         directory.sweep().unwrap();
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(&directory.path).unwrap().count(), 2);
         assert_eq!(names(&directory), [good]);
     }
 
@@ -425,7 +425,7 @@ mod tests {
     fn a_directory_that_others_may_enter_is_none() {
         use std::os::unix::fs::PermissionsExt;
         let (cache, directory) = queue();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&directory.path, fs::Permissions::from_mode(0o755)).unwrap();
         let refused = Directory::open(cache.path()).unwrap_err();
         assert!(refused.to_string().contains("root's alone"), "{refused}");
     }

@@ -126,10 +126,9 @@ impl Worker {
                 None if !has_place => Arrival::Full,
                 None => match directory.copy(&of.0, thread, &record, module.as_fd()) {
                     Ok(()) => Arrival::Copied,
-                    Err(e) => Arrival::Failed(format!(
-                        "copy the module to {}: {e}",
-                        directory.path().display()
-                    )),
+                    Err(e) => {
+                        Arrival::Failed(format!("copy the module to {}", directory.explain(&e)))
+                    }
                 },
             };
             // Before the module is closed, which can take as long as the copy.
@@ -177,8 +176,8 @@ impl Worker {
             Arrival::Copied => match self.directory.keep(name, thread, &record) {
                 Ok(()) => job.kept = Some(record),
                 Err(e) => {
-                    let path = self.directory.path().display();
-                    self.give_back(name, &CompileError::Failed(format!("{path}: {e}")));
+                    let why = CompileError::Failed(self.directory.explain(&e));
+                    self.give_back(name, &why);
                     return;
                 }
             },
@@ -441,8 +440,7 @@ impl Worker {
             return false;
         }
         if let Err(e) = self.directory.keep_again(name, &new, &record) {
-            let path = self.directory.path().display();
-            let failed = Err(CompileError::Failed(format!("{path}: {e}")));
+            let failed = Err(CompileError::Failed(self.directory.explain(&e)));
             for listener in &job.listeners {
                 self.send(listener.client, &FromWorker::Ended(failed.clone()));
             }

@@ -264,8 +264,9 @@ fn a_copy_that_comes_late_does_not_take_the_place_of_the_one_that_was_given_sinc
     let asked = record("a", 1, Tier::Full);
     let name = queue.has(&asked, State::Arriving(ago(LONG)));
     let directory = Arc::clone(&queue.worker.directory);
+    let path = queue.directory.path().join(crate::directory::NAME);
     let copies = || {
-        let entries = std::fs::read_dir(directory.path()).unwrap();
+        let entries = std::fs::read_dir(&path).unwrap();
         let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.starts_with("tmp-")).count()
     };
