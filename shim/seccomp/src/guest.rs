@@ -2,17 +2,17 @@
 //! the module's calls. It is one process of one thread, and stays it.
 
 use libc::{
-    AF_INET, AF_INET6, AF_NETLINK, EAFNOSUPPORT, ENOPROTOOPT, ENOTTY, F_GETFL, F_SETFD, F_SETFL,
-    IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV6_RECVERR, MAP_ANONYMOUS,
-    NETLINK_ROUTE, PROT_EXEC, PROT_WRITE, SECCOMP_FILTER_FLAG_SPEC_ALLOW, SECCOMP_SET_MODE_FILTER,
-    SO_ACCEPTCONN, SO_BINDTODEVICE, SO_BROADCAST, SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE, SO_LINGER,
-    SO_OOBINLINE, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_SNDBUF, SO_SNDTIMEO,
-    SO_TYPE, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
+    AF_INET, AF_INET6, AF_NETLINK, EAFNOSUPPORT, ENOMEM, ENOPROTOOPT, ENOTTY, F_GETFL, F_SETFD,
+    F_SETFL, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV6_RECVERR,
+    MAP_ANONYMOUS, NETLINK_ROUTE, PROT_EXEC, PROT_WRITE, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+    SECCOMP_SET_MODE_FILTER, SO_ACCEPTCONN, SO_BINDTODEVICE, SO_BROADCAST, SO_DONTROUTE, SO_ERROR,
+    SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR,
+    SO_SNDBUF, SO_SNDTIMEO, SO_TYPE, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
 };
 
 use crate::{
     ALLOW_WHATEVER_THE_PROFILE, FIONREAD, FORBID, Rule, SIOCGIFINDEX, TERMINAL, TIOCSCTTY, allow,
-    has, is, no_code,
+    has, is, no_code, refuse,
 };
 
 /// Bits of a socket's type that are no flags.
@@ -162,6 +162,8 @@ pub fn rules_once_loaded() -> Vec<Rule> {
     #[rustfmt::skip]
     let rules = vec![
         no_code(allow(&["mmap"], "the module's memories; malloc")),
+        // It makes a mapping of the artefact's code longer, and so code of what follows in the file.
+        refuse(&["mremap"], ENOMEM, "realloc(3), which copies then"),
         Rule { verdict: none, ..allow(&["seccomp"], "this is the last filter") },
     ];
     rules

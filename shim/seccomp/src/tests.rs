@@ -160,6 +160,7 @@ fn a_guest_that_has_loaded_its_artefact_loads_nothing_and_takes_no_further_filte
     for (name, arguments, verdict) in [
         ("mmap", code, FORBID),
         ("mmap", memory, ALLOW),
+        ("mremap", [0; 6], errno(libc::ENOMEM)),
         ("seccomp", filter, FORBID),
         ("read", [0; 6], ALLOW),
     ] {
