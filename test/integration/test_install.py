@@ -134,7 +134,7 @@ class Install(KillTest):
             self.pods.remove(pod)
             pod.remove()
             self.disappears("containerd-shim-slipway-v1")
-            queue = os.stat(f"{self.bed.root}/cache/queue-1").st_ino
+            queue = os.stat(f"{self.bed.root}/cache/queue-2").st_ino
             mine = glob.glob(f"/sys/fs/cgroup/**/slipway-compile-*-{queue}", recursive=True)
             self.assertTrue(mine)
             self.slipway("uninstall", "--purge")

@@ -9,7 +9,7 @@ import prometheus
 from harness import SLOW_FUNCTIONS, Bed, KillTest, Pod, slow_module, wait_for
 from test_compile import module, number, vector
 
-QUEUE = "queue-1"
+QUEUE = "queue-2"
 # The worker's own linger, and what a busy machine adds to it.
 LINGER = 60
 

@@ -1,12 +1,12 @@
 //! The queue's directory, in the cache's, which is root's alone. Only the worker writes to it.
 //!
 //! ```text
-//! queue-1/KEY.job    a job's record; it is there when its module is
-//! queue-1/KEY.wasm   the module, copied
-//! queue-1/tmp-…      being written
-//! queue-1/lock       held by the worker
-//! queue-1/socket     where it listens
-//! queue-1/cgroup     the /proc/self/cgroup of the worker
+//! queue-2/KEY.job    a job's record; it is there when its module is
+//! queue-2/KEY.wasm   the module, copied
+//! queue-2/tmp-…      being written
+//! queue-2/lock       held by the worker
+//! queue-2/socket     where it listens
+//! queue-2/cgroup     the /proc/self/cgroup of the worker
 //! ```
 //! KEY is the artefact's name in the cache. The number in the directory's name is the version of records and messages: an
 //! installation with another one has a worker of its own beside this one.
@@ -26,7 +26,7 @@ use rustix::net::{
 use crate::record::{MAX_RECORD_BYTES, Record};
 
 /// Its name, with the version.
-pub(crate) const NAME: &str = "queue-1";
+pub(crate) const NAME: &str = "queue-2";
 const RECORD: &str = ".job";
 const MODULE: &str = ".wasm";
 const TEMPORARY: &str = "tmp-";

@@ -5,7 +5,7 @@
 //! shim A ──┐                        ┌─▶ slipway-aot   a start waits for it
 //! shim B ──┼─ socket ─▶ worker ─────┤
 //! shim C ──┘              │         └─▶ slipway-aot   nobody waits: nice 19
-//!                         └─ queue-1/KEY.job, KEY.wasm
+//!                         └─ queue-2/KEY.job, KEY.wasm
 //! ```
 //! A shim that finds no worker starts one ([`Client`]); it ends when there is nothing to do. Whatever is killed, at any
 //! moment: a job's files are whole or none, the compilers end with the worker, the next worker goes on with the files, and

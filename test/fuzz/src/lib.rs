@@ -388,7 +388,7 @@ pub fn queue_record(data: &[u8]) {
         return;
     };
     let dir = Scratch::new();
-    let queue = dir.path().join("queue-1");
+    let queue = dir.path().join("queue-2");
     fs::create_dir(&queue).expect("a directory");
     fs::set_permissions(&queue, fs::Permissions::from_mode(0o700)).expect("closed");
     let record: Option<slipway_queue::Record> = postcard::from_bytes(data).ok();

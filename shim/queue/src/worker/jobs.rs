@@ -137,8 +137,8 @@ impl Worker {
         self.start(name, work);
     }
 
-    /// Whether there is a place for this job beside all others. Who has much in the queue finds it full before others do: a tenant alone may
-    /// have half of it, two a third each, and so on.
+    /// Whether there is a place for this job beside all others. Who has much in the queue finds it full before others do: who comes
+    /// first may have half of it, the next one half of the rest, and so on.
     pub(super) fn has_place(&self, name: &str, new: &Record) -> bool {
         let (mut jobs, mut bytes) = (1, new.module.size);
         let (mut own_jobs, mut own_bytes) = (jobs, bytes);
