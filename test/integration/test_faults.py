@@ -459,7 +459,7 @@ class Calls(KillTest):
 class Answers(KillTest):
     """The shim answers whatever the kernel and others take their time for: strace takes it in their place."""
 
-    def is_answered_meanwhile(self, shim, asked, other):
+    def is_answered_before(self, shim, asked, other):
         """State comes back while a call that is hindered goes on."""
         answer = call(shim, "State", asked)
         if other.done():
@@ -488,7 +488,7 @@ class Answers(KillTest):
             with self.hindered("-e", "trace=rmdir", "-e", "inject=rmdir:error=EBUSY") as once_more, concurrent.futures.ThreadPoolExecutor(1) as pool:
                 deleted = pool.submit(call, shim, "Delete", asked)
                 once_more()
-                self.is_answered_meanwhile(shim, others, deleted)
+                self.is_answered_before(shim, others, deleted)
                 self.assertIn(b"remove", deleted.result())
             self.assertTrue(call(shim, "Delete", asked).startswith(DONE))
 
@@ -523,7 +523,7 @@ class Answers(KillTest):
         with self.hindered(*paths, "-e", "trace=write", "-e", "inject=write:retval=6") as once_more, concurrent.futures.ThreadPoolExecutor(1) as pool:
             paused = pool.submit(call, shim, "Pause", asked)
             once_more()
-            self.is_answered_meanwhile(shim, others, paused)
+            self.is_answered_before(shim, others, paused)
             call(shim, "Kill", asked + bytes([3 << 3, signal.SIGKILL]))
             self.assertFalse(paused.done())
             paused.result()
