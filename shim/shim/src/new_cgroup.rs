@@ -53,6 +53,9 @@ impl NewCgroup {
     pub fn create(&mut self, plan: &Plan) -> std::io::Result<()> {
         if let Some(cgroup) = self.cgroup.as_ref().filter(|_| !self.created) {
             self.created = true;
+            if let Some(claim) = &self.claim {
+                claim.makes(cgroup);
+            }
             cgroup
                 .create(&plan.resources)
                 .map_err(std::io::Error::other)?;

@@ -153,6 +153,17 @@ impl Pod {
         claim.ok_or_else(|| error::exists(id))
     }
 
+    /// The cgroups of Creates that go on when the shim ends, and of containers that have come to be since that was decided: nobody else
+    /// knows of them.
+    pub fn unfinished(&self) -> Vec<Cgroup> {
+        let members = self.members();
+        let own = members.iter().filter_map(|member| match member {
+            Member::Own(container) => container.cgroup.clone(),
+            Member::Linux => None,
+        });
+        own.chain(self.creating.cgroups()).collect()
+    }
+
     /// Keeps the sandbox until its Create comes.
     pub fn keep_early(&self, sandbox: std::result::Result<Sandbox, StartError>) {
         *lock(&self.early) = Some(sandbox);

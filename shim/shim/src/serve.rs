@@ -15,7 +15,7 @@ pub fn serve(settings: Settings, socket: UnixListener) -> std::result::Result<()
         .enable_time()
         .build()
         .map_err(|e| format!("runtime: {e}"))?;
-    let served = runtime.block_on(async {
+    let served: std::result::Result<_, String> = runtime.block_on(async {
         let pod = Arc::new(Pod::new(settings));
         sandbox::make_early(&pod);
         // What others have left in it is worked off when pods are started, whatever these wait for.
@@ -28,8 +28,15 @@ pub fn serve(settings: Settings, socket: UnixListener) -> std::result::Result<()
         let _ = tokio::time::timeout(Duration::from_secs(1), server.shutdown()).await;
         drop(pod.take_spare());
         drop(pod.take_early());
-        Ok(())
+        Ok((pod.unfinished(), pod))
     });
+    // Ends the Creates that go on, and does not wait for what they take back.
     runtime.shutdown_background();
-    served
+    let (unfinished, pod) = served?;
+    for cgroup in unfinished {
+        if let Err(e) = cgroup.remove() {
+            pod.log.error(&e.to_string());
+        }
+    }
+    Ok(())
 }
