@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
@@ -18,6 +18,20 @@ use crate::pod::{Member, Pod};
 use crate::{create, exec, stats};
 
 struct Service(Arc<Pod>);
+
+impl Service {
+    /// What is asked of a Linux container is the delegate's to answer.
+    async fn forward<Q: Message, R: Message>(
+        &self,
+        id: &str,
+        method: &str,
+        context: &TtrpcContext,
+        request: &Q,
+    ) -> Result<R> {
+        let delegate = &self.0.delegate;
+        delegate.forward(id, method, context, request).await
+    }
+}
 
 /// Serves a pod on its socket, under both names of the task API: the messages are the same, containerd 1.7 calls
 /// version 2.
@@ -52,6 +66,7 @@ fn resources(request: &api::UpdateTaskRequest) -> Result<Resources> {
     slipway_spec::parse_resources(&any.value).map_err(error::invalid)
 }
 
+/// The answer of a method that has none.
 fn empty(done: Result<()>) -> Result<api::Empty> {
     done.map(|()| api::Empty::default())
 }
@@ -90,12 +105,7 @@ impl Task for Service {
                     ..Default::default()
                 })
             }
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Start", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Start", context, &request).await,
         }
     }
 
@@ -106,12 +116,7 @@ impl Task for Service {
     ) -> Result<api::Empty> {
         match self.0.member(&request.id)? {
             Member::Own(container) => empty(exec::add(&self.0, &container, &request)),
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Exec", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Exec", context, &request).await,
         }
     }
 
@@ -121,12 +126,7 @@ impl Task for Service {
                 "" => container.kill(request.signal, request.all),
                 exec => container.execs.get(exec)?.process.kill(request.signal),
             }),
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Kill", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Kill", context, &request).await,
         }
     }
 
@@ -157,12 +157,7 @@ impl Task for Service {
             Member::Linux if request.exec_id.is_empty() => {
                 self.0.delegate.state(context, &request).await
             }
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "State", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "State", context, &request).await,
         }
     }
 
@@ -183,12 +178,7 @@ impl Task for Service {
             Member::Linux if request.exec_id.is_empty() => {
                 self.0.delegate.wait(context, &request).await
             }
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Wait", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Wait", context, &request).await,
         }
     }
 
@@ -216,12 +206,7 @@ impl Task for Service {
                 self.0.forget(&request.id);
                 Ok(response)
             }
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Delete", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Delete", context, &request).await,
         }
     }
 
@@ -232,12 +217,7 @@ impl Task for Service {
     ) -> Result<api::Empty> {
         match self.0.member(&request.id)? {
             Member::Own(container) => empty(container.pause(&self.0.events).await),
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Pause", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Pause", context, &request).await,
         }
     }
 
@@ -248,12 +228,7 @@ impl Task for Service {
     ) -> Result<api::Empty> {
         match self.0.member(&request.id)? {
             Member::Own(container) => empty(container.resume(&self.0.events).await),
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Resume", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Resume", context, &request).await,
         }
     }
 
@@ -264,12 +239,7 @@ impl Task for Service {
     ) -> Result<api::Empty> {
         match self.0.member(&request.id)? {
             Member::Own(container) => empty(container.update(&resources(&request)?, &self.0.log)),
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Update", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Update", context, &request).await,
         }
     }
 
@@ -285,9 +255,7 @@ impl Task for Service {
                 empty(process.resize(side(request.width), side(request.height)))
             }
             Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "ResizePty", context, &request)
+                self.forward(&request.id, "ResizePty", context, &request)
                     .await
             }
         }
@@ -307,9 +275,7 @@ impl Task for Service {
                 empty(Ok(()))
             }
             Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "CloseIO", context, &request)
+                self.forward(&request.id, "CloseIO", context, &request)
                     .await
             }
         }
@@ -326,9 +292,7 @@ impl Task for Service {
                 container.id
             ))),
             Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Checkpoint", context, &request)
+                self.forward(&request.id, "Checkpoint", context, &request)
                     .await
             }
         }
@@ -350,12 +314,7 @@ impl Task for Service {
                     ..Default::default()
                 })
             }
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Pids", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Pids", context, &request).await,
         }
     }
 
@@ -376,12 +335,7 @@ impl Task for Service {
                     ..Default::default()
                 })
             }
-            Member::Linux => {
-                self.0
-                    .delegate
-                    .forward(&request.id, "Stats", context, &request)
-                    .await
-            }
+            Member::Linux => self.forward(&request.id, "Stats", context, &request).await,
         }
     }
 
@@ -394,8 +348,6 @@ impl Task for Service {
             Ok(Member::Own(container)) => container.main.pid(),
             Ok(Member::Linux) => {
                 let answer: Result<api::ConnectResponse> = self
-                    .0
-                    .delegate
                     .forward(&request.id, "Connect", context, &request)
                     .await;
                 answer.map_or(0, |a| a.task_pid)
